@@ -1,0 +1,198 @@
+"""The compiled loops over packed rows: sums and validity, column sums, softmax rows.
+
+Imported lazily (numba is slow to import) by trace.py, rows.py and describe.py, never by engines.
+Everything here is free of reassociation and of fused multiply-add (no fastmath), so that the
+results do not depend on the machine, and releases the GIL, so that units can be read in threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+_ONE_BITS = 0x3C00
+
+
+def _fixed_table() -> Any:
+    """Fixed point of each pattern; 0 for the patterns that are no probability."""
+    table = np.zeros(1 << 16, dtype=np.int32)
+    patterns = np.arange(_ONE_BITS + 1, dtype=np.uint16)
+    table[: _ONE_BITS + 1] = np.ldexp(patterns.view(np.float16).astype(np.float64), 24)
+    return table
+
+
+FIXED = _fixed_table()
+
+
+@njit(cache=True, nogil=True)
+def scan_rows(bits: Any, n: int, window: int, table: Any, sums: Any, top: Any) -> None:
+    """Row sums and largest patterns of `bits` [heads, tri(n)], in one pass.
+
+    sums int64 [heads, n]: fixed-point sum of each row (patterns above 1 count as 0); top int64
+    [heads, n]: the largest pattern in the row. A pattern before the window (j <= t - window; 0: no
+    window) that is not zero makes `top` -1.
+    """
+    for h in range(bits.shape[0]):
+        base = 0
+        for t in range(n):
+            total = np.int64(0)
+            largest = np.uint16(0)
+            for j in range(base, base + t + 1):
+                pattern = bits[h, j]
+                total += table[pattern]
+                largest = max(largest, pattern)
+            sums[h, t] = total
+            top[h, t] = largest
+            if window > 0:
+                for j in range(base, base + t + 1 - window):
+                    if bits[h, j] != 0:
+                        top[h, t] = -1
+            base += t + 1
+
+
+@njit(cache=True, nogil=True)
+def add_columns(
+    bits: Any, first: int, start: int, stop: int, table: Any, columns: Any, masses: Any
+) -> None:
+    """Add rows start ... stop-1 of a block from row `first` on to columns and masses, int64 [n]."""
+    for h in range(bits.shape[0]):
+        base = (start * (start + 1) - first * (first + 1)) // 2
+        for t in range(start, stop):
+            total = np.int64(0)
+            for j in range(t + 1):
+                value = table[bits[h, base + j]]
+                columns[j] += value
+                total += value
+            masses[t] += total
+            base += t + 1
+
+
+_TILE = 512
+_LOG2E = np.float32(1.44269504)
+_LN2_HIGH = np.float32(0.693359375)
+_LN2_LOW = np.float32(-2.12194440e-4)
+_ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+_SUBNORMAL = np.float32(8388608.0)  # 2^23
+_TO_FIXED = np.float32(16777216.0)  # 2^24
+_SMALLEST = np.float32(-87.0)
+_ZERO = np.float32(0.0)
+_ONE = np.float32(1.0)
+_HALF = np.float32(0.5)
+_TWO = np.float32(2.0)
+_C3 = np.float32(1.0 / 6)
+_C4 = np.float32(1.0 / 24)
+_C5 = np.float32(1.0 / 120)
+_C6 = np.float32(1.0 / 720)
+
+
+@njit(cache=True, nogil=True)
+def _exp_into(x: Any, power: Any, start: int, stop: int) -> None:
+    """x[j] = exp(x[j]) for j in start ... stop-1, x <= 0 float32; 0 below -87.
+
+    x = m ln 2 + r with |r| <= ln 2 / 2, then the Taylor polynomial of degree 6 (relative error
+    under 2^-22) times 2^m put together from bits. `power` is float32 room of the same length. Only
+    additions and multiplications: libm and the vector libraries of two machines differ in the last
+    digit of exp, this does not.
+    """
+    as_int = power.view(np.int32)
+    for j in range(start, stop):
+        whole = (x[j] * _LOG2E + _ROUND) - _ROUND
+        r = (x[j] - whole * _LN2_HIGH) - whole * _LN2_LOW
+        p = _ONE + r * (_ONE + r * (_HALF + r * (_C3 + r * (_C4 + r * (_C5 + r * _C6)))))
+        alive = x[j] >= _SMALLEST
+        as_int[j] = (np.int32(max(whole, np.float32(-126.0))) + np.int32(127)) << np.int32(23)
+        x[j] = p if alive else _ZERO
+    for j in range(start, stop):
+        x[j] *= power[j]
+
+
+@njit(cache=True, nogil=True)
+def softmax_rows(
+    q: Any,
+    keys: Any,
+    group_size: int,
+    start: int,
+    stop: int,
+    first: int,
+    scale: Any,
+    cap: Any,
+    window: int,
+    out: Any,
+    lse: Any,
+    row_sum: Any,
+) -> None:
+    """Rows start ... stop-1 of every head into `out`, packed from row `first`; see rows.py.
+
+    q float32 [H, stop-start, d], keys float32 [G, d, n] (transposed), scale and cap float32 (cap 0:
+    none), window int (0: none), out uint16 [H, packed], lse and row_sum float32 [H, stop-start].
+    """
+    heads, rows, size = q.shape
+    logits = np.empty((4, stop), dtype=np.float32)
+    room = np.empty(stop, dtype=np.float32)
+    for h in range(heads):
+        g = h // group_size
+        for t4 in range(start, stop, 4):
+            many = min(4, stop - t4)
+            low = max(0, t4 + 1 - window) if window > 0 else 0
+            logits[:, low : t4 + many] = _ZERO
+            row = np.empty((4, size), dtype=np.float32)
+            for i in range(4):
+                row[i] = q[h, min(t4 + i - start, rows - 1)]
+            x0, x1, x2, x3 = logits[0], logits[1], logits[2], logits[3]
+            for j0 in range(low, t4 + many, _TILE):
+                j1 = min(j0 + _TILE, t4 + many)
+                for c in range(size):
+                    a0, a1, a2, a3 = row[0, c], row[1, c], row[2, c], row[3, c]
+                    for j in range(j0, j1):
+                        k = keys[g, c, j]
+                        x0[j] += a0 * k
+                        x1[j] += a1 * k
+                        x2[j] += a2 * k
+                        x3[j] += a3 * k
+            for i in range(many):
+                t = t4 + i
+                x = logits[i]
+                low = max(0, t + 1 - window) if window > 0 else 0
+                for j in range(low, t + 1):
+                    x[j] *= scale
+                if cap > _ZERO:
+                    # cap * tanh(x / cap), tanh from the same exp
+                    sign = x[low : t + 1].copy()
+                    for j in range(low, t + 1):
+                        x[j] = -_TWO * abs(x[j] / cap)
+                    _exp_into(x, room, low, t + 1)
+                    for j in range(low, t + 1):
+                        squashed = cap * ((_ONE - x[j]) / (_ONE + x[j]))
+                        x[j] = -squashed if sign[j - low] < _ZERO else squashed
+                largest = x[low]
+                for j in range(low, t + 1):
+                    largest = max(largest, x[j])
+                for j in range(low, t + 1):
+                    x[j] -= largest
+                _exp_into(x, room, low, t + 1)
+                total = 0.0
+                for j in range(low, t + 1):
+                    total += np.float64(x[j])
+                lse[h, t - start] = np.float32(np.float64(largest) + np.log(total))
+                divisor = np.float32(total)
+                total = 0.0
+                for j in range(low, t + 1):
+                    x[j] /= divisor
+                    total += np.float64(x[j])
+                row_sum[h, t - start] = np.float32(total)
+                base = (t * (t + 1) - first * (first + 1)) // 2
+                # float32 to float16, to nearest, ties to even: subnormal results (below 2^-14) by
+                # letting a float32 addition round to 2^-24, normal ones in the integers
+                pattern = x.view(np.int32)
+                rounding = room.view(np.int32)
+                for j in range(low, t + 1):
+                    room[j] = x[j] * _TO_FIXED + _SUBNORMAL
+                for j in range(low):
+                    out[h, base + j] = 0
+                for j in range(low, t + 1):
+                    b = pattern[j]
+                    normal = ((b + np.int32(0xFFF) + ((b >> 13) & 1)) >> 13) - np.int32(0x1C000)
+                    flushed = rounding[j] - np.int32(0x4B000000)
+                    out[h, base + j] = np.uint16(normal if b >= np.int32(0x38800000) else flushed)
