@@ -1,0 +1,85 @@
+"""The numba engine: one policy at one budget, some rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+
+from h2osim.engines.job import Job, Outcome
+from h2osim.engines.specialise import compiled, number_slots
+from h2osim.policy import SCORE_KINDS, arguments
+from h2osim.trace import Block
+
+
+class DirectRun:
+    """A replay that is fed blocks of rows, in order, and keeps O(n) state between them."""
+
+    def __init__(self, job: Job):
+        policy, n, heads = job.configured.policy, job.unit.n, len(job.unit.heads)
+        ints, floats = number_slots(policy)
+        self._advance = compiled(policy, "direct_loop")
+        self._job = job
+        self._left = np.full(n, n, np.int32)
+        self._kept = np.zeros(max(0, n - job.prompt_len), np.int64)
+        self._cell = np.zeros(2, np.int64)
+        self._arrays = (
+            np.zeros((max(1, len(policy.state)), n)),
+            np.array([job.inputs[name] for name in policy.inputs] or np.zeros((1, 1))),
+            np.array([job.scalars[name] for name in ints] or [0], np.int64),
+            np.array([job.scalars[name] for name in floats] or [0.0], np.float64),
+            self._cell,
+            np.zeros(n, np.int64),
+            self._left,
+            self._kept,
+            np.zeros((2, heads, n), np.int64),
+            np.zeros(n),
+        )
+
+    def feed(self, block: Block, masses: np.ndarray) -> None:
+        """Replay the block's new rows; ``masses[h, t - start]`` is the whole mass of each."""
+        job = self._job
+        kind = SCORE_KINDS.index(job.configured.scores)
+        self._advance(
+            block.bits, block.first, block.start, block.stop, masses,
+            job.budget, job.prompt_len, kind, job.configured.lag(), *self._arrays,
+        )  # fmt: skip
+
+    def outcome(self) -> Outcome:
+        """What the replay found, once every row has been fed."""
+        policy, n = self._job.configured.policy, self._job.unit.n
+        gone = self._left
+        if policy.linger:
+            scalars = {**self._job.scalars, "t": n - 1}
+            last = policy.linger(*[scalars[name] for name in arguments(policy.linger)])
+            late = np.minimum(n, np.maximum(gone, np.arange(n) + last)).astype(np.int32)
+            gone = np.where(gone < n, late, n).astype(np.int32)
+        return Outcome(self._kept, gone, int(self._cell[1]))
+
+
+def head_masses(block: Block) -> np.ndarray:
+    """int64[heads, rows]: the whole mass of each new row of a block, in fixed point."""
+    return _head_masses()(block.bits, block.first, block.start, block.stop)
+
+
+@cache
+def _head_masses() -> Callable[..., np.ndarray]:
+    from numba import njit
+
+    @njit(cache=True, nogil=True)
+    def masses(bits, first, start, stop):  # type: ignore[no-untyped-def]
+        found = np.zeros((bits.shape[0], stop - start), np.int64)
+        base = first * (first + 1) // 2
+        for h in range(bits.shape[0]):
+            for t in range(start, stop):
+                at = t * (t + 1) // 2 - base
+                total = np.int64(0)
+                for x in bits[h, at : at + t + 1]:
+                    exponent = np.int32(x) >> 10
+                    normal = np.int32(exponent > 0)
+                    total += ((normal << 10) | (np.int32(x) & 1023)) << (exponent - normal)
+                found[h, t - start] = total
+        return found
+
+    return masses

@@ -1,0 +1,24 @@
+"""H2O's Algorithm 1 as printed: an exhibit. It keeps the first k tokens for ever."""
+
+from h2osim.policy import Policy
+from h2osim.rules import latest
+
+
+def rank(score: float, age: int) -> float:
+    # Row i of K restricted to S_{i-1} is zero, so the newest token's own score is 0. It goes even
+    # where an older key's attention was rounded to 0 as well.
+    if age == 0:
+        return -1.0
+    return score
+
+
+POLICY = Policy(
+    name="h2o-alg1",
+    summary="exhibit: evict by the current row, in which the new token scores nothing (it freezes)",
+    source="arXiv 2306.14048, Algorithm 1 as printed",
+    scores="cached",
+    state=("score",),
+    update=latest,
+    rank=rank,
+    inclusive=True,
+)

@@ -1,0 +1,19 @@
+"""Keep a uniform k-subset of the tokens."""
+
+from h2osim.inputs import noise
+from h2osim.policy import Policy, shared
+
+
+def rank(noise: float) -> float:
+    return noise
+
+
+POLICY = Policy(
+    name="random",
+    summary="a fixed random rank per token: the cache is a uniform k-subset (reservoir sampling)",
+    source="baseline",
+    params=(shared("seed", 0),),
+    inputs={"noise": noise},
+    rank=rank,
+    inclusive=True,
+)

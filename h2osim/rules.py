@@ -1,0 +1,69 @@
+"""Scalar rules that several policies share. Each is translated for every engine, so only plain
+arithmetic that IEEE 754 rounds in one way (+ - * / and square roots) may be used here.
+"""
+
+from __future__ import annotations
+
+import math
+
+INF = math.inf
+
+
+def accumulate(score: float, a: float) -> float:
+    """The sum of the attention received so far."""
+    return score + a
+
+
+def latest(a: float) -> float:
+    """The attention received in this step."""
+    return a
+
+
+def guarded_score(score: float, pos: int, age: int, sinks: int, recent: int) -> float:
+    """The score; sinks and the newest ``recent`` tokens are protected."""
+    if age < recent or pos < sinks:
+        return INF
+    return score
+
+
+def once_after_prompt(size: int, t: int, k: int, p: int) -> int:
+    """Shrink to the budget at the prompt's last row and never again."""
+    if t == p - 1:
+        return k
+    return size
+
+
+def keep_when(size: int, t: int, k: int, p: int, when: int) -> int:
+    """Shrink to the budget in every step (``when`` 0), or at the prompt's last row alone (1)."""
+    if when == 0 or t == p - 1:
+        return k
+    return size
+
+
+def exp(x: float) -> float:
+    """e**x for x <= 0 from basic arithmetic alone, to a relative error below 1e-11.
+
+    ``math.exp`` differs in the last bit between C libraries, numba and CUDA; this does not.
+    The argument is halved until it is small, a Taylor polynomial is summed (Horner), and the
+    result is squared back.
+    """
+    if x < -700.0:
+        return 0.0
+    halvings = 0
+    while x < -0.03125:
+        x *= 0.5
+        halvings += 1
+    total = 1.0
+    for i in range(10, 0, -1):
+        total = 1.0 + x * total / i
+    for _ in range(halvings):
+        total *= total
+    return total
+
+
+def sigmoid(x: float) -> float:
+    """1 / (1 + e**-x), exact in the same sense as :func:`exp`."""
+    if x < 0.0:
+        e = exp(x)
+        return e / (1.0 + e)
+    return 1.0 / (1.0 + exp(-x))
