@@ -7,36 +7,67 @@ pandas, scipy, matplotlib, torch or cupy.
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# name -> module that defines it; a name equal to its module's last part is the module's function
-# of the same name.
-_PUBLIC = {
-    "Trace": "h2osim.trace",
-    "Unit": "h2osim.trace",
-    "open_trace": "h2osim.trace",
-    "UserError": "h2osim.errors",
-    "replay": "h2osim.replay",
-}
-
-__all__ = ["Trace", "Unit", "UserError", "__version__", "open_trace", "replay"]
+__all__ = [
+    "Trace",
+    "Unit",
+    "UserError",
+    "__version__",
+    "all_policies",
+    "open_trace",
+    "record",
+    "replay",
+    "synth",
+]
 
 if TYPE_CHECKING:
     from h2osim.errors import UserError
+    from h2osim.policy import all_policies
+    from h2osim.record import record
     from h2osim.replay import replay
+    from h2osim.synth import synth
     from h2osim.trace import Trace, Unit, open_trace
 
+# Public name -> the module that defines it.
+_PUBLIC = {
+    "Trace": "h2osim.trace",
+    "Unit": "h2osim.trace",
+    "UserError": "h2osim.errors",
+    "all_policies": "h2osim.policy",
+    "open_trace": "h2osim.trace",
+    "record": "h2osim.record",
+    "replay": "h2osim.replay",
+    "synth": "h2osim.synth",
+}
 
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module on first use."""
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'h2osim' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
-    globals()[name] = value
-    return value
+
+class _Package(ModuleType):
+    """The package itself, which lets a function have the name of the module it lives in.
+
+    Importing ``h2osim.replay`` makes Python bind that module as the package's attribute ``replay``,
+    which would hide the function of this name. A public name therefore refuses to be bound to a
+    module; ``from h2osim.replay import …`` does not go through the attribute and still works.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _PUBLIC and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        """Import a public name from its module on first use."""
+        if name not in _PUBLIC:
+            raise AttributeError(f"module 'h2osim' has no attribute {name!r}")
+        value = getattr(importlib.import_module(_PUBLIC[name]), name)
+        setattr(self, name, value)
+        return value
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *_PUBLIC})
 
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,45 @@
+"""The typer application: every command, in the order in which ``--help`` shows them.
+
+The command modules import nothing heavy at their top, so that ``h2osim --help`` stays fast; a
+command loads what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import h2osim
+from h2osim.cli import compare, policies, record, synth, traces
+
+app = typer.Typer(
+    name="h2osim",
+    help="Replays KV-cache eviction policies on recorded attention and measures them exactly.",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"h2osim {h2osim.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+for _group in (record, synth, traces, policies, compare):
+    _group.register(app)

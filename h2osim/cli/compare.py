@@ -1,0 +1,125 @@
+"""``h2osim compare``: the main job, policies against each other on one trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from h2osim.cli.common import (
+    Engine,
+    Format,
+    Share,
+    console,
+    notice,
+    output_path,
+    parse_budgets,
+    parse_integers,
+    print_csv,
+    print_json,
+    progress_bar,
+)
+from h2osim.errors import UserError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("compare")(compare)
+
+
+def compare(
+    trace: Annotated[
+        str, typer.Argument(metavar="TRACE", help="A trace folder, or the name of a bundled trace.")
+    ],
+    policies: Annotated[
+        str,
+        typer.Option(
+            "--policies",
+            "-p",
+            help="Policies with their parameters: h2o:recent=32,scores=full,tova",
+        ),
+    ] = "h2o,streaming,tova",
+    budgets: Annotated[
+        str,
+        typer.Option(
+            "--budgets", "-b", help="Tokens (64), fractions of the trace (0.05) or percent (5%)."
+        ),
+    ] = "0.05,0.1,0.2",
+    prompt_len: Annotated[
+        int | None,
+        typer.Option(
+            "--prompt-len",
+            min=1,
+            help="Tokens of the prompt; default: the recorded run's own, else 1.",
+        ),
+    ] = None,
+    share: Annotated[
+        Share, typer.Option("--share", help="Which heads share one cache.")
+    ] = Share.group,
+    engine: Annotated[
+        Engine, typer.Option("--engine", help="What replays; every engine evicts the same.")
+    ] = Engine.auto,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Only these model layers: 0,9,16")
+    ] = None,
+    format_: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.table,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Draw recall against budget into this .png, .pdf or .svg."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Save the results: .nc, .parquet, .csv or .json"),
+    ] = None,
+) -> None:
+    """Replay policies on a trace and compare their attention-mass recall."""
+    from h2osim import report
+    from h2osim.policy import parse, split_policies
+
+    # All that can be wrong about the request is found before the trace is read.
+    wanted = parse_budgets(budgets)
+    chosen = split_policies(policies)
+    if not chosen:
+        raise UserError("--policies: found none, expected names like h2o,streaming:sinks=4,tova")
+    for text in chosen:
+        parse(text)
+    only = parse_integers(layers, "--layers")
+    if plot is not None:
+        output_path(plot, "--plot", report.PLOT_SUFFIXES)
+        report.require_matplotlib()
+    if output is not None:
+        output_path(output, "--output", report.SAVE_SUFFIXES)
+        report.require_writer(output)
+
+    from h2osim.replay import budget_tokens, replay
+    from h2osim.trace import open_trace
+
+    recorded = open_trace(trace)
+    recorded.verify()
+    with progress_bar() as progress:
+        results = replay(
+            recorded,
+            chosen,
+            wanted,
+            prompt_len=prompt_len,
+            share=share.value,
+            engine=engine.value,
+            layers=only,
+            evictions=output is not None and output.suffix == ".nc",
+            progress=progress,
+        )
+    asked = {budget_tokens(b, recorded.n): b for b in wanted if isinstance(b, float)}
+    title = report.comparison_title(recorded, results)
+    if output is not None:
+        report.save_results(results, output)
+        notice(f"wrote {output}")
+    if plot is not None:
+        report.plot_recall(results, plot, title=title, asked=asked)
+        notice(f"wrote {plot}")
+    if format_ is Format.table:
+        console().print(report.comparison_table(results, title=title, asked=asked))
+    elif format_ is Format.json:
+        print_json(report.comparison_records(results))
+    else:
+        print_csv(report.comparison_records(results))

@@ -1,0 +1,37 @@
+"""``h2osim policies``: the eviction policies, one line each, or one in full."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from h2osim.cli.common import Format, console, print_csv, print_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("policies")(policies)
+
+
+def policies(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One policy to show in full.")
+    ] = None,
+    format_: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.table,
+) -> None:
+    """List the eviction policies, or show one: its rule, parameters, source and facts."""
+    from h2osim import report
+    from h2osim.policy import all_policies, find
+
+    chosen = list(all_policies().values()) if name is None else [find(name)]
+    if format_ is not Format.table:
+        records = [report.policy_record(policy) for policy in chosen]
+        if format_ is Format.json:
+            print_json(records)
+        else:
+            print_csv([{**r, "params": "; ".join(p["name"] for p in r["params"])} for r in records])
+    elif name is None:
+        console().print(report.policies_table(chosen))
+    else:
+        console().print(report.policy_page(chosen[0]))

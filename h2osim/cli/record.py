@@ -1,0 +1,115 @@
+"""``h2osim record``: the attention of a language model as a trace."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from h2osim.cli.common import command_line, notice, parse_integers, progress_bar
+from h2osim.errors import UserError
+
+
+class Store(StrEnum):
+    """What a trace keeps of each layer."""
+
+    scores = "scores"
+    qk = "qk"
+    both = "both"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("record")(record)
+
+
+def record(
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="smollm2, a local Hugging Face folder, a hub id, or a .gguf file.",
+        ),
+    ],
+    text: Annotated[Path, typer.Option("--text", help="The UTF-8 text that the model reads.")],
+    out: Annotated[Path, typer.Option("--output", "-o", help="The trace's folder, made here.")],
+    tokens: Annotated[
+        int | None,
+        typer.Option("--tokens", "-n", min=1, help="Tokens of the text to take; default: all."),
+    ] = None,
+    store: Annotated[
+        Store,
+        typer.Option(
+            "--store",
+            help="scores: float16 rows, exact on any machine; qk: queries and keys, for long ones.",
+        ),
+    ] = Store.scores,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Only these layers: 0,9,16")
+    ] = None,
+    kv_heads: Annotated[
+        str | None,
+        typer.Option("--kv-heads", help="Only these KV heads, with all their query heads: 0,2"),
+    ] = None,
+    values: Annotated[
+        bool, typer.Option("--values", help="Keep the value vectors too; norms are always kept.")
+    ] = False,
+    generate: Annotated[
+        int,
+        typer.Option(
+            "--generate", min=0, help="Take the text as a prompt and decode this many tokens."
+        ),
+    ] = 0,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Sample the tokens instead of taking the likeliest.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling.")] = 0,
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="Temperature of the sampling.")
+    ] = 1.0,
+    name: Annotated[
+        str | None, typer.Option("--name", help="The trace's name; default: the folder's.")
+    ] = None,
+    text_license: Annotated[
+        str | None, typer.Option("--text-license", help="The text's licence, for the manifest.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing trace.")
+    ] = False,
+) -> None:
+    """Run a model over a text and record its attention (needs the extra `record`)."""
+    from h2osim.record import record as make
+
+    only_layers = parse_integers(layers, "--layers")
+    only_heads = parse_integers(kv_heads, "--kv-heads")
+    try:
+        content = text.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--text {text}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"--text {text}: {error.strerror}") from None
+    with progress_bar() as progress:
+        path = make(
+            model,
+            out=out,
+            text=content,
+            n_tokens=tokens,
+            store=store.value,
+            layers=only_layers,
+            kv_heads=only_heads,
+            values=values,
+            generate=generate,
+            sample=sample,
+            seed=seed,
+            temperature=temperature,
+            text_name=text.name,
+            text_license=text_license,
+            name=name,
+            command=command_line(context),
+            overwrite=overwrite,
+            progress=progress,
+        )
+    notice(f"wrote {path}")

@@ -1,0 +1,455 @@
+"""Tables, plots and files made from a replay's Dataset.
+
+Nothing heavy is imported before it is used: rich for tables, matplotlib for plots, pandas and
+pyarrow for files. Files are written under a temporary name and then renamed, so that an
+interrupted run leaves nothing half written.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from h2osim.errors import UserError
+from h2osim.policy import Configured, Policy, parse
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from rich.console import Group
+    from rich.table import Table
+
+    from h2osim.synth import Generator
+    from h2osim.trace import Trace
+
+PLOT_SUFFIXES = (".png", ".pdf", ".svg")
+SAVE_SUFFIXES = (".nc", ".parquet", ".csv", ".json")
+
+_UNIT_WORDS = {"head": "heads", "group": "KV groups", "layer": "layers"}
+# A table with more budgets than this shows those nearest to the shares below it.
+_MOST_COLUMNS = 8
+_SHOWN_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+
+
+# --- comparisons ----------------------------------------------------------------------------
+
+
+def comparison_title(trace: Trace, results: xr.Dataset) -> str:
+    """One line on what was compared: trace, length, prompt and units."""
+    share = str(results.attrs.get("share", "group"))
+    units = results.sizes["layer"] * results.sizes["unit"]
+    word = _UNIT_WORDS.get(share, "units")
+    word = word.removesuffix("s") if units == 1 else word
+    prompt = int(results.attrs["prompt_len"])
+    tokens = "token" if prompt == 1 else "tokens"
+    return f"{trace.name}: {trace.n} tokens, prompt of {prompt} {tokens}, {units} {word}"
+
+
+def comparison_records(results: xr.Dataset) -> list[dict[str, Any]]:
+    """Flatten a replay into records {policy, params, layer, unit, budget, recall}.
+
+    ``params`` maps every parameter of the policy to its value, defaults included; ``budget`` is in
+    tokens.
+    """
+    return [
+        {name: row[name] for name in ("policy", "params", "layer", "unit", "budget", "recall")}
+        for row in _rows(results)
+    ]
+
+
+def _rows(results: xr.Dataset) -> Iterator[dict[str, Any]]:
+    recall = results["recall"].transpose("policy", "layer", "unit", "budget")
+    held = results["held"].transpose("policy", "layer", "unit", "budget").values
+    layers, units = recall["layer"].values, recall["unit"].values
+    budgets, fractions = recall["budget"].values, recall["fraction"].values
+    for i, text in enumerate(recall["policy"].values):
+        params = dict(parse(str(text)).values)
+        for (j, u, b), value in np.ndenumerate(recall.values[i]):
+            yield {
+                "policy": str(text),
+                "params": params,
+                "layer": int(layers[j]),
+                "unit": int(units[u]),
+                "budget": int(budgets[b]),
+                "fraction": float(fractions[b]),
+                # Nothing is decoded where the prompt is the whole trace.
+                "recall": None if np.isnan(value) else float(value),
+                "held": int(held[i, j, u, b]),
+            }
+
+
+def comparison_table(
+    results: xr.Dataset, title: str | None = None, asked: Mapping[int, float] | None = None
+) -> Table:
+    """Rank the policies by recall: a row a policy, a column a budget.
+
+    A cell is the mean over all units, then the least and the greatest of them. The rank is by the
+    mean over the budgets shown; oracles and bounds stand in their place without a number, because
+    nothing that decodes online can be them. ``asked`` maps budgets in tokens to the fractions they
+    were asked for as: 0.05 of 768 tokens comes to 38, which would otherwise be labelled 4.95 %.
+    """
+    from rich.table import Table
+
+    shown = _shown_budgets(results)
+    part = results.isel(budget=shown)
+    recall = part["recall"].transpose("policy", "budget", "layer", "unit").values
+    recall = recall.reshape(*recall.shape[:2], -1)
+    texts = [str(text) for text in part["policy"].values]
+    configured = [parse(text) for text in texts]
+    notes = [_notes(part.isel(policy=i), c) for i, c in enumerate(configured)]
+
+    caption = "recall of the attention mass: mean over the units, then least–greatest"
+    if len(shown) < results.sizes["budget"]:
+        caption += f"; {len(shown)} of {results.sizes['budget']} budgets shown"
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    table.add_column("#", justify="right")
+    table.add_column("policy", overflow="fold")
+    n = int(results.attrs["n"])
+    for budget in part["budget"].values.tolist():
+        label = f"{budget} ({budget_label(budget, n, asked)})"
+        table.add_column(label, justify="right", no_wrap=True)
+    if any(notes):
+        table.add_column("notes")
+
+    number = 0
+    # Equal recall keeps the order in which the policies were asked for.
+    for i in sorted(range(len(texts)), key=lambda i: -recall[i].mean()):
+        ordinary = not _beyond(configured[i].policy)
+        number += ordinary
+        cells = [_cell(values) for values in recall[i]]
+        row = [str(number) if ordinary else "–", texts[i], *cells]
+        table.add_row(*row, *([notes[i]] if any(notes) else []))
+    return table
+
+
+def _cell(values: np.ndarray) -> str:
+    mean, low, high = (_short(v) for v in (values.mean(), values.min(), values.max()))
+    return mean if values.size == 1 else f"{mean}  {low}–{high}"
+
+
+def _short(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.3f}".removeprefix("0")
+
+
+def budget_label(budget: int, n: int, asked: Mapping[int, float] | None) -> str:
+    """The share of the trace that a budget is: as asked for where known, else what it comes to."""
+    share = (asked or {}).get(budget, budget / n)
+    return f"{100 * share:.3g} %"
+
+
+def _beyond(policy: Policy) -> str:
+    """What a policy is that cannot run online: a bound, an oracle, or nothing of the kind."""
+    return "bound" if policy.readmits else "oracle" if policy.oracle else ""
+
+
+def _notes(one: xr.Dataset, configured: Configured) -> str:
+    words = [_beyond(configured.policy)]
+    held = one["held"].transpose("budget", "layer", "unit").values
+    over = held.reshape(len(held), -1).max(axis=1) / one["budget"].values
+    worst = int(over.argmax())
+    if over[worst] > 1:
+        words.append(f"holds up to {held[worst].max()} of {int(one['budget'].values[worst])}")
+    return ", ".join(filter(None, words))
+
+
+def _shown_budgets(results: xr.Dataset) -> list[int]:
+    fractions = results["fraction"].values
+    if len(fractions) <= _MOST_COLUMNS:
+        return list(range(len(fractions)))
+    return sorted({int(np.abs(fractions - share).argmin()) for share in _SHOWN_SHARES})
+
+
+# --- plots ----------------------------------------------------------------------------------
+
+
+def require_matplotlib() -> None:
+    """UserError, naming the extra, where plots cannot be drawn."""
+    _require("matplotlib", "plot", "drawing plots")
+
+
+# Lightness, dashes and markers all differ, so that a line is told from its neighbours in grey; the
+# three lengths have no common factor, so that combinations repeat late.
+_COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_DASHES = (
+    "-", "--", "-.", ":", (0, (7, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (9, 3, 2, 3))
+)  # fmt: skip
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
+
+
+def plot_recall(
+    results: xr.Dataset,
+    path: str | os.PathLike,
+    title: str | None = None,
+    asked: Mapping[int, float] | None = None,
+    log: bool = False,
+) -> Path:
+    """Draw recall against budget, one line a policy: the mean over the units.
+
+    ``log`` gives the budgets a logarithmic axis; ``asked`` is as in :func:`comparison_table`. The
+    file's ending chooses the format.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    target = Path(path)
+    budgets, n = results["budget"].values.tolist(), int(results.attrs["n"])
+    mean = results["recall"].mean(("layer", "unit")).transpose("policy", "budget").values
+    few = len(budgets) <= 20
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    # The legend stands in the order of the lines at the smallest budget, where they differ most.
+    for i in sorted(range(len(mean)), key=lambda i: -mean[i][0]):
+        text = str(results["policy"].values[i])
+        policy = parse(text).policy
+        remarks = [_beyond(policy)]
+        if bool((results["held"].isel(policy=i) > results["budget"]).any()):
+            remarks.append("holds more than the budget")
+        remark = ", ".join(filter(None, remarks))
+        axes.plot(
+            budgets,
+            mean[i],
+            color=_COLOURS[i % len(_COLOURS)],
+            linestyle=_DASHES[i % len(_DASHES)],
+            marker=_MARKERS[i % len(_MARKERS)] if few else None,
+            markersize=5,
+            linewidth=1.0 if _beyond(policy) else 1.6,
+            label=f"{text} ({remark})" if remark else text,
+        )
+    if log:
+        axes.set_xscale("log")
+    if len(budgets) <= 10:
+        axes.set_xticks(budgets, [f"{k}\n{budget_label(k, n, asked)}" for k in budgets])
+        axes.set_xticks([], minor=True)
+    axes.set_xlabel("budget (tokens, share of the trace)")
+    axes.set_ylabel("attention-mass recall (mean over units)")
+    axes.grid(True, color="0.9", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right", handlelength=4)
+    if title:
+        axes.set_title(title, loc="left", fontsize="medium")
+    with _replacing(target) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return target
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+def require_writer(path: Path) -> None:
+    """UserError, naming the extra, where a file of this ending cannot be written."""
+    if path.suffix.lower() == ".parquet":
+        _require("pyarrow", "parquet", "writing .parquet")
+
+
+def save_results(results: xr.Dataset, path: str | os.PathLike) -> Path:
+    """Write a replay to a file; its ending chooses the format.
+
+    ``.nc`` keeps the whole Dataset as NetCDF 3; ``.parquet``, ``.csv`` and ``.json`` hold one row
+    or record a (policy, layer, unit, budget) with recall and the most keys held. In .parquet and
+    .csv the parameters are one text, ``recent=32,scores=full``.
+    """
+    target = Path(path)
+    suffix = target.suffix.lower()
+    if suffix not in SAVE_SUFFIXES:
+        raise UserError(
+            f"results file {target}: found the ending {target.suffix!r}, expected one of "
+            f"{', '.join(SAVE_SUFFIXES)}"
+        )
+    require_writer(target)
+    with _replacing(target) as temporary:
+        if suffix == ".nc":
+            results.to_netcdf(temporary, engine="scipy")
+        elif suffix == ".json":
+            rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in _rows(results))
+            temporary.write_text(f"[\n{rows}\n]\n", encoding="utf-8")
+        else:
+            import pandas as pd
+
+            frame = pd.DataFrame([{k: flat(v) for k, v in row.items()} for row in _rows(results)])
+            if suffix == ".csv":
+                frame.to_csv(temporary, index=False, lineterminator="\n")
+            else:
+                frame.to_parquet(temporary, engine="pyarrow", index=False)
+    return target
+
+
+def flat(value: object) -> object:
+    """A value as one cell: a mapping as ``recent=32,scores=full``, a list joined by commas."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={inner}" for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ",".join(str(inner) for inner in value)
+    return value
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A temporary path beside ``target`` that takes its place if the body succeeds."""
+    with tempfile.TemporaryDirectory(prefix=".h2osim-", dir=target.parent) as folder:
+        temporary = Path(folder) / target.name
+        yield temporary
+        os.replace(temporary, target)
+
+
+def _require(module: str, extra: str, job: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"{job} needs {module}: run pip install 'h2osim[{extra}]'")
+
+
+# --- policies -------------------------------------------------------------------------------
+
+
+def policy_record(policy: Policy) -> dict[str, Any]:
+    """A policy's declaration as plain values: rule, source, parameters and facts."""
+    return {
+        "name": policy.name,
+        "summary": policy.summary,
+        "source": policy.source,
+        "params": [
+            {"name": p.name, "default": p.default, "range": p.range, "doc": p.doc}
+            for p in policy.params
+        ],
+        "kind": _beyond(policy) or "online",
+        "one_pass": _one_pass(policy),
+        "within_budget": policy.with_params().within_budget(),
+        "needs": policy.needs,
+        "notes": policy.notes,
+    }
+
+
+def _one_pass(policy: Policy) -> str:
+    """Whether one pass gives every budget (T7): yes, one head (only), by parameters, or no."""
+    if not callable(policy.inclusive):
+        return "yes" if policy.inclusive else "no"
+    default = policy.with_params()
+    if default.inclusive(2):
+        return "yes"
+    return "one head" if default.inclusive(1) else "by parameters"
+
+
+def policies_table(policies: Sequence[Policy]) -> Table:
+    """One row a policy: name and parameters with their defaults, rule, source, facts."""
+    from rich.table import Table
+
+    table = Table(
+        caption="one pass: whether one pass over a trace gives every budget (theorem T7); "
+        "`h2osim policies NAME` shows one in full",
+        caption_justify="left",
+        title_justify="left",
+    )
+    for header in ("policy", "rule", "parameters", "one pass", "source", "remarks"):
+        table.add_column(header, overflow="fold")
+    for policy in policies:
+        defaults = ", ".join(f"{p.name}={p.default}" for p in policy.params)
+        remarks = [_beyond(policy)]
+        if not policy.with_params().within_budget():
+            remarks.append("may hold more than the budget")
+        if policy.needs:
+            remarks.append(f"needs {policy.needs}")
+        table.add_row(
+            policy.name,
+            policy.summary,
+            defaults,
+            _one_pass(policy),
+            policy.source,
+            ", ".join(filter(None, remarks)),
+        )
+    return table
+
+
+def policy_page(policy: Policy) -> Group:
+    """Everything that is declared about one policy."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    record = policy_record(policy)
+    facts = {
+        "source": record["source"],
+        "kind": record["kind"],
+        "one pass": record["one_pass"],
+        "needs": record["needs"] or "attention rows only",
+        "budget": "kept in every decode step" if record["within_budget"] else "may be exceeded",
+        "notes": record["notes"],
+    }
+    grid = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        if value:
+            grid.add_row(name, Text(str(value)))
+    parts: list[Any] = [Text(f"{policy.name}: {policy.summary}"), grid]
+    if policy.params:
+        table = Table(title="parameters", title_justify="left")
+        for header in ("name", "default", "values", "meaning"):
+            table.add_column(header, overflow="fold")
+        for p in policy.params:
+            table.add_row(p.name, str(p.default), p.range, p.doc)
+        parts.append(table)
+    written = ",".join(f"{p.name}={p.default}" for p in policy.params)
+    also = f" or {policy.name}:{written}" if written else ""
+    parts.append(Text(f"written {policy.name}{also}"))
+    return Group(*parts)
+
+
+# --- generators -----------------------------------------------------------------------------
+
+
+def generators_table(generators: Sequence[Generator]) -> Table:
+    """One row a generator of synthetic traces, then a row for each of its parameters."""
+    from rich.table import Table
+
+    table = Table()
+    for header in ("generator", "parameter", "default", "values", "meaning"):
+        table.add_column(header, overflow="fold")
+    for generator in generators:
+        table.add_row(generator.name, "", "", "", generator.summary)
+        for p in generator.params:
+            default = "from n" if callable(p.default) else f"{p.default:g}"
+            table.add_row("", p.name, default, p.range, p.doc)
+        table.add_section()
+    return table
+
+
+# --- traces ---------------------------------------------------------------------------------
+
+
+def trace_record(trace: Trace) -> dict[str, Any]:
+    """What the manifest says about a trace, in a few plain values; reads no scores."""
+    model = trace.manifest.get("model") or {}
+    text = trace.manifest.get("text") or {}
+    return {
+        "name": trace.name,
+        "tokens": trace.n,
+        "prompt": trace.prompt_len,
+        "layers": list(trace.layers),
+        "heads": len(trace.heads),
+        "group_size": trace.group_size,
+        "stores": list(trace.stores),
+        "model": model.get("name"),
+        "text": text.get("name"),
+        "license": text.get("license"),
+        "megabytes": round(sum(f["bytes"] for f in trace.manifest["layers"]) / 1e6, 1),
+    }
+
+
+def traces_table(records: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a trace, from :func:`trace_record`."""
+    from rich.table import Table
+
+    table = Table()
+    for header in ("trace", "tokens", "layers", "heads", "store", "model", "text", "MB"):
+        table.add_column(header, justify="right" if header in ("tokens", "MB") else "left")
+    for r in records:
+        heads = f"{r['heads']} in groups of {r['group_size']}"
+        layers, stores = (str(flat(r[name])) for name in ("layers", "stores"))
+        model, text = r["model"] or "–", r["text"] or "–"
+        table.add_row(
+            r["name"], str(r["tokens"]), layers, heads, stores, model, text, str(r["megabytes"])
+        )
+    return table

@@ -1,0 +1,404 @@
+"""The command line through its real entry point."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import h2osim
+from h2osim import cli
+from h2osim.policy import all_policies, split_policies
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line inside this process, through the same function as the real command."""
+
+    def call(*words: object) -> Ended:
+        capsys.readouterr()
+        code = cli.run([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return Ended(code, out, err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small trace on disk: two layers, two heads, 40 tokens."""
+    rng = np.random.default_rng(7)
+    scores = np.tril(rng.gamma(0.4, size=(2, 2, 40, 40)) + 1e-3)
+    scores /= scores.sum(-1, keepdims=True)
+    path = tmp_path_factory.mktemp("traces") / "small"
+    return h2osim.Trace.from_scores(scores, name="small").save(path)
+
+
+def fails(ended: Ended, *parts: str) -> None:
+    """One clear line on standard error, exit code 2, nothing on standard output."""
+    assert ended.code == 2
+    assert ended.out == ""
+    assert ended.err.startswith("h2osim: error: ")
+    assert ended.err.count("\n") == 1
+    for part in parts:
+        assert part in ended.err
+
+
+# --- the entry point ------------------------------------------------------------------------
+
+
+def command(*words: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "h2osim", *words], capture_output=True, text=True, timeout=120
+    )
+
+
+def test_version_of_the_real_command() -> None:
+    ended = command("--version")
+    assert (ended.returncode, ended.stdout) == (0, f"h2osim {h2osim.__version__}\n")
+
+
+def test_a_mistake_in_the_real_command_is_one_line() -> None:
+    ended = command("compare", "no-such-trace")
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr.startswith("h2osim: error: ")
+    assert ended.stderr.count("\n") == 1
+
+
+SLOW_POLICY = """
+import pathlib, time
+from h2osim.policy import Policy
+
+def rank(pos):
+    pathlib.Path({marker!r}).touch()
+    time.sleep(0.005)
+    return float(pos)
+
+POLICY = Policy(name="slow", summary="takes its time", source="this test", rank=rank)
+"""
+
+
+def test_ctrl_c_is_130_and_leaves_no_traceback(folder: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "started"
+    policy = tmp_path / "slow.py"
+    policy.write_text(SLOW_POLICY.format(marker=str(marker)), encoding="utf-8")
+    words = [str(folder), "--engine", "naive", "--policies", str(policy), "--budgets", "8"]
+    saving = ["--plot", str(tmp_path / "recall.png"), "-o", str(tmp_path / "results.csv")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "h2osim", "compare", *words, *saving],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not marker.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "h2osim: error: interrupted\n")
+    left = {path.name for path in tmp_path.iterdir()} - {"__pycache__"}
+    assert left == {"slow.py", "started"}
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    shell = f"{sys.executable} -m h2osim policies | head -n 1"
+    ended = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", shell], capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 0
+    assert ended.stderr == ""
+
+
+def test_help_names_every_command(run: Run) -> None:
+    for words in ((), ("--help",), ("-h",)):
+        ended = run(*words)
+        assert ended.code == 0
+        for name in ("record", "synth", "info", "policies", "traces", "compare"):
+            assert name in ended.out
+    for name in ("record", "synth", "info", "policies", "traces", "compare"):
+        assert run(name, "--help").code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("compar", "x"), ("compar", "compare")),
+        (("compare",), ("TRACE", "h2osim compare --help")),
+        (("compare", "x", "--buget", "1"), ("--buget", "--budgets")),
+        (("compare", "x", "--engine", "fast"), ("fast", "naive")),
+        (("compare", "x", "--prompt-len", "0"), ("--prompt-len",)),
+    ],
+)
+def test_usage_errors_are_one_line(
+    run: Run, words: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    fails(run(*words), *parts)
+
+
+# --- compare --------------------------------------------------------------------------------
+
+
+POLICIES = "h2o,streaming:sinks=2,tova,h2o:recent=4,scores=full"
+
+
+def test_compare_prints_a_ranked_table(run: Run, folder: Path) -> None:
+    ended = run("compare", folder, "--policies", f"{POLICIES},topk", "--budgets", "0.1,8,50%")
+    assert (ended.code, ended.err) == (0, "")
+    assert "small: 40 tokens" in ended.out
+    for text in ("4 (10 %)", "8 (20 %)", "20 (50 %)", "h2o:recent=4,scores=full", "bound"):
+        assert text in ended.out
+    lines = ended.out.splitlines()
+    ranks = [line.split("│")[1].strip() for line in lines if line.startswith("│")]
+    # The bound comes first, without a number.
+    assert ranks == ["–", "1", "2", "3", "4"]
+
+
+def test_compare_agrees_with_the_api(run: Run, folder: Path) -> None:
+    ended = run(
+        "compare", folder, "-p", POLICIES, "-b", "4,0.5", "--prompt-len", 8, "--share", "head",
+        "--layers", "1", "--format", "json",
+    )  # fmt: skip
+    assert (ended.code, ended.err) == (0, "")
+    records = json.loads(ended.out)
+    assert list(records[0]) == ["policy", "params", "layer", "unit", "budget", "recall"]
+    texts = split_policies(POLICIES)
+    results = h2osim.replay(
+        h2osim.open_trace(folder), texts, [4, 0.5], prompt_len=8, share="head", layers=[1]
+    )
+    assert len(records) == results["recall"].size == 4 * 1 * 2 * 2
+    for record in records:
+        where = {name: record[name] for name in ("policy", "layer", "unit", "budget")}
+        assert record["recall"] == results["recall"].sel(where).item()
+    by_policy = {record["policy"]: record["params"] for record in records}
+    assert by_policy["streaming:sinks=2"] == {"sinks": 2}
+    # Defaults are spelled out.
+    assert by_policy["h2o"] == all_policies()["h2o"].with_params().values
+    assert by_policy["h2o:recent=4,scores=full"] == {
+        **by_policy["h2o"],
+        "recent": 4,
+        "scores": "full",
+    }
+
+
+def test_compare_csv_holds_the_same_records(run: Run, folder: Path) -> None:
+    words = ("compare", folder, "-p", POLICIES, "-b", "4,8")
+    rows = list(csv.DictReader(io.StringIO(run(*words, "-f", "csv").out)))
+    records = json.loads(run(*words, "-f", "json").out)
+    assert len(rows) == len(records)
+    for row, record in zip(rows, records, strict=True):
+        assert float(row["recall"]) == record["recall"]
+        assert row["policy"] == record["policy"]
+        assert row["params"] == ",".join(f"{k}={v}" for k, v in record["params"].items())
+
+
+@pytest.mark.parametrize("engine", ["naive", "numba", "auto"])
+def test_every_engine_prints_the_same(run: Run, folder: Path, engine: str) -> None:
+    words = ("compare", folder, "-p", POLICIES, "-b", "4,8", "-f", "json")
+    assert run(*words, "--engine", engine).out == run(*words, "--engine", "naive").out
+
+
+def test_a_policy_that_holds_more_than_its_budget_says_so(run: Run, folder: Path) -> None:
+    ended = run("compare", folder, "-p", "full,recency", "-b", "4")
+    assert "holds up to 39 of 4" in ended.out
+
+
+def test_compare_draws_and_saves(run: Run, folder: Path, tmp_path: Path) -> None:
+    import pandas as pd
+    import xarray as xr
+
+    words = ("compare", folder, "-p", POLICIES, "-b", "4,8,16", "--format", "json")
+    plain = run(*words)
+    records = json.loads(plain.out)
+    for ending in ("nc", "parquet", "csv", "json"):
+        path = tmp_path / f"results.{ending}"
+        ended = run(*words, "-o", path)
+        assert (ended.code, ended.out, ended.err) == (0, plain.out, f"wrote {path}\n")
+    expected = [record["recall"] for record in records]
+    saved = json.loads((tmp_path / "results.json").read_text())
+    assert [row["recall"] for row in saved] == expected
+    assert list(pd.read_csv(tmp_path / "results.csv")["recall"]) == expected
+    assert list(pd.read_parquet(tmp_path / "results.parquet")["recall"]) == expected
+    with xr.open_dataset(tmp_path / "results.nc", engine="scipy") as dataset:
+        whole = h2osim.replay(h2osim.open_trace(folder), list(dataset["policy"].values), [4, 8, 16])
+        xr.testing.assert_equal(dataset.load(), whole)
+
+    for ending, start in (("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")):
+        path = tmp_path / f"recall.{ending}"
+        ended = run(*words, "--plot", path)
+        assert (ended.code, ended.out) == (0, plain.out)
+        assert path.read_bytes().startswith(start)
+    # Nothing temporary is left.
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == sorted(
+        [".nc", ".parquet", ".csv", ".json", ".png", ".pdf", ".svg"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("--policies", "h20"), ("'h20'", "h2o")),
+        (("--policies", "h2o:resent=3"), ("'resent'", "recent")),
+        (("--policies", "h2o:recent=x"), ("recent=x",)),
+        (("--policies", ","), ("--policies",)),
+        (("--budgets", "0.1,zwei"), ("'zwei'", "--budgets")),
+        (("--budgets", "0"), ("'0'",)),
+        (("--budgets", "1.5"), ("'1.5'",)),
+        (("--budgets", "nan"), ("'nan'",)),
+        (("--budgets", "-3"), ("'-3'",)),
+        (("--budgets", "41"), ("41", "40")),
+        (("--prompt-len", "41"), ("41", "40")),
+        (("--layers", "7"), ("7",)),
+        (("--layers", "one"), ("'one'", "--layers")),
+        (("--plot", "recall.bmp"), ("recall.bmp", ".png")),
+        (("--plot", "no/such/folder/recall.png"), ("no/such/folder",)),
+        (("-o", "results.xls"), ("results.xls", ".parquet")),
+    ],
+)
+def test_mistakes_are_one_line(
+    run: Run, folder: Path, words: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    fails(run("compare", folder, *words), *parts)
+
+
+def test_a_broken_trace_is_refused(run: Run, folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "broken"
+    copy.mkdir()
+    for file in folder.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    layer = sorted(copy.glob("*.safetensors"))[0]
+    data = bytearray(layer.read_bytes())
+    data[-1] ^= 1
+    layer.write_bytes(data)
+    fails(run("compare", copy), layer.name)
+
+
+def test_an_unwritable_place_is_one_line(run: Run, folder: Path, tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        place = Path("/proc/recall.png")  # nothing can be created here, not even by root
+    else:
+        tmp_path.chmod(0o500)
+        place = tmp_path / "recall.png"
+    fails(run("compare", folder, "-p", "full", "--plot", place), str(place.parent))
+
+
+# --- policies and traces --------------------------------------------------------------------
+
+
+def test_policies_lists_all(run: Run) -> None:
+    records = json.loads(run("policies", "--format", "json").out)
+    assert [record["name"] for record in records] == list(all_policies())
+    table = run("policies").out
+    rows = list(csv.DictReader(io.StringIO(run("policies", "--format", "csv").out)))
+    assert [row["name"] for row in rows] == list(all_policies())
+    for name in all_policies():
+        assert name in table
+
+
+@pytest.mark.parametrize("name", all_policies())
+def test_policies_shows_one(run: Run, name: str) -> None:
+    ended = run("policies", name)
+    assert (ended.code, ended.err) == (0, "")
+    policy = all_policies()[name]
+    assert ended.out.startswith(name)
+    for param in policy.params:
+        assert param.name in ended.out
+        assert str(param.default) in ended.out
+
+
+def test_an_unknown_policy_names_the_near_ones(run: Run) -> None:
+    fails(run("policies", "tovva"), "tova")
+
+
+def test_traces_lists_the_bundled_ones(run: Run) -> None:
+    from h2osim.carried import bundled_traces
+
+    records = json.loads(run("traces", "--format", "json").out)
+    assert [record["name"] for record in records] == list(bundled_traces())
+    table = run("traces").out
+    for record in records:
+        assert record["name"] in table
+        assert record["license"]
+
+
+# --- synth and record -----------------------------------------------------------------------
+
+
+def test_synth_makes_a_trace_that_compare_reads(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "made"
+    words = ("synth", "powerlaw", "--n", 48, "--seed", 3, "--heads", 4, "--group-size", 2)
+    ended = run(*words, "--param", "exponent=1.5", "--param", "sink=0", "-o", path)
+    assert (ended.code, ended.out, ended.err) == (0, "", f"wrote {path}\n")
+    trace = h2osim.open_trace(path)
+    made = h2osim.synth("powerlaw", 48, seed=3, heads=4, group_size=2, exponent=1.5, sink=0)
+    assert (trace.n, trace.group_size, len(trace.heads)) == (48, 2, 4)
+    assert np.array_equal(trace.tensor(0, "scores"), made.tensor(0, "scores"))
+    assert trace.manifest["command"].startswith("h2osim synth powerlaw --n 48 --seed 3")
+    assert run("compare", path).code == 0
+    # An existing folder stays as it is, unless it is a trace and --overwrite says so.
+    fails(run(*words, "-o", path), str(path))
+    assert run(*words, "-o", path, "--overwrite").code == 0
+
+
+def test_synth_without_a_name_lists_the_generators(run: Run) -> None:
+    ended = run("synth")
+    assert ended.code == 0
+    for name in ("powerlaw", "drift", "needle", "freeze", "trap", "coverage", "exponent"):
+        assert name in ended.out
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("powerlow", "--n", "8", "-o", "x"), ("'powerlow'", "powerlaw")),
+        (("trap", "-o", "x"), ("--n",)),
+        (("trap", "--n", "8"), ("--output",)),
+        (("trap", "--n", "8", "-o", "x", "--param", "d"), ("'d'", "NAME=VALUE")),
+        (("trap", "--n", "8", "-o", "x", "--param", "e=1"), ("e", "d")),
+        (("trap", "--n", "8", "-o", "x", "--param", "d=2"), ("d=2", "0 to 1")),
+    ],
+)
+def test_mistakes_in_synth_are_one_line(
+    run: Run,
+    words: tuple[str, ...],
+    parts: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fails(run("synth", *words), *parts)
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_in_record_are_found_before_the_model_is_loaded(run: Run, tmp_path: Path) -> None:
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xff\xfe")
+    out = tmp_path / "out"
+    fails(run("record", "smollm2", "--text", tmp_path / "none.txt", "-o", out), "none.txt")
+    fails(run("record", "smollm2", "--text", binary, "-o", out), "UTF-8")
+    fails(run("record", "smollm2", "--text", binary, "-o", out, "--layers", "x"), "--layers")
+    fails(run("record", "smollm2", "-o", out), "--text")
+    assert not out.exists()
