@@ -69,6 +69,79 @@ def add_columns(
             base += t + 1
 
 
+@njit(cache=True, nogil=True)
+def describe_rows(
+    bits: Any,
+    first: int,
+    start: int,
+    stop: int,
+    window: int,
+    sinks: int,
+    recent: int,
+    table: Any,
+    counts: Any,
+    masses: Any,
+    columns: Any,
+    late: Any,
+    sums: Any,
+) -> None:
+    """Add what describe.py counts of rows start ... stop-1 of a block from row `first` on.
+
+    counts int64 [H, 3]: entries a row can see, those under 1 % of the row's largest, zeros.
+    masses int64 [H, 3]: all, on the first `sinks` tokens, on the newest `recent` (sinks aside).
+    columns, late int64 [H, n]: mass of each token, and that from rows at least `recent` later.
+    sums int64 [H, stop-start]: not added to but set, the mass of each row.
+    """
+    for h in range(bits.shape[0]):
+        base = (start * (start + 1) - first * (first + 1)) // 2
+        for t in range(start, stop):
+            low = max(0, t + 1 - window) if window > 0 else 0
+            near = max(0, t + 1 - recent)
+            largest = np.uint16(0)
+            for j in range(low, t + 1):
+                largest = max(largest, bits[h, base + j])
+            limit = np.int64(table[largest])
+            under, zeros = np.int64(0), np.int64(0)
+            total, to_sinks, to_near = np.int64(0), np.int64(0), np.int64(0)
+            for j in range(low, t + 1):
+                value = np.int64(table[bits[h, base + j]])
+                under += value * 100 < limit
+                zeros += value == 0
+                total += value
+                columns[h, j] += value
+            for j in range(low, min(sinks, t + 1)):
+                to_sinks += table[bits[h, base + j]]
+            for j in range(low, near):
+                late[h, j] += table[bits[h, base + j]]
+            for j in range(max(low, near, sinks), t + 1):
+                to_near += table[bits[h, base + j]]
+            counts[h, 0] += t + 1 - low
+            counts[h, 1] += under
+            counts[h, 2] += zeros
+            sums[h, t - start] = total
+            masses[h, 0] += total
+            masses[h, 1] += to_sinks
+            masses[h, 2] += to_near
+            base += t + 1
+
+
+@njit(cache=True, nogil=True)
+def pool_rows(bits: Any, first: int, start: int, stop: int, n: int, table: Any, cells: Any) -> None:
+    """Cells int64 [c, c] = largest entry of the summed rows of a block in each cell."""
+    size = cells.shape[0]
+    row = np.empty(stop, dtype=np.int64)
+    base = (start * (start + 1) - first * (first + 1)) // 2
+    for t in range(start, stop):
+        row[: t + 1] = 0
+        for h in range(bits.shape[0]):
+            for j in range(t + 1):
+                row[j] += table[bits[h, base + j]]
+        at = t * size // n
+        for j in range(t + 1):
+            cells[at, j * size // n] = max(cells[at, j * size // n], row[j])
+        base += t + 1
+
+
 _TILE = 512
 _LOG2E = np.float32(1.44269504)
 _LN2_HIGH = np.float32(0.693359375)
