@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
+    from h2osim.describe import TraceFacts
     from h2osim.synth import Generator
     from h2osim.trace import Trace
 
@@ -453,3 +454,91 @@ def traces_table(records: Sequence[Mapping[str, Any]]) -> Table:
             r["name"], str(r["tokens"]), layers, heads, stores, model, text, str(r["megabytes"])
         )
     return table
+
+
+def info_page(facts: TraceFacts) -> Group:
+    """What :func:`h2osim.describe.describe` found: the manifest's facts, then a row a layer."""
+    from rich.console import Group
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    prompt = f"prompt of {facts.prompt_len}" if facts.prompt_len else "no prompt of its own"
+    size = "in memory" if facts.bytes is None else f"{facts.bytes / 1e6:.1f} MB"
+    shape = f"{facts.heads} heads of {facts.kv_heads} KV heads"
+    lines = {
+        "trace": facts.name,
+        "path": facts.path,
+        "model": " ".join(filter(None, (facts.model, _bracketed(facts.architecture)))),
+        "text": " ".join(filter(None, (facts.text, _bracketed(facts.license)))),
+        "tokens": f"{facts.n} ({prompt})",
+        "shape": f"{len(facts.layers)} layers, {shape} (groups of {facts.group_size})",
+        "store": f"{' and '.join(facts.stores)}: {', '.join(facts.tensors)}; {size}",
+        "made by": facts.created_by,
+        "command": facts.command,
+    }
+    for name, value in lines.items():
+        if value:
+            grid.add_row(name, value)
+    table = Table(
+        caption="% of entries under 1 % of their row's maximum and exactly 0; % of the attention "
+        "mass on the first 4 tokens (sinks), the newest 32 (recent), the tenth most attended of "
+        "the others (heavy) and the rest; largest mass a row lost to float16; power-law exponent "
+        "of the mass tokens receive",
+        caption_justify="left",
+    )
+    columns = ("layer", "sparse", "zero", "sinks", "recent", "heavy", "rest", "lost", "exponent")
+    for header in columns:
+        table.add_column(header, justify="right")
+    windowed = any(layer.window is not None for layer in facts.layers)
+    if windowed:
+        table.add_column("window", justify="right")
+    for layer in facts.layers:
+        shares = (layer.sparsity, layer.zeros, layer.sinks, layer.recent, layer.heavy, layer.rest)
+        row = [str(layer.layer), *(f"{100 * share:.1f}" for share in shares)]
+        row.append("–" if layer.lost_max is None else f"{layer.lost_max:.1g}")
+        row.append("–" if layer.exponent is None else f"{layer.exponent:.2f}")
+        if windowed:
+            row.append(str(layer.window or "–"))
+        table.add_row(*row)
+    return Group(grid, table)
+
+
+def _bracketed(text: str | None) -> str | None:
+    return f"({text})" if text else None
+
+
+def plot_attention(trace: Trace, path: str | os.PathLike, cells: int = 256) -> Path:
+    """Draw the attention of the first KV group of every layer, queries down, keys to the right.
+
+    Grey is logarithmic, from 1e-4 (white) to 1 (black); a cell shows the largest mean over the
+    group's heads among its entries (see :func:`h2osim.describe.heatmap`).
+    """
+    require_matplotlib()
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    from h2osim.describe import heatmap
+
+    target = Path(path)
+    units = [unit for unit in trace.units("group") if unit.index == 0]
+    columns = min(5, len(units))
+    rows = -(-len(units) // columns)
+    figure = Figure(figsize=(2.6 * columns + 0.8, 2.8 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    norm = LogNorm(1e-4, 1, clip=True)
+    for axes, unit in zip(grid.flat, units, strict=False):
+        picture = heatmap(unit, cells)
+        picture = np.where(np.isnan(picture), np.nan, np.maximum(picture, 1e-4))
+        extent = (0, unit.n, unit.n, 0)
+        axes.imshow(picture, cmap="Greys", norm=norm, extent=extent)
+        axes.set_title(f"layer {unit.layer}", fontsize="medium")
+        axes.tick_params(labelsize="x-small")
+    for axes in list(grid.flat)[len(units) :]:
+        axes.set_visible(False)
+    grid[0, 0].set_ylabel("query")
+    grid[-1, 0].set_xlabel("key")
+    figure.colorbar(ScalarMappable(norm, "Greys"), ax=grid, shrink=0.8, label="attention")
+    with _replacing(target) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return target

@@ -333,6 +333,24 @@ def test_an_unknown_policy_names_the_near_ones(run: Run) -> None:
     fails(run("policies", "tovva"), "tova")
 
 
+def test_info_shows_what_is_in_a_trace(run: Run, folder: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "attention.png"
+    ended = run("info", folder, "--plot", picture)
+    assert (ended.code, ended.err) == (0, f"wrote {picture}\n")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    for text in ("small", "40 (no prompt of its own)", "2 layers", "sinks", "exponent"):
+        assert text in ended.out
+    record = json.loads(run("info", folder, "--format", "json").out)
+    assert (record["n"], record["heads"]) == (40, 2)
+    for layer in record["layers"]:
+        shares = [layer[name] for name in ("sinks", "recent", "heavy", "rest")]
+        assert sum(shares) == pytest.approx(1)
+    rows = list(csv.DictReader(io.StringIO(run("info", folder, "-f", "csv", "--layers", "1").out)))
+    assert [row["layer"] for row in rows] == ["1"]
+    fails(run("info", folder, "--layers", "5"), "5")
+    fails(run("info", tmp_path), "trace.json")
+
+
 def test_traces_lists_the_bundled_ones(run: Run) -> None:
     from h2osim.carried import bundled_traces
 

@@ -27,6 +27,8 @@ LAYERS = (
     {"policies"},
     {"engines"},
     {"replay"},
+    {"optimum", "certify"},
+    {"guarantees"},
     {"report"},
     {"cli"},
     {"__main__"},
