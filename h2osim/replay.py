@@ -233,14 +233,11 @@ def _naive(jobs: list[Job], tick: Callable[[int], None]) -> tuple[list[Outcome],
 
 
 def _numba(jobs: list[Job], tick: Callable[[int], None]) -> tuple[list[Outcome], np.ndarray]:
-    from h2osim.engines.direct import DirectRun, head_masses
+    from h2osim.engines.direct import DirectRun
 
     runs = [DirectRun(job) for job in jobs]
-    masses = np.zeros(jobs[0].unit.n, np.int64)
     for block in jobs[0].unit.blocks(lag=max(job.configured.lag() for job in jobs)):
-        rows = head_masses(block)
-        masses[block.start : block.stop] = rows.sum(0)
         for run in runs:
-            run.feed(block, rows)
+            run.feed(block)
             tick(block.stop - block.start)
-    return [run.outcome() for run in runs], masses[jobs[0].prompt_len :]
+    return [run.outcome() for run in runs], runs[0].masses[jobs[0].prompt_len :]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-
 import numpy as np
 
 from h2osim.engines.job import Job, Outcome
@@ -23,6 +20,7 @@ class DirectRun:
         self._job = job
         self._left = np.full(n, n, np.int32)
         self._kept = np.zeros(max(0, n - job.prompt_len), np.int64)
+        self._shown = np.zeros((2, heads, n), np.int64)
         self._cell = np.zeros(2, np.int64)
         self._arrays = (
             np.zeros((max(1, len(policy.state)), n)),
@@ -30,21 +28,28 @@ class DirectRun:
             np.array([job.scalars[name] for name in ints] or [0], np.int64),
             np.array([job.scalars[name] for name in floats] or [0.0], np.float64),
             self._cell,
-            np.zeros(n, np.int64),
+            np.zeros(n, np.uint32),
             self._left,
             self._kept,
-            np.zeros((2, heads, n), np.int64),
+            self._shown,
             np.zeros(n),
+            np.zeros(n, np.int64),
+            np.zeros((heads, n), np.int32),
         )
 
-    def feed(self, block: Block, masses: np.ndarray) -> None:
-        """Replay the block's new rows; ``masses[h, t - start]`` is the whole mass of each."""
+    def feed(self, block: Block) -> None:
+        """Replay the block's new rows."""
         job = self._job
         kind = SCORE_KINDS.index(job.configured.scores)
         self._advance(
-            block.bits, block.first, block.start, block.stop, masses,
+            block.bits, block.first, block.start, block.stop,
             job.budget, job.prompt_len, kind, job.configured.lag(), *self._arrays,
         )  # fmt: skip
+
+    @property
+    def masses(self) -> np.ndarray:
+        """int64[n]: the whole mass of each row fed so far, in fixed point."""
+        return self._shown[1].sum(0)
 
     def outcome(self) -> Outcome:
         """What the replay found, once every row has been fed."""
@@ -57,29 +62,3 @@ class DirectRun:
             gone = np.where(gone < n, late, n).astype(np.int32)
         return Outcome(self._kept, gone, int(self._cell[1]))
 
-
-def head_masses(block: Block) -> np.ndarray:
-    """int64[heads, rows]: the whole mass of each new row of a block, in fixed point."""
-    return _head_masses()(block.bits, block.first, block.start, block.stop)
-
-
-@cache
-def _head_masses() -> Callable[..., np.ndarray]:
-    from numba import njit
-
-    @njit(cache=True, nogil=True)
-    def masses(bits, first, start, stop):  # type: ignore[no-untyped-def]
-        found = np.zeros((bits.shape[0], stop - start), np.int64)
-        base = first * (first + 1) // 2
-        for h in range(bits.shape[0]):
-            for t in range(start, stop):
-                at = t * (t + 1) // 2 - base
-                total = np.int64(0)
-                for x in bits[h, at : at + t + 1]:
-                    exponent = np.int32(x) >> 10
-                    normal = np.int32(exponent > 0)
-                    total += ((normal << 10) | (np.int32(x) & 1023)) << (exponent - normal)
-                found[h, t - start] = total
-        return found
-
-    return masses

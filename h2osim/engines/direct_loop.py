@@ -6,61 +6,88 @@ Never imported: `specialise` puts a policy's own rules in front of this text (th
 with an underscore, and the constants in capitals) and compiles the two together, so that LLVM
 inlines them. The loop does what `naive.run` says, on arrays:
 
-    cache[:m]       positions, oldest first        left[j]   step after which j left, or n
-    state[f, j]     field f of token j             kept[t]   mass attended in decode step t
-    shown[0, h, t]  mass of row t attended         cell      m and held, kept between calls
-    shown[1, h, t]  mass of the whole row
+    cache[:m]       positions, oldest first        left[j]      step after which j left, or n
+    state[f, j]     field f of token j             kept[t - p]  mass attended in decode step t
+    shown[0, h, t]  mass of row t attended         cell         m and held, between calls
+    shown[1, h, t]  mass of the whole row          line, rows   the row in fixed point: sum, heads
+
+Positions are unsigned 32-bit: LLVM then knows that an index is not negative and drops the test for
+Python's indexing from the end.
 """
 
 
 @njit(**OPTIONS)
-def observe(bits, at, j, t, dense, kind, shown):
-    """What the policy is shown of token j in row t, which starts at bits[:, at]."""
-    total = 0.0
+def decode(bits, at, t, line, rows, shown):
+    """Row t in fixed point: each head in `rows`, their sum in `line`."""
     for h in range(bits.shape[0]):
+        source, target = bits[h, at : at + t + 1], rows[h, : t + 1]
+        whole = np.int64(0)
+        for j in range(t + 1):
+            x = fixed(source[j])
+            target[j] = x
+            whole += x
+        shown[1, h, t] = whole
+        for j in range(t + 1):
+            line[j] = target[j] if h == 0 else line[j] + target[j]
+
+
+@njit(**OPTIONS)
+def renormalised(x, h, t, shown):
+    """An entry of head h's row t divided by the row's recall, with one rounding."""
+    if shown[0, h, t] == 0:
+        return 0.0
+    return float(x * shown[1, h, t]) / float(shown[0, h, t]) * ONE
+
+
+@njit(**OPTIONS)
+def recall_old(bits, base, j, u, p, kind, shown, ints, floats, k, n):
+    """What the policy was shown of token j in row u."""
+    heads, at = bits.shape[0], u * (u + 1) // 2 - base
+    total = 0.0
+    if HIDES and u >= p and not _visible(ints, floats, j, u, k, p, n, heads):
+        return total
+    for h in range(heads):
         x = fixed(bits[h, at + j])
-        if dense or kind == FULL:
-            total += x * ONE
-        elif shown[0, h, t] > 0:
-            total += float(x * shown[1, h, t]) / float(shown[0, h, t]) * ONE
+        total += x * ONE if u < p or kind == FULL else renormalised(x, h, u, shown)
     return total
 
 
 @njit(**OPTIONS)
 def advance(
-    bits, first, start, stop, masses, k, p, kind, lag,
-    state, inputs, ints, floats, cell, cache, left, kept, shown, ranks,
+    bits, first, start, stop, k, p, kind, lag,
+    state, inputs, ints, floats, cell, cache, left, kept, shown, ranks, line, rows,
 ):  # fmt: skip
     """Replay rows start … stop - 1; `bits` hold rows first … stop - 1, packed."""
     heads, n = bits.shape[0], left.shape[0]
     m, held = cell[0], cell[1]
     base = first * (first + 1) // 2
     for t in range(start, stop):
-        at = t * (t + 1) // 2 - base
         dense = t < p
         cache[m] = t
         m += 1
         _init(state, inputs, ints, floats, t, t, k, p, n, heads)
+        decode(bits, t * (t + 1) // 2 - base, t, line, rows, shown)
 
-        # Attend: the mass seen in each head, and how many keys gave it.
-        seen = 0
-        mass = 0
-        for h in range(heads):
-            one = 0
-            seen = 0
-            for i in range(m):
-                j = cache[i]
-                if dense or not HIDES or _visible(ints, floats, j, t, k, p, n, heads):
-                    one += fixed(bits[h, at + j])
-                    seen += 1
-            if LINGERS:
-                for j in range(max(0, t - _linger(ints, floats, t, k, p, n, heads)), t):
-                    if left[j] < n:
-                        one += fixed(bits[h, at + j])
+        # Attend. Where every cached key is seen in full, its mass is summed on the way below.
+        plain = dense or not (HIDES or LINGERS or kind == CACHED)
+        seen = m
+        mass = np.int64(0)
+        if not plain:
+            for h in range(heads):
+                one = np.int64(0)
+                seen = 0
+                for i in range(m):
+                    j = np.int64(cache[i])
+                    if not HIDES or _visible(ints, floats, j, t, k, p, n, heads):
+                        one += rows[h, j]
                         seen += 1
-            mass += one
-            shown[0, h, t] = one
-            shown[1, h, t] = masses[h, t - start]
+                if LINGERS:
+                    for j in range(max(0, t - _linger(ints, floats, t, k, p, n, heads)), t):
+                        if left[j] < n:
+                            one += rows[h, j]
+                            seen += 1
+                mass += one
+                shown[0, h, t] = one
 
         # Update every cached token and, if one must go, find the least rank on the way.
         keep = m
@@ -71,15 +98,21 @@ def advance(
         least = np.inf
         worst = 0
         for i in range(m):
-            j = cache[i]
-            a = 0.0
-            if dense or not HIDES or _visible(ints, floats, j, t, k, p, n, heads):
-                a = observe(bits, at, j, t, dense, kind, shown)
+            j = np.int64(cache[i])
+            if plain:
+                mass += line[j]
+                a = line[j] * ONE
+            else:
+                a = 0.0
+                if not HIDES or _visible(ints, floats, j, t, k, p, n, heads):
+                    if kind == FULL:
+                        a = line[j] * ONE
+                    else:
+                        for h in range(heads):
+                            a += renormalised(rows[h, j], h, t, shown)
             old = 0.0
             if lag > 0 and t - lag >= j:
-                u = t - lag
-                if u < p or not HIDES or _visible(ints, floats, j, u, k, p, n, heads):
-                    old = observe(bits, u * (u + 1) // 2 - base, j, u, u < p, kind, shown)
+                old = recall_old(bits, base, j, t - lag, p, kind, shown, ints, floats, k, n)
             _update(state, inputs, ints, floats, j, a, old, t, k, p, n, heads)
             if ranking:
                 r = float(_rank(state, inputs, ints, floats, j, t, k, p, n, heads))
@@ -89,7 +122,7 @@ def advance(
                     worst = i
 
         if READMITS:
-            mass = readmitted(bits, at, t, k, ranks)
+            mass = readmitted(line, t, k, ranks)
             seen = min(t, k) + 1
         if not dense:
             kept[t - p] = mass
@@ -120,20 +153,18 @@ def advance(
 
 
 @njit(**OPTIONS)
-def readmitted(bits, at, t, k, ranks):
+def readmitted(line, t, k, ranks):
     """Mass of the k earlier keys of highest rank (the newest among equals) and of the own key."""
     spare = max(0, t - k)
-    line = np.partition(ranks[:t], spare)[spare] if spare else -np.inf
+    bar = np.partition(ranks[:t], spare)[spare] if spare else -np.inf
     room = min(t, k)
     for j in range(t):
-        room -= ranks[j] > line
-    mass = 0
-    for j in range(t, -1, -1):
-        chosen = j == t or ranks[j] > line
-        if not chosen and ranks[j] == line and room > 0:
-            chosen = True
+        room -= ranks[j] > bar
+    mass = np.int64(line[t])
+    for j in range(t - 1, -1, -1):
+        if ranks[j] > bar:
+            mass += line[j]
+        elif ranks[j] == bar and room > 0:
+            mass += line[j]
             room -= 1
-        if chosen:
-            for h in range(bits.shape[0]):
-                mass += fixed(bits[h, at + j])
     return mass

@@ -1,0 +1,103 @@
+"""The stack engine: every budget of an inclusive policy in one pass (theorem T7, Mattson's stack)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from h2osim.engines.job import Job
+from h2osim.engines.specialise import compiled, number_slots
+from h2osim.trace import Block
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What one pass found for every budget, in exact integers (fixed point).
+
+    ``kept[k - 1]`` is the mass attended over all decode steps at budget k; ``held[k - 1]`` the most
+    keys attended besides the own one; ``evicted_at[b, j]`` as in an outcome, for the budgets
+    asked for.
+    """
+
+    kept: np.ndarray
+    held: np.ndarray
+    evicted_at: np.ndarray
+
+
+class StackRun:
+    """A pass that is fed blocks of rows, in order, and keeps O(n) state between them.
+
+    ``job.budget`` plays no part; ``budgets`` (ascending) are those whose evictions are recorded.
+    """
+
+    def __init__(self, job: Job, budgets: Sequence[int] = ()):
+        policy, n, p = job.configured.policy, job.unit.n, job.prompt_len
+        ints, floats = number_slots(policy)
+        self._job = job
+        self._budgets = np.array(budgets, np.int64)
+        self._cell = np.zeros(2, np.int64)
+        self._depth = np.zeros(n, np.int32)
+        self._since = np.zeros(n, np.int64)
+        self._hits = np.zeros(n + 1, np.int64)
+        self._evicted = np.full((len(budgets), n), n, np.int32)
+        self._masses = np.zeros(n - p, np.int64)
+        self._sizes = np.zeros((2, n - p), np.int64)
+        self._rules = (
+            np.zeros((max(1, len(policy.state)), n)),
+            np.array([job.inputs[name] for name in policy.inputs] or np.zeros((1, 1))),
+            np.array([job.scalars[name] for name in ints] or [0], np.int64),
+            np.array([job.scalars[name] for name in floats] or [0.0], np.float64),
+        )
+        ranks, line = np.zeros(n), np.zeros(n, np.int64)
+        if policy.readmits:
+            self._advance = compiled(policy, "stack_loop", "bound")
+            self._arrays = (*self._rules, self._hits, self._masses, self._sizes, ranks, line)
+        else:
+            self._advance = compiled(policy, "stack_loop")
+            self._arrays = (
+                *self._rules,
+                self._cell,
+                np.zeros(n, np.uint32),
+                self._depth,
+                np.zeros(n, np.uint32),
+                self._since,
+                self._hits,
+                self._budgets,
+                np.searchsorted(self._budgets, np.arange(n + 2)),
+                self._evicted,
+                self._masses,
+                self._sizes,
+                ranks,
+                line,
+            )
+
+    def feed(self, block: Block) -> None:
+        """Replay the block's new rows."""
+        self._advance(
+            block.bits, block.first, block.start, block.stop, self._job.prompt_len, *self._arrays
+        )
+
+    @property
+    def masses(self) -> np.ndarray:
+        """int64[n - p]: the whole mass of each decode row, in fixed point."""
+        return self._masses
+
+    def curve(self) -> Curve:
+        """The result for every budget, once every row has been fed."""
+        hits = self._hits.copy()
+        np.add.at(hits, self._depth, self._since)
+        return Curve(np.cumsum(hits)[1:], self._held(), self._evicted)
+
+    def _held(self) -> np.ndarray:
+        """Most keys attended besides the own: min(k, stacked) + pending, over the decode steps."""
+        k = np.arange(1, self._job.unit.n + 1)
+        held = np.zeros_like(k)
+        deepest = -1
+        for pending in np.unique(self._sizes[1])[::-1]:
+            stacked = int(self._sizes[0][self._sizes[1] == pending].max())
+            if stacked > deepest:  # else more pending tokens came with as deep a stack
+                held = np.maximum(held, np.minimum(k, stacked) + pending)
+                deepest = stacked
+        return held
