@@ -87,7 +87,10 @@ def _rows(results: xr.Dataset) -> Iterator[dict[str, Any]]:
 
 
 def comparison_table(
-    results: xr.Dataset, title: str | None = None, asked: Mapping[int, float] | None = None
+    results: xr.Dataset,
+    title: str | None = None,
+    asked: Mapping[int, float] | None = None,
+    stacked: bool = False,
 ) -> Table:
     """Rank the policies by recall: a row a policy, a column a budget.
 
@@ -95,6 +98,7 @@ def comparison_table(
     mean over the budgets shown; oracles and bounds stand in their place without a number, because
     nothing that decodes online can be them. ``asked`` maps budgets in tokens to the fractions they
     were asked for as: 0.05 of 768 tokens comes to 38, which would otherwise be labelled 4.95 %.
+    ``stacked`` puts the spread below the mean, for narrow screens.
     """
     from rich.table import Table
 
@@ -110,11 +114,12 @@ def comparison_table(
     if len(shown) < results.sizes["budget"]:
         caption += f"; {len(shown)} of {results.sizes['budget']} budgets shown"
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    table.add_column("#", justify="right")
-    table.add_column("policy", overflow="fold")
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("policy", overflow="fold", min_width=9)
     n = int(results.attrs["n"])
     for budget in part["budget"].values.tolist():
-        label = f"{budget} ({budget_label(budget, n, asked)})"
+        share = budget_label(budget, n, asked)
+        label = f"{budget}\n{share}" if stacked else f"{budget} ({share})"
         table.add_column(label, justify="right", no_wrap=True)
     if any(notes):
         table.add_column("notes")
@@ -124,15 +129,15 @@ def comparison_table(
     for i in sorted(range(len(texts)), key=lambda i: -recall[i].mean()):
         ordinary = not _beyond(configured[i].policy)
         number += ordinary
-        cells = [_cell(values) for values in recall[i]]
+        cells = [_cell(values, "\n" if stacked else "  ") for values in recall[i]]
         row = [str(number) if ordinary else "–", texts[i], *cells]
         table.add_row(*row, *([notes[i]] if any(notes) else []))
     return table
 
 
-def _cell(values: np.ndarray) -> str:
+def _cell(values: np.ndarray, separator: str) -> str:
     mean, low, high = (_short(v) for v in (values.mean(), values.min(), values.max()))
-    return mean if values.size == 1 else f"{mean}  {low}–{high}"
+    return mean if values.size == 1 else f"{mean}{separator}{low}–{high}"
 
 
 def _short(value: float) -> str:

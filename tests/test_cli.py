@@ -177,6 +177,18 @@ def test_compare_prints_a_ranked_table(run: Run, folder: Path) -> None:
     assert ranks == ["–", "1", "2", "3", "4"]
 
 
+def test_a_narrow_screen_gets_the_spread_on_its_own_line(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("compare", folder, "-p", "recency,full", "-b", "4,8,16,20")
+    assert "4 (10 %)" in run(*words).out
+    monkeypatch.setenv("COLUMNS", "70")
+    narrow = run(*words).out
+    assert "4 (10 %)" not in narrow
+    assert "…" not in narrow
+    assert max(map(len, narrow.splitlines())) <= 70
+
+
 def test_compare_agrees_with_the_api(run: Run, folder: Path) -> None:
     ended = run(
         "compare", folder, "-p", POLICIES, "-b", "4,0.5", "--prompt-len", 8, "--share", "head",

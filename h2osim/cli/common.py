@@ -122,7 +122,7 @@ def console(stderr: bool = False) -> Console:
 
     stream = sys.stderr if stderr else sys.stdout
     # Away from a terminal rich would assume 80 columns and cut cells short.
-    width = None if stream.isatty() or "COLUMNS" in os.environ else 160
+    width = None if stream.isatty() or "COLUMNS" in os.environ else 200
     return Console(file=stream, width=width, highlight=False, markup=False)
 
 

@@ -118,7 +118,12 @@ def compare(
         report.plot_recall(results, plot, title=title, asked=asked)
         notice(f"wrote {plot}")
     if format_ is Format.table:
-        console().print(report.comparison_table(results, title=title, asked=asked))
+        screen = console()
+        table = report.comparison_table(results, title=title, asked=asked)
+        unbounded = screen.options.update(max_width=10_000)
+        if screen.measure(table, options=unbounded).maximum > screen.width:
+            table = report.comparison_table(results, title=title, asked=asked, stacked=True)
+        screen.print(table)
     elif format_ is Format.json:
         print_json(report.comparison_records(results))
     else:
