@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -90,7 +90,7 @@ def comparison_table(
     results: xr.Dataset,
     title: str | None = None,
     asked: Mapping[int, float] | None = None,
-    stacked: bool = False,
+    spread: Literal["beside", "below", "none"] = "beside",
 ) -> Table:
     """Rank the policies by recall: a row a policy, a column a budget.
 
@@ -98,7 +98,8 @@ def comparison_table(
     mean over the budgets shown; oracles and bounds stand in their place without a number, because
     nothing that decodes online can be them. ``asked`` maps budgets in tokens to the fractions they
     were asked for as: 0.05 of 768 tokens comes to 38, which would otherwise be labelled 4.95 %.
-    ``stacked`` puts the spread below the mean, for narrow screens.
+    ``spread`` says where the least and the greatest stand: a narrow screen wants them below the
+    mean, or not at all.
     """
     from rich.table import Table
 
@@ -110,7 +111,8 @@ def comparison_table(
     configured = [parse(text) for text in texts]
     notes = [_notes(part.isel(policy=i), c) for i, c in enumerate(configured)]
 
-    caption = "recall of the attention mass: mean over the units, then least–greatest"
+    caption = "recall of the attention mass: mean over the units"
+    caption += " (a wider screen shows the spread)" if spread == "none" else ", then least–greatest"
     if len(shown) < results.sizes["budget"]:
         caption += f"; {len(shown)} of {results.sizes['budget']} budgets shown"
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
@@ -119,7 +121,7 @@ def comparison_table(
     n = int(results.attrs["n"])
     for budget in part["budget"].values.tolist():
         share = budget_label(budget, n, asked)
-        label = f"{budget}\n{share}" if stacked else f"{budget} ({share})"
+        label = f"{budget} ({share})" if spread == "beside" else f"{budget}\n{share}"
         table.add_column(label, justify="right", no_wrap=True)
     if any(notes):
         table.add_column("notes")
@@ -129,15 +131,17 @@ def comparison_table(
     for i in sorted(range(len(texts)), key=lambda i: -recall[i].mean()):
         ordinary = not _beyond(configured[i].policy)
         number += ordinary
-        cells = [_cell(values, "\n" if stacked else "  ") for values in recall[i]]
+        cells = [_cell(values, spread) for values in recall[i]]
         row = [str(number) if ordinary else "–", texts[i], *cells]
         table.add_row(*row, *([notes[i]] if any(notes) else []))
     return table
 
 
-def _cell(values: np.ndarray, separator: str) -> str:
+def _cell(values: np.ndarray, spread: str) -> str:
     mean, low, high = (_short(v) for v in (values.mean(), values.min(), values.max()))
-    return mean if values.size == 1 else f"{mean}{separator}{low}–{high}"
+    if values.size == 1 or spread == "none":
+        return mean
+    return f"{mean}\n{low}–{high}" if spread == "below" else f"{mean}  {low}–{high}"
 
 
 def _short(value: float) -> str:

@@ -182,11 +182,14 @@ def test_a_narrow_screen_gets_the_spread_on_its_own_line(
 ) -> None:
     words = ("compare", folder, "-p", "recency,full", "-b", "4,8,16,20")
     assert "4 (10 %)" in run(*words).out
-    monkeypatch.setenv("COLUMNS", "70")
+    monkeypatch.setenv("COLUMNS", "100")
     narrow = run(*words).out
     assert "4 (10 %)" not in narrow
     assert "…" not in narrow
-    assert max(map(len, narrow.splitlines())) <= 70
+    assert max(map(len, narrow.splitlines())) <= 100
+    assert "then least–greatest" in narrow
+    monkeypatch.setenv("COLUMNS", "60")
+    assert "a wider screen shows the spread" in " ".join(run(*words).out.split())
 
 
 def test_compare_agrees_with_the_api(run: Run, folder: Path) -> None:

@@ -119,10 +119,11 @@ def compare(
         notice(f"wrote {plot}")
     if format_ is Format.table:
         screen = console()
-        table = report.comparison_table(results, title=title, asked=asked)
         unbounded = screen.options.update(max_width=10_000)
-        if screen.measure(table, options=unbounded).maximum > screen.width:
-            table = report.comparison_table(results, title=title, asked=asked, stacked=True)
+        for spread in ("beside", "below", "none"):
+            table = report.comparison_table(results, title, asked, spread)
+            if screen.measure(table, options=unbounded).maximum <= screen.width:
+                break
         screen.print(table)
     elif format_ is Format.json:
         print_json(report.comparison_records(results))
