@@ -160,7 +160,7 @@ _C5 = np.float32(1.0 / 120)
 _C6 = np.float32(1.0 / 720)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _exp_into(x: Any, power: Any, start: int, stop: int) -> None:
     """x[j] = exp(x[j]) for j in start ... stop-1, x <= 0 float32; 0 below -87.
 
@@ -181,7 +181,7 @@ def _exp_into(x: Any, power: Any, start: int, stop: int) -> None:
         x[j] *= power[j]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def softmax_rows(
     q: Any,
     keys: Any,

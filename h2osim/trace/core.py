@@ -413,8 +413,12 @@ def open_trace(path_or_name: str | os.PathLike[str]) -> Trace:
     fields = manifest.read(path)
     slots = {}
     for i, entry in enumerate(fields["layers"]):
-        if entry.get("file") is None:
-            raise UserError(f"{path / 'trace.json'}: field layers[{i}].file is missing")
+        for field, kind in (("file", str), ("sha256", str), ("bytes", int)):
+            if not isinstance(entry.get(field), kind):
+                raise UserError(
+                    f"{path / 'trace.json'}: field layers[{i}].{field}: "
+                    f"found {entry.get(field)!r}, expected a {kind.__name__}"
+                )
         slots[entry["index"]] = _check_header(path, fields, entry)
     return Trace(fields, path, slots, {})
 
@@ -439,7 +443,7 @@ def _check_header(
     path = folder / entry["file"]
     slots = files.read_header(path)
     size = path.stat().st_size
-    if entry.get("bytes", size) != size:
+    if entry["bytes"] != size:
         word = "truncated" if size < entry["bytes"] else "too long"
         raise UserError(f"{path}: {word}: found {size} bytes, trace.json says {entry['bytes']}")
     required = set(entry.get("tensors") or ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -38,10 +39,7 @@ class LayerWriter:
         self._views: dict[str, NDArray[Any]] = {}
         try:
             # the room is taken now: a full disk is an error here, not a bus error in the map later
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._fd, 0, size)
-            else:
-                os.truncate(self._fd, size)
+            _reserve(self._fd, size)
             self._write(0, header)
         except BaseException:
             self.close()
@@ -146,6 +144,8 @@ class TraceWriter:
     ) -> None:
         if kind is not None:
             self._discard()
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
             return
         try:
             self._publish()
@@ -280,6 +280,18 @@ class TraceWriter:
         for place in reversed(self._made):
             with suppress(OSError):
                 place.rmdir()
+
+
+def _reserve(fd: int, size: int) -> None:
+    """Make a file of this size, on the disk where the file system can do that."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(fd, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+    os.truncate(fd, size)
 
 
 def _indices(heads: int | Sequence[int] | None) -> list[int] | None:
