@@ -133,6 +133,34 @@ def test_a_closed_pipe_is_no_error() -> None:
     assert ended.stderr == ""
 
 
+def test_colours_and_progress_on_a_terminal_only(folder: Path) -> None:
+    words = [sys.executable, "-m", "h2osim", "compare", str(folder), "-p", "recency", "-b", "4"]
+    piped = subprocess.run(words, capture_output=True, timeout=120)
+    assert (piped.returncode, piped.stderr) == (0, b"")
+    assert b"\x1b" not in piped.stdout
+
+    ours, theirs = os.openpty()
+    environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS")}
+    process = subprocess.Popen(
+        words, stdout=theirs, stderr=theirs, env=environment | {"TERM": "xterm-256color"}
+    )
+    os.close(theirs)
+    shown = b""
+    with open(ours, "rb", buffering=0) as terminal:
+        while True:
+            try:
+                part = terminal.read(4096)
+            except OSError:  # how Linux says that the other end is closed
+                break
+            if not part:
+                break
+            shown += part
+    assert process.wait(timeout=60) == 0
+    assert b"replaying" in shown
+    assert b"\x1b[" in shown
+    assert b"recency" in shown
+
+
 def test_help_names_every_command(run: Run) -> None:
     for words in ((), ("--help",), ("-h",)):
         ended = run(*words)
