@@ -20,7 +20,7 @@ Numbers = NDArray[np.float64]
 def noise(unit: Unit, values: Values) -> Numbers:
     """A number in [0, 1) per token: the splitmix64 hash of ``seed`` and the position."""
     z = np.arange(1, unit.n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z += np.uint64(int(values["seed"])) * np.uint64(0xD1342543DE82EF95)
+    z += np.uint64(int(values["seed"]) * 0xD1342543DE82EF95 % 2**64)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53, np.float64)

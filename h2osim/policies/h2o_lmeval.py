@@ -11,8 +11,8 @@ def keep(k: int, recent: int) -> int:
     return max(0, k - recent - 1)
 
 
-def linger(recent: int) -> int:
-    return recent
+def linger(k: int, recent: int) -> int:
+    return min(k, recent)
 
 
 def rank(score: float) -> float:

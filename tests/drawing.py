@@ -1,0 +1,41 @@
+"""What tests of policies share: parameters drawn from a policy's own declaration, and its data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+from strategies import qk_traces, sixteenth_traces, softmax_traces
+
+from h2osim.policy import Configured, Param, Policy
+from h2osim.trace import Trace
+
+
+def values_of(param: Param) -> st.SearchStrategy[Any]:
+    """Values that a parameter accepts: those at its borders, and small ones."""
+    if param.kind == "choice":
+        return st.sampled_from(param.choices)
+    low, high = param.low, param.high
+    if param.kind == "float":
+        top = min(high, low + 4)
+        return st.sampled_from([low, top, (low + top) / 2]) | st.floats(low, top)
+    tokens = st.integers(int(max(low, 1)), int(min(high, max(12, low))))
+    if param.kind == "window":
+        shares = [share for share in (0.0, 0.1, 0.3, 0.5, 0.9) if low <= share <= high]
+        return st.sampled_from(shares) | tokens
+    return st.just(int(low)) | tokens
+
+
+@st.composite
+def configured(draw: st.DrawFn, policy: Policy) -> Configured:
+    """A policy with its defaults, or with some parameters drawn."""
+    chosen = [param for param in policy.params if draw(st.booleans())]
+    return policy.with_params(**{param.name: draw(values_of(param)) for param in chosen})
+
+
+def traces_for(policy: Policy, **sizes: Any) -> st.SearchStrategy[Trace]:
+    """Traces of every kind that has the data the policy needs."""
+    norms = policy.needs == "value norms"
+    with_rows = sixteenth_traces(norms=norms, **sizes) | softmax_traces(norms=norms, **sizes)
+    with_keys = qk_traces(values=bool(policy.needs), **sizes)
+    return with_rows | with_keys if norms or not policy.needs else with_keys

@@ -1,0 +1,93 @@
+"""Every engine makes the same evictions as the naive one, exactly, for every policy there is.
+
+A policy file added to `h2osim/policies` is drawn here without any change: its parameters from their
+declarations, and traces with the data that it needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import xarray
+from drawing import configured, traces_for
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import examples, qk_traces
+
+from h2osim.policy import Configured, Policy, all_policies
+from h2osim.replay import replay
+from h2osim.trace import Trace, unit
+
+POLICIES = sorted(all_policies())
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is replayed; shown when engines differ."""
+
+    trace: Trace
+    policy: Configured
+    budgets: list[int]
+    prompt_len: int
+    share: str
+
+    def replayed(self, engine: str) -> xarray.Dataset:
+        return replay(
+            self.trace,
+            self.policy,
+            self.budgets,
+            prompt_len=self.prompt_len,
+            share=self.share,
+            engine=engine,
+            step_recall=True,
+        )
+
+
+@st.composite
+def cases(draw: st.DrawFn, policy: Policy, traces: st.SearchStrategy[Trace]) -> Case:
+    trace = draw(traces)
+    return Case(
+        trace,
+        draw(configured(policy)),
+        draw(st.lists(st.integers(1, trace.n), min_size=1, max_size=3, unique=True)),
+        draw(st.just(1) | st.integers(1, trace.n - 1)),
+        draw(st.sampled_from(["group", "head", "layer"])),
+    )
+
+
+def assert_same(expected: xarray.Dataset, found: xarray.Dataset) -> None:
+    """The same evictions and the same integers (their quotients are rounded once)."""
+    for name in ("evicted_at", "held", "step_recall", "recall"):
+        np.testing.assert_array_equal(found[name].values, expected[name].values, name)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_numba_replays_as_the_definition_says(name: str) -> None:
+    policy = all_policies()[name]
+
+    @examples(25)
+    @given(cases(policy, traces_for(policy, min_n=2)))
+    def check(case: Case) -> None:
+        assert_same(case.replayed("naive"), case.replayed("numba"))
+
+    check()
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_rows_made_block_by_block_change_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Queries and keys become rows a few at a time; rules that look back see across blocks."""
+    policy = all_policies()[name]
+
+    @examples(8)
+    @given(cases(policy, qk_traces(values=True, min_n=2)), st.integers(1, 7))
+    def check(case: Case, rows: int) -> None:
+        monkeypatch.setattr(unit, "BLOCK_ROWS", 1000)
+        expected = case.replayed("naive")
+        monkeypatch.setattr(unit, "BLOCK_ROWS", rows)
+        assert_same(expected, case.replayed("numba"))
+
+    check()
