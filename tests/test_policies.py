@@ -1,0 +1,479 @@
+"""The rule of each policy, on examples small enough to work out by hand.
+
+Attention is written in sixteenths (or sixty-fourths): a row of whole numbers whose sum is 16 (64).
+`gone` is the step after which each token is gone; n, the length, says that it stays.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import examples, traces
+
+from h2osim.errors import UserError
+from h2osim.inputs import gumbel, noise
+from h2osim.policies import nacl
+from h2osim.policy import all_policies
+from h2osim.replay import replay
+from h2osim.trace import Trace
+
+
+def square(*rows: Sequence[int]) -> np.ndarray:
+    """A matrix [n, n] from the rows of its lower triangle, each divided by its sum."""
+    scores = np.zeros((len(rows), len(rows)))
+    for t, row in enumerate(rows):
+        assert len(row) == t + 1 and sum(row) in (16, 64), f"row {t} of the example"
+        scores[t, : t + 1] = np.array(row) / sum(row)
+    return scores
+
+
+def trace(*rows: Sequence[int], **more: Any) -> Trace:
+    """A trace of one head."""
+    return Trace.from_scores(square(*rows), **more)
+
+
+def run(given: Trace, policy: str, k: int, p: int = 1, share: str = "group") -> xarray.Dataset:
+    """One replay by the definition."""
+    found = replay(given, policy, k, prompt_len=p, share=share, engine="naive", step_recall=True)
+    return found.isel(policy=0, layer=0, budget=0)
+
+
+def gone(given: Trace, policy: str, k: int, p: int = 1, share: str = "group") -> list[int]:
+    """The step after which each token is gone, for the first unit."""
+    evicted_at: list[int] = run(given, policy, k, p, share).evicted_at.values[0].tolist()
+    return evicted_at
+
+
+def seen(given: Trace, policy: str, k: int, p: int, whole: int) -> list[float]:
+    """The mass attended in each decode step, in the units of the example."""
+    masses: list[float] = (run(given, policy, k, p).step_recall.values[0] * whole).tolist()
+    return masses
+
+
+# --- baselines ------------------------------------------------------------------------------
+
+EVEN = trace((16,), (8, 8), (4, 4, 8), (4, 4, 4, 4), (4, 4, 4, 2, 2), (4, 4, 2, 2, 2, 2))
+
+
+def test_full_keeps_everything_whatever_the_budget() -> None:
+    assert gone(EVEN, "full", 1) == [6] * 6
+    assert seen(EVEN, "full", 1, 1, 16) == [16] * 5
+    assert run(EVEN, "full", 1).held.values.tolist() == [5]
+
+
+def test_recency_is_a_sliding_window() -> None:
+    assert gone(EVEN, "recency", 2) == [2, 3, 4, 5, 6, 6]
+    assert gone(EVEN, "recency", 2, p=4) == [3, 3, 4, 5, 6, 6]  # two at the prompt's end
+    assert seen(EVEN, "recency", 2, 4, 16) == [4 + 2 + 2, 2 + 2 + 2]
+
+
+def test_streaming_keeps_the_first_tokens_and_a_window() -> None:
+    assert gone(EVEN, "streaming:sinks=1", 3) == [6, 3, 4, 5, 6, 6]
+    assert gone(EVEN, "streaming:sinks=2", 3) == [6, 6, 3, 4, 5, 6]
+    assert gone(EVEN, "streaming:sinks=2", 3, p=5) == [6, 6, 4, 4, 5, 6]
+
+
+def test_random_ranks_tokens_by_a_hash_of_seed_and_position() -> None:
+    def splitmix64(seed: int, position: int) -> float:
+        z = ((position + 1) * 0x9E3779B97F4A7C15 + seed * 0xD1342543DE82EF95) % 2**64
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        return ((z ^ (z >> 31)) >> 11) / 2**53
+
+    unit = EVEN.units()[0]
+    for seed in (0, 1, 12345, 2**53):
+        expected = [splitmix64(seed, j) for j in range(6)]
+        assert noise(unit, {"seed": seed}).tolist() == expected
+        kept = sorted(range(6), key=lambda j: expected[j])[-2:]
+        left = gone(EVEN, f"random:seed={seed}", 2)
+        assert [j for j in range(6) if left[j] == 6] == sorted(kept)
+
+
+def test_random_keeps_every_pair_equally_often() -> None:
+    unit = EVEN.units()[0]
+    count = dict.fromkeys(itertools.combinations(range(6), 2), 0)
+    for seed in range(3000):
+        best = np.argsort(noise(unit, {"seed": seed}))[-2:]
+        count[tuple(sorted(best.tolist()))] += 1
+    # 3000 / 15 pairs: 200 each, standard deviation 13.7
+    assert min(count.values()) > 150 and max(count.values()) < 250
+
+
+# --- H2O and its variants -------------------------------------------------------------------
+
+
+def test_h2o_evicts_the_least_accumulated_attention_outside_the_window() -> None:
+    # Sums after row 3: 46, 7, 7 and 4; the newest is safe, of the two sevens the older goes.
+    # Row 4 gives the lost token 9 of 16; sums 50, 8, 5 of tokens 0, 2, 3: token 3 goes.
+    example = trace((16,), (12, 4), (10, 1, 5), (8, 2, 2, 4), (4, 9, 1, 1, 1))
+    assert gone(example, "h2o:recent=1,scores=full", 3) == [5, 3, 5, 4, 5]
+    assert seen(example, "h2o:recent=1,scores=full", 3, 1, 16) == [16, 16, 16, 4 + 1 + 1 + 1]
+    found = run(example, "h2o:recent=1,scores=full", 3)
+    assert found.recall.values.tolist() == [(16 + 16 + 16 + 7) / 64]
+    assert found.held.values.tolist() == [3]
+
+
+def test_h2o_with_cached_scores_renormalises_the_row_over_the_cache() -> None:
+    # After row 2 the sums are 28, 12, 8: token 2 goes. In row 3 the lost token gets 12 of 16, so
+    # only 4/16 is seen: the new token's 4/16 counts as it is (sum 4 < 12: it goes), or as 1, which
+    # is 16/16 > 12/16: token 1 goes.
+    example = trace((16,), (8, 8), (4, 4, 8), (0, 0, 12, 4))
+    assert gone(example, "h2o:recent=0,scores=full", 2) == [4, 4, 2, 3]
+    assert gone(example, "h2o:recent=0,scores=cached", 2) == [4, 3, 2, 4]
+
+
+def test_h2o_scores_of_the_prompt_are_dense() -> None:
+    # The same rows as a prompt: sums 28, 12, 20, 4 in either kind; two go at its end.
+    example = trace((16,), (8, 8), (4, 4, 8), (0, 0, 12, 4), (4, 4, 4, 2, 2))
+    for scores in ("full", "cached"):
+        assert gone(example, f"h2o:recent=0,scores={scores}", 2, p=4)[:4] == [5, 3, 5, 3]
+
+
+def test_h2o_protects_half_of_the_budget_by_default() -> None:
+    # From token 4 on the new ones get nothing. With floor(5 / 2) = 2 newest safe, token 3 (1) goes
+    # at step 5, then 4 and 5 (0) as they leave the window; without a window 4 goes at once.
+    first = [(16,), (14, 2), (14, 0, 2), (15, 0, 0, 1)]
+    example = trace(*first, *((16, *[0] * t) for t in range(4, 8)))
+    assert gone(example, "h2o", 5) == [8, 8, 8, 5, 6, 7, 8, 8]
+    assert gone(example, "h2o:recent=2,scores=cached", 5) == [8, 8, 8, 5, 6, 7, 8, 8]
+    assert gone(example, "h2o:recent=0", 5) == [8, 8, 8, 8, 5, 6, 7, 8]
+
+
+def test_h2o_once_after_the_prompt() -> None:
+    example = trace((16,), (8, 8), (4, 4, 8), (0, 0, 12, 4), (4, 4, 4, 2, 2))
+    found = run(example, "h2o:recent=0,when=prompt", 2, p=3)
+    assert found.evicted_at.values.tolist() == [[5, 5, 2, 5, 5]]
+    assert found.held.values.tolist() == [3]  # the cache grows
+
+
+def test_h2o_alg1_keeps_the_first_tokens_for_ever() -> None:
+    # Even where the newest takes all attention and the residents' was rounded to 0.
+    example = trace((16,), (0, 16), (0, 0, 16), (0, 0, 0, 16), (0, 0, 0, 0, 16))
+    assert gone(example, "h2o-alg1", 2) == [5, 5, 2, 3, 4]
+    assert gone(example, "h2o-alg1", 1) == [5, 1, 2, 3, 4]
+
+
+def test_h2o_alg2_counts_only_from_the_step_that_fills_the_cache() -> None:
+    # k = 2: row 2 is the first that counts, 2, 8, 6: token 0 goes, for all its 32 before.
+    # Row 3: 8 + 2 and 6 + 7 against 7: the newest goes. Sums from row 0 on are 34, 8, 6: 2 goes.
+    example = trace((16,), (16, 0), (2, 8, 6), (0, 2, 7, 7))
+    assert gone(example, "h2o-alg2", 2) == [2, 4, 4, 3]
+    assert gone(example, "h2o:recent=0", 2)[:3] == [4, 3, 2]
+
+
+def test_h2o_mask_hides_the_token_that_leaves_the_window_for_one_step() -> None:
+    # H = R = 2 at k = 4. Sums after row 4: 212, 14, 26, 52, 16; of tokens 0-2, 1 goes.
+    # Row 5: token 3 has left the window and is hidden: 0, 2, 4, 5 are seen, 1 + 4 + 16 + 33 = 54.
+    #   Candidates 0, 2 (26 + 64 * 4/54 = 30.7) and 3 (52, as before): 2 goes, 3 returns.
+    # Row 6: 4 is hidden: 0, 3, 5, 6 are seen, 1 + 8 + 32 + 1 = 42; of 3 (64.2) and 4 (35.0) 4 goes.
+    example = trace(
+        (64,),
+        (60, 4),
+        (48, 4, 12),
+        (20, 4, 4, 36),
+        (20, 2, 10, 16, 16),
+        (1, 2, 4, 8, 16, 33),
+        (1, 2, 4, 8, 16, 32, 1),
+    )
+    assert seen(example, "h2o-mask:recent=2", 4, 1, 64) == [64, 64, 64, 64, 54, 42]
+    assert gone(example, "h2o-mask:recent=2", 4) == [7, 4, 5, 7, 6, 7, 7]
+    # after a prompt longer than k the first decode step hides a token already
+    assert seen(example, "h2o-mask:recent=2", 4, 5, 64) == [54, 42]
+
+
+def test_h2o_lmeval_adds_a_band_to_a_heavy_set_of_its_own() -> None:
+    # k = 4, R = 2: a heavy set of H = 2, self included, so one older key; the band is 2 keys.
+    # Row 1: sums 104, 24: token 1 leaves the heavy set, and stays in the band until row 3.
+    # Row 2 gives it 50, which does not bring it back; token 2 (10) loses to 0 (108) at once,
+    # without any protection.
+    example = trace(
+        (64,), (40, 24), (4, 50, 10), (1, 2, 4, 57), (1, 2, 4, 8, 49), (1, 2, 4, 8, 16, 33)
+    )
+    assert seen(example, "h2o-lmeval:recent=2", 4, 1, 64) == [
+        64,
+        64,
+        64,
+        64 - 2,  # row 4: 0, the band 2 and 3, itself
+        64 - 2 - 4,  # row 5: 0, the band 3 and 4, itself
+    ]
+    assert gone(example, "h2o-lmeval:recent=2", 4) == [6, 3, 4, 5, 6, 6]
+    # H = 1 is the token itself: the band alone
+    assert gone(example, "h2o-lmeval:recent=2", 3) == [2, 3, 4, 5, 6, 6]
+
+
+def test_h2o_lmeval_never_exceeds_a_budget_smaller_than_its_band() -> None:
+    assert run(EVEN, "h2o-lmeval:recent=4", 2).held.values.tolist() == [2]
+
+
+def test_h2o_realdrop_is_h2o_with_a_fixed_window() -> None:
+    @examples(10)
+    @given(traces(min_n=3, max_n=16), st.integers(0, 4), st.integers(1, 8))
+    def check(given: Trace, recent: int, k: int) -> None:
+        k = min(k, given.n)
+        both = replay(
+            given,
+            [f"h2o-realdrop:recent={recent}", f"h2o:recent={recent},scores=cached"],
+            k,
+            engine="naive",
+        )
+        assert (both.evicted_at[0] == both.evicted_at[1]).all()
+
+    check()
+    # a window that is no smaller than the budget is a sliding window
+    assert gone(EVEN, "h2o-realdrop", 2) == gone(EVEN, "recency", 2)
+
+
+def test_h2o_flexgen_promotes_the_oldest_recent_unseen() -> None:
+    # h = 2 at k = 3: two heavy slots, a ring of one. Step 3: sums 36, 22, 0 and 6; the token that
+    # leaves the ring (2, with nothing) moves up, the worse of the heavies 0 and 1 is kicked.
+    # Step 4: now 2 is a heavy, and kicked.
+    example = trace((16,), (8, 8), (8, 8, 0), (4, 6, 0, 6), (4, 4, 0, 4, 4))
+    assert gone(example, "h2o-flexgen", 3, p=3) == [5, 3, 4, 5, 5]
+    assert gone(example, "h2o:recent=1", 3, p=3) == [5, 5, 3, 4, 5]
+    # an even budget leaves a slot empty
+    assert gone(example, "h2o-flexgen", 4, p=3) == gone(example, "h2o-flexgen", 3, p=3)
+    # at a prompt's end nothing moves up: 2 is the least of 0, 1, 2; at step 4 it is 1 of 0 and 1
+    assert gone(example, "h2o-flexgen", 3, p=4) == [5, 4, 3, 5, 5]
+
+
+def test_h2o_global_keeps_the_columns_that_matter_over_the_whole_text() -> None:
+    # Column sums 54, 2, 1, 23, 0: with a window of 1, k = 3 keeps columns 0 and 3. Token 1 leaves
+    # when its window ends (after step 2), though there is room for three.
+    example = trace((16,), (15, 1), (14, 1, 1), (8, 0, 0, 8), (1, 0, 0, 15, 0))
+    assert gone(example, "h2o-global:recent=1", 3) == [5, 2, 3, 5, 5]
+    assert gone(example, "h2o-global:recent=1", 2) == [5, 2, 3, 4, 5]
+    assert gone(example, "h2o-global:recent=1", 3, p=3) == [5, 2, 3, 5, 5]
+
+
+def test_h2o_mean_divides_by_the_queries_that_could_see_the_token() -> None:
+    # Sums 28, 12, 8 over 3, 2, 1 queries: 9.3, 6, 8. The mean evicts token 1, the sum token 2.
+    example = trace((16,), (10, 6), (2, 6, 8), (4, 4, 4, 4))
+    assert gone(example, "h2o-mean:recent=0", 2)[:3] == [4, 2, 4]
+    assert gone(example, "h2o:recent=0", 2)[:3] == [4, 4, 2]
+    assert gone(example, "h2o-mean:recent=0,when=prompt", 2, p=3) == [4, 2, 4, 4]
+
+
+# --- rows that are forgotten ----------------------------------------------------------------
+
+
+def test_tova_evicts_by_the_newest_row_and_protects_nothing() -> None:
+    # Row 2: 0 gets least; row 3: the newest gets nothing and goes; row 4: a tie, the older goes.
+    example = trace((16,), (10, 6), (2, 6, 8), (0, 8, 8, 0), (4, 4, 4, 0, 4))
+    assert gone(example, "tova", 2) == [2, 4, 5, 3, 5]
+
+
+def test_tova_decides_for_a_layer_by_the_sum_of_its_heads() -> None:
+    # Alone the heads evict 0 and 1; together (2+8, 6+1, 8+7): 1.
+    heads = [square((16,), (8, 8), row) for row in ((2, 6, 8), (8, 1, 7))]
+    both = Trace.from_scores(np.array(heads))
+    alone = replay(both, "tova", 2, engine="naive").evicted_at.values[0, 0, :, 0]
+    assert alone.tolist() == [[2, 3, 3], [3, 2, 3]]
+    assert gone(both, "tova", 2, share="layer") == [3, 2, 3]
+
+
+def test_decay_lies_between_the_sum_and_the_newest_row() -> None:
+    # gamma 1/2: row 1: 8 + 12, 4; row 2: 10 + 4, 2 + 5, 7: of the two sevens the older goes.
+    # The plain sums are 32, 9, 7; the newest row is 4, 5, 7.
+    example = trace((16,), (12, 4), (4, 5, 7))
+    assert gone(example, "decay:gamma=0.5,recent=0", 2) == [3, 2, 3]
+    assert gone(example, "decay:gamma=1,recent=0", 2) == [3, 3, 2]
+    assert gone(example, "decay:gamma=0,recent=0", 2) == [2, 3, 3]
+
+
+@examples(15)
+@given(
+    traces(min_n=3, max_n=16),
+    st.sampled_from(["full", "cached"]),
+    st.sampled_from(["0", "0.5", "2"]),
+    st.integers(1, 8),
+    st.integers(1, 4),
+)
+def test_decay_of_one_is_h2o_and_of_zero_is_tova(
+    given: Trace, scores: str, recent: str, k: int, p: int
+) -> None:
+    found = replay(
+        given,
+        [
+            f"decay:gamma=1,recent={recent},scores={scores}",
+            f"h2o:recent={recent},scores={scores}",
+            f"decay:gamma=0,recent=0,scores={scores}",
+            f"tova:scores={scores}",
+        ],
+        min(k, given.n),
+        prompt_len=min(p, given.n - 1),
+        engine="naive",
+    ).evicted_at
+    assert (found[0] == found[1]).all()
+    assert (found[2] == found[3]).all()
+
+
+def test_scissorhands_drops_half_of_the_cache_by_recent_low_counts() -> None:
+    # k = 4, the last two rows count. Row 3 (average 16): token 1 is low. Row 4 (12.8): 1, 2, 3.
+    # Counts 0, 2, 1, 1, 0: five tokens are there, two stay. Token 0 was low in rows 1 and 2, which
+    # have left the window. Then nothing happens until the cache overflows again.
+    example = trace(
+        (64,),
+        (0, 64),
+        (2, 31, 31),
+        (20, 4, 20, 20),
+        (30, 4, 4, 4, 22),
+        (10, 10, 10, 10, 12, 12),
+        (10, 10, 10, 10, 8, 8, 8),
+        (8, 8, 8, 8, 8, 8, 8, 8),
+    )
+    assert gone(example, "scissorhands:window=2,recent=0", 4) == [7, 4, 4, 4, 7, 7, 8, 8]
+    # all rows: counts 2, 2, 1, 1, 0
+    assert gone(example, "scissorhands:window=400,recent=0", 4) == [4, 4, 4, 7, 7, 7, 8, 8]
+    assert gone(example, "scissorhands:window=2,recent=2", 4)[:5] == [4, 4, 4, 7, 7]
+    assert run(example, "scissorhands:window=2,recent=0", 4).held.values.tolist() == [4]
+
+
+def test_roco_protects_the_largest_deviations() -> None:
+    # Received so far, in sixteenths, at step 4 with k = 4 (mean, variance):
+    #   token 0: 16 14 14 12 9 (13, 5.6)   token 1: 2 2 2 2 (2, 0)   token 2: 0 0 3 (1, 2)
+    #   token 3: 2 1 (1.5, .25)            token 4: the newest, counts as infinite
+    # robust .5: the 3 largest deviations 4, 0, 2 are safe; of 1 and 3 the smaller mean goes.
+    # robust 0: only the newest is safe, token 2 has the least mean.
+    example = trace((16,), (14, 2), (14, 2, 0), (12, 2, 0, 2), (9, 2, 3, 1, 1))
+    full = "roco:recent=1,scores=full"
+    assert gone(example, f"{full},robust=0.5", 4) == [5, 5, 5, 4, 5]
+    assert gone(example, f"{full},robust=0", 4) == [5, 5, 4, 5, 5]
+    # the prompt's end is cut by the same rule: means 14, 2, 0; at step 4 13, 2 and 1.5
+    assert gone(example, f"{full},robust=0", 3, p=4) == [5, 5, 3, 4, 5]
+
+
+def test_lazy_keeps_a_token_through_pauses_it_has_made_before() -> None:
+    # alpha .2: above 3.2 of 16 a token is used. At step 8 (the prompt's end):
+    #   token 0: used at 1 and 5, idle for 3, longest pause 4: 2s(-3/4) + 2s(-1/4) = 1.517
+    #   token 2: used until 7, idle for 1, pause 1:            2s(-1) + 2s(-1)     = 1.076
+    #   token 6: never used, idle for 2:                       2s(-2) + 2s(-1)     = 0.776
+    # and the newest two are safe.
+    rows = (
+        (16,),
+        (8, 8),
+        (2, 2, 12),
+        (1, 1, 8, 6),
+        (1, 1, 8, 1, 5),
+        (6, 0, 6, 0, 0, 4),
+        (1, 1, 8, 1, 1, 1, 3),
+        (1, 1, 8, 1, 1, 1, 1, 2),
+        (1, 1, 2, 1, 1, 1, 1, 1, 7),
+        (4, 0, 4, 0, 0, 0, 0, 0, 4, 4),
+        (4, 0, 4, 0, 0, 0, 0, 0, 0, 4, 4),
+        (4, 0, 4, 0, 0, 0, 0, 0, 0, 0, 4, 4),
+    )
+    policy = "lazy:window=2,alpha=0.2,scores=full"
+    assert gone(trace(*rows[:10]), policy, 3, p=9) == [10, 8, 8, 8, 8, 8, 8, 10, 10, 10]
+    assert gone(trace(*rows[:10]), policy, 4, p=9) == [10, 8, 10, 8, 8, 8, 8, 10, 10, 10]
+    # evictions come every second step, so that k + 1 tokens are held in between
+    found = run(trace(*rows), policy, 3, p=9)
+    assert sorted({t for t in found.evicted_at.values[0].tolist() if t < 12}) == [8, 10]
+    assert found.held.values.tolist() == [4]
+
+
+# --- once, at the prompt's end --------------------------------------------------------------
+
+
+def test_snapkv_pools_inside_the_borders() -> None:
+    # Rows 6 and 7 add up to 20 0 0 8 0 18 before the window. Pooled by 3 with zeros beyond both
+    # borders (the window's own columns, 41 and more, are beyond): 20 20 8 8 26 18. Two stay: 4,
+    # and of the two twenties the newer one.
+    first = [(64,), *((64, *[0] * t) for t in range(1, 6))]
+    rows = [*first, (10, 0, 0, 4, 0, 9, 41), (10, 0, 0, 4, 0, 9, 20, 21)]
+    later = [(64, *[0] * t) for t in range(8, 11)]
+    example = trace(*rows, *later)
+    assert gone(example, "snapkv:window=2,kernel=3", 4, p=8) == [7, 11, 7, 7, 11, 7, *[11] * 5]
+    assert gone(example, "snapkv:window=2,kernel=1", 4, p=8) == [11, 7, 7, 7, 7, 11, *[11] * 5]
+    # an even width acts as the next odd; nothing goes while decoding
+    assert gone(example, "snapkv:window=2,kernel=2", 4, p=8)[:8] == [7, 11, 7, 7, 11, 7, 11, 11]
+    assert run(example, "snapkv:window=2,kernel=3", 4, p=8).held.values.tolist() == [6]
+    # a window as long as the prompt leaves nothing to choose: the newest stay
+    assert gone(example, "snapkv:window=64", 3, p=8)[:8] == [7, 7, 7, 7, 7, 11, 11, 11]
+
+
+def test_nacl_keeps_sinks_proxies_the_best_and_a_sample() -> None:
+    # k = 6: the sink 0 and the proxy 9 are free of choice; of the other four places half go to the
+    # best of the proxy's row (5 and 3), half to a sample of the rest.
+    rows = [(64,), *((64, *[0] * t) for t in range(1, 9))]
+    example = trace(*rows, (0, 1, 2, 16, 4, 20, 3, 5, 6, 7), (64, *[0] * 10))
+    policy = "nacl:window=1,sinks=1,random=0.5"
+    scores = np.array([0, 1, 2, 16, 4, 20, 3, 5, 6, 7]) / 64
+    rest = [1, 2, 4, 6, 7, 8]
+    samples = set()
+    for seed in range(12):
+        keys = scores + gumbel(example.units()[0], {"seed": seed})[:10]
+        drawn = sorted(sorted(rest, key=lambda j: keys[j])[-2:])
+        left = gone(example, f"{policy},seed={seed}", 6, p=10)
+        assert [j for j in range(10) if left[j] == 11] == sorted({0, 9, 5, 3, *drawn})
+        assert {t for t in left if t < 11} == {9}
+        samples.add(tuple(drawn))
+    assert len(samples) > 5
+    # without the sample: the four best
+    left = gone(example, "nacl:window=1,sinks=1,random=0", 6, p=10)
+    assert [j for j in range(11) if left[j] == 11] == [0, 3, 5, 7, 8, 9, 10]
+
+
+def test_nacl_draws_by_softmax_of_the_score() -> None:
+    # One place is drawn from tokens 1-3, whose scores are 1/2, 0, 0.
+    scores = np.array([0.0, 0.5, 0.0, 0.0, 0.0])
+    unit = trace((16,), (8, 8), (4, 4, 8), (4, 4, 4, 4), (4, 4, 4, 2, 2)).units()[0]
+    count = np.zeros(5)
+    for seed in range(4000):
+        ranks = np.zeros(5)
+        noisy = gumbel(unit, {"seed": seed})
+        nacl.rank_cache(np.arange(5.0), ranks, scores, noisy, 3, 5, 1, 1, 1.0)
+        assert np.isinf(ranks[[0, 4]]).all()
+        count[1 + int(np.argmax(ranks[1:4]))] += 1
+    weights = np.array([math.exp(0.5), 1.0, 1.0])
+    # standard deviation .008
+    np.testing.assert_allclose(count[1:4] / 4000, weights / weights.sum(), atol=0.03)
+
+
+# --- values ---------------------------------------------------------------------------------
+
+
+def test_vatp_weighs_the_sum_by_the_size_of_the_value() -> None:
+    # Sums 28, 12, 8 times norms 1, 1, 2: token 1 goes, where h2o evicts token 2.
+    rows = ((16,), (10, 6), (2, 6, 8))
+    example = trace(*rows, v_norm1=np.array([[1.0, 1.0, 2.0]]))
+    assert gone(example, "vatp:recent=0,sinks=0", 2) == [3, 2, 3]
+    assert gone(example, "h2o:recent=0", 2) == [3, 3, 2]
+    assert gone(example, "vatp:recent=0,sinks=2", 2) == [3, 3, 2]
+    with pytest.raises(UserError, match="v_norm1"):
+        gone(trace(*rows), "vatp", 2)
+
+
+# --- oracles --------------------------------------------------------------------------------
+
+
+def test_topk_takes_each_rows_best_afresh() -> None:
+    # Besides itself every step takes its best two: 10+4, then 8+5, then 6+3; ties do not matter.
+    example = trace((16,), (12, 4), (10, 4, 2), (2, 8, 5, 1), (6, 3, 2, 3, 2))
+    assert seen(example, "topk", 2, 1, 16) == [16, 16, 14, 11]
+    assert gone(example, "topk", 2) == [5] * 5
+    assert run(example, "topk", 2).held.values.tolist() == [2]
+    assert seen(example, "topk", 1, 2, 16) == [12, 9, 8]
+
+
+def test_future_evicts_the_least_remaining_mass() -> None:
+    # After row 1 tokens 0 and 1 still get 15 + 1 and 0 + 12: token 1 goes at k = 1. At k = 2
+    # after row 2 it is 1, 12 and 1: of the two ones the older goes. At the end all are 0.
+    example = trace((16,), (8, 8), (15, 0, 1), (1, 12, 1, 2))
+    assert gone(example, "future", 1) == [2, 1, 3, 4]
+    assert gone(example, "future", 2) == [2, 3, 4, 4]
+
+
+def test_every_policy_has_an_example_here() -> None:
+    text = Path(__file__).read_text(encoding="utf-8")
+    missing = [name for name in all_policies() if not re.search(rf'"{name}[":]', text)]
+    assert not missing, "a policy comes with an example worked out by hand"
