@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -442,6 +443,22 @@ def test_a_row_has_the_same_bits_whatever_is_made_with_it() -> None:
     assert np.array_equal(alone.bits[0], whole.bits[3])
 
 
+@pytest.mark.parametrize(
+    ("softcap", "window", "expected"),
+    [(None, None, "c14566d9216fc1e1"), (3.0, 50, "935a83d1b09ecb93")],
+)
+def test_rows_have_the_same_bits_on_every_machine(
+    softcap: float | None, window: int | None, expected: str
+) -> None:
+    words = np.random.PCG64(7).random_raw(3 * 130 * 12) >> np.uint64(40)  # 24 bits: exact below
+    q, k, _ = (words.astype(np.float32) * np.float32(2.0**-21) - 4).reshape(3, 1, 130, 12)
+    maker = RowMaker(k, scale=0.3, softcap=softcap, window=window)
+    made = maker.make(q, 0)
+    assert made.bits.max() > 0x3A00 and (made.bits[0, tri(129) :] < 0x400).any()
+    digest = hashlib.sha256(made.bits.tobytes() + made.row_sum.tobytes()).hexdigest()
+    assert digest[:16] == expected
+
+
 def test_rows_of_extreme_logits() -> None:
     q = np.array([1.0, 1e4, -1e4, 100.0]).reshape(1, 4, 1)
     maker = RowMaker(np.array([0.0, 1.0, 2.0, -1.0]).reshape(1, 4, 1), scale=1.0)
@@ -474,6 +491,12 @@ def test_row_maker_refuses() -> None:
     huge = RowMaker(np.full((1, 4, 2), 1e30), scale=1)
     with pytest.raises(ValueError, match="logits of head 0, row 2 are not finite"):
         huge.make(np.full((1, 2, 2), 1e30), 2)
+    q = np.zeros((1, 20, 2))
+    q[0, 17] = 1e30, -1e30  # infinity minus infinity, in one logit of many
+    k = np.zeros((1, 20, 2))
+    k[0, 5] = 1e30
+    with pytest.raises(ValueError, match="logits of head 0, row 17 are not finite"):
+        RowMaker(k, scale=1).make(q, 0)
 
 
 def test_overflowing_logits_name_the_unit() -> None:
