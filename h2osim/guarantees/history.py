@@ -1,0 +1,197 @@
+"""What a run kept and what it missed, step by step, in integers.
+
+Two things live here. `simulate` runs setting P of the proofs directly on a matrix, without policies
+and engines, so that the theorems are tested on decisions made by other code than the replay's.
+`follow` takes any run's evictions and computes the series the theorems speak about.
+
+Notation (proofs/README.md): a_i(s) = sum_{t <= i} A[t, s], f_i(S) = sum_{s in S} a_i(s), opt_i the
+top-k sum of a_i, S_i the cache after step i, t_o the step at which token o was evicted. All masses
+are integers: fixed point (multiples of 2^-24) for a trace, whatever unit the matrix has otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+HeadRows = Callable[[int], NDArray[np.int64]]
+"""head_rows(t) -> int64 [heads, t+1], as `Unit.head_rows`."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where attention rows come from: head_rows(t) for t < n, every entry a whole number."""
+
+    head_rows: HeadRows
+    n: int
+    heads: int
+
+    @classmethod
+    def of(cls, matrix: Any) -> Rows:
+        """Rows of an integer matrix [heads, n, n] or [n, n]; what lies above t is ignored."""
+        given = np.asarray(matrix)
+        if given.dtype.kind not in "iu":
+            raise TypeError(f"rows are whole numbers, not {given.dtype}")
+        stack = np.atleast_3d(given) if given.ndim == 3 else given[None]
+        wide = stack.astype(np.int64)
+        return cls(lambda t: wide[:, t, : t + 1], wide.shape[1], wide.shape[0])
+
+    @classmethod
+    def of_unit(cls, unit: Any) -> Rows:
+        """Rows of a trace's `Unit`, in fixed point."""
+        return cls(unit.head_rows, unit.n, len(unit.heads))
+
+    def each(self) -> Iterator[NDArray[np.int64]]:
+        """All rows in order."""
+        return (self.head_rows(t) for t in range(self.n))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run without re-admission: who left when.
+
+    evicted_at: int [n], the step after which a token is gone, n if it stays. k: the budget.
+    prompt_len: steps before it are the prompt, kept whole to its end.
+    """
+
+    evicted_at: NDArray[np.int64]
+    k: int
+    prompt_len: int
+
+
+def simulate(
+    rows: Rows, k: int, prompt_len: int = 1, *, scores: str = "full", recent: int = 0
+) -> Run:
+    """Accumulated attention, evict the least, the oldest of equals first: setting P of the proofs.
+
+    scores: "full" (setting P) in integers, or "cached" (proof T3) in exact fractions, for small n.
+    recent: the newest tokens that are protected (0 in setting P).
+    """
+    n, p = rows.n, prompt_len
+    gone = np.full(n, n, dtype=np.int64)
+    score: list[Any] = [0] * n
+    cache: list[int] = []
+    for t, heads in enumerate(rows.each()):
+        cache.append(t)
+        for row in heads.tolist():
+            whole, mass = sum(row), sum(row[j] for j in cache)
+            if scores == "full" or t < p or mass == whole:
+                for j in cache:
+                    score[j] += row[j]
+            elif mass:
+                for j in cache:
+                    score[j] += Fraction(row[j] * whole, mass)
+        while t >= p - 1 and len(cache) > k:
+            candidates = [j for j in cache if j <= t - recent]
+            if not candidates:
+                raise ValueError(f"{recent} protected tokens leave none to evict at budget {k}")
+            least = min(candidates, key=lambda j: (score[j], j))
+            cache.remove(least)
+            gone[least] = t
+    return Run(gone, k, p)
+
+
+@dataclass(frozen=True)
+class History:
+    """Series over the steps first ... n-1, first = max(p, k) - 1 (index 0 is step `first`).
+
+    value          f_i(S_i)
+    before         f_i(S_{i-1}); for i = first the same as value
+    opt            opt_i
+    same           whether S_i is the top k, ties to the newer token
+    returned       whether a token re-entered the top k (OPT_i not within OPT_{i-1} + {i})
+    late           sum over missed tokens o of a_i(o) - a_{t_o}(o), what came after their eviction
+    late_share     largest share (a_i(o) - a_{t_o}(o)) / a_i(o) of a missed token, float
+    missed         M_i, the decode mass that was not attended up to step i
+
+    full: whether exactly k tokens were in the cache after every one of these steps.
+    """
+
+    first: int
+    k: int
+    prompt_len: int
+    heads: int
+    value: NDArray[np.int64]
+    before: NDArray[np.int64]
+    opt: NDArray[np.int64]
+    same: NDArray[np.bool_]
+    returned: NDArray[np.bool_]
+    late: NDArray[np.int64]
+    late_share: NDArray[np.float64]
+    missed: NDArray[np.int64]
+    full: bool
+
+    @property
+    def steps(self) -> int:
+        """Number of steps covered."""
+        return len(self.value)
+
+
+def follow(rows: Rows, run: Run) -> History:
+    """The series of a run, in O(n^2) with a sort of the scores a step.
+
+    Works for any run without re-admission; whether a theorem applies to it is the checks' business.
+    """
+    n, k, p = rows.n, run.k, run.prompt_len
+    gone = np.asarray(run.evicted_at, dtype=np.int64)
+    first = min(max(p, k) - 1, n)
+    length = n - first
+    value, before, opt, late, missed = (np.zeros(length, np.int64) for _ in range(5))
+    share = np.zeros(length)
+    same, returned = np.zeros(length, bool), np.zeros(length, bool)
+    score = np.zeros(n, np.int64)
+    at_exit = np.zeros(n, np.int64)
+    earlier = np.zeros(n, bool)
+    lost, full = 0, True
+    leaving: dict[int, list[int]] = {}
+    for token, step in enumerate(gone.tolist()):
+        leaving.setdefault(step, []).append(token)
+    for t, heads in enumerate(rows.each()):
+        row = heads.sum(axis=0)
+        score[: t + 1] += row
+        seen = gone[: t + 1] >= t  # G_t: evicted at step t at the earliest
+        if t >= p:
+            lost += int(row.sum()) - int(row[seen].sum())
+        out = leaving.get(t, [])
+        at_exit[out] = score[out]
+        if t < first:
+            continue
+        i, now = t - first, score[: t + 1]
+        kept = gone[: t + 1] > t
+        value[i] = now[kept].sum()
+        old = seen.copy()
+        old[t] = old[t] and t == first
+        before[i] = now[old].sum() if t > first else value[i]
+        top = _top(now, k)
+        opt[i] = now[top].sum()
+        same[i] = bool(np.array_equal(top, kept))
+        returned[i] = t > first and bool(np.any(top[:t] & ~earlier[:t]))
+        earlier[: t + 1] = top
+        o = np.flatnonzero(top & ~kept)
+        after = now[o] - at_exit[o]
+        late[i] = after.sum()
+        positive = now[o] > 0
+        share[i] = (after[positive] / now[o][positive]).max(initial=0.0)
+        missed[i] = lost
+        full = full and int(kept.sum()) == min(k, t + 1)
+    return History(
+        first, k, p, rows.heads, value, before, opt, same, returned, late, share, missed, full
+    )
+
+
+def _top(scores: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
+    """The k highest, ties to the newer token, as a mask."""
+    size = len(scores)
+    mask = np.ones(size, bool)
+    if k >= size:
+        return mask
+    edge = np.partition(scores, size - k)[size - k]
+    mask = scores > edge
+    ties = np.flatnonzero(scores == edge)
+    mask[ties[len(ties) - (k - int(mask.sum())) :]] = True
+    return mask
