@@ -72,7 +72,7 @@ class Param:
     doc: str
     kind: Literal["int", "float", "choice", "window"] = "int"
     low: float = 0
-    high: float = INF
+    high: float = 2**31 - 1
     choices: tuple[str, ...] = ()
 
     @property
@@ -81,7 +81,7 @@ class Param:
         if self.kind == "choice":
             return " | ".join(self.choices)
         kind = {"int": "whole number", "float": "number", "window": "tokens, or share below 1"}
-        top = "" if self.high == INF else f" to {self.high:g}"
+        top = "" if self.high == 2**31 - 1 else f" to {self.high:g}"
         return f"{kind[self.kind]}, {self.low:g}{top or ' up'}"
 
     def read(self, text: Value, policy: str) -> Value:

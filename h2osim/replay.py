@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from h2osim.engines import naive
-from h2osim.engines.job import Job, Outcome
+from h2osim.engines.job import Curve, Job, Outcome
 from h2osim.errors import UserError
 from h2osim.policy import Configured, Policy, parse, resolve_window
 from h2osim.trace import Trace
@@ -19,7 +21,8 @@ from h2osim.trace import Trace
 if TYPE_CHECKING:
     import xarray
 
-Key = tuple[int, int, int, int]  # policy, layer, unit, budget
+Budgets = float | Sequence[float] | Literal["all"]
+Result = tuple["Part", Outcome | Curve, np.ndarray]
 ENGINES = ("auto", "naive", "numba")
 #: Called now and then with rows replayed so far, rows in all, and what is going on.
 Progress = Callable[[float, float, str], None]
@@ -28,14 +31,14 @@ Progress = Callable[[float, float, str], None]
 def replay(
     trace: Trace,
     policies: str | Policy | Configured | Sequence[str | Policy | Configured],
-    budgets: float | Sequence[float],
+    budgets: Budgets,
     *,
     prompt_len: int | None = None,
     share: str = "group",
     engine: str = "auto",
     layers: Iterable[int] | None = None,
     step_recall: bool = False,
-    evictions: bool = True,
+    evictions: bool | None = None,
     progress: Progress | None = None,
 ) -> xarray.Dataset:
     """Replay recorded attention under every policy at every budget.
@@ -58,7 +61,9 @@ def replay(
         Policies as text (``h2o:recent=32,scores=full``), or policy objects.
     budgets
         Whole numbers are tokens (64), numbers in (0, 1] fractions of n (0.05; ``1.0`` is all of n),
-        rounded down but never below 1.
+        rounded down but never below 1. ``"all"`` is every budget 1 … n: one pass gives them all
+        where the policy is inclusive (theorem T7), else they run one by one. A list of budgets goes
+        through the same pass where that is cheaper; the results are the same.
     prompt_len
         First decode step, 1 … n-1. Default: the trace's own if it was generated, else 1.
     share
@@ -68,7 +73,8 @@ def replay(
     layers
         Model layers to replay; default all.
     step_recall, evictions
-        Whether to return every step's recall and every token's eviction.
+        Whether to return every step's recall (not from one pass over all budgets) and every
+        token's eviction (default: unless all budgets are asked for, which takes n * n numbers).
     progress
         Called with rows done, rows in all and a word.
 
@@ -82,6 +88,8 @@ def replay(
         * ``step_recall[..., step]``: recall of each decode step, for steps ``prompt_len`` … n-1;
         * ``evicted_at[..., token]``: the step after which a token is never attended again, n if it
           stays.
+
+        The coordinate ``one_pass`` says which policies had all budgets from one pass.
 
     Raises
     ------
@@ -99,18 +107,24 @@ def replay(
     names = [c.text for c in configured]
     if len(set(names)) < len(names):
         raise UserError(f"policies: {', '.join(names)}: each may be given once")
-    tokens = [budget_tokens(b, trace.n) for b in np.atleast_1d(np.asarray(budgets, object))]
-    tokens = list(dict.fromkeys(tokens))
-    if not tokens:
-        raise UserError("no budget given; expected tokens (64) or fractions of n (0.05)")
+    tokens = budget_list(budgets, trace.n)
     p = decode_start(trace, prompt_len)
     if engine not in ENGINES:
         raise UserError(f"unknown engine {engine!r}; expected {', '.join(ENGINES)}")
+    if evictions is None:
+        evictions = not isinstance(budgets, str)
     chosen = chosen_layers(trace, layers)
     units = [u for u in trace.units(share) if u.layer in chosen]
     for layer in chosen:
         trace.check_layer(layer)
 
+    one_pass = [
+        engine != "naive"
+        and not step_recall
+        and all(c.inclusive(len(u.heads)) for u in units)
+        and one_pass_pays(tokens, trace.n)
+        for c in configured
+    ]
     per_layer = len(units) // len(chosen)
     shape = (len(configured), len(chosen), per_layer, len(tokens))
     recall = np.full(shape, np.nan)
@@ -118,38 +132,75 @@ def replay(
     gone = np.zeros((*shape, trace.n), np.int32) if evictions else None
     steps = np.zeros((*shape, trace.n - p)) if step_recall else None
 
-    jobs = {
-        (i, *divmod(u, per_layer), b): Job(unit, c, k, p)
-        for u, unit in enumerate(units)
-        for i, c in enumerate(configured)
-        for b, k in enumerate(tokens)
-    }
-    for key, outcome, masses in _run(jobs, engine, progress):
-        if len(masses):
-            recall[key] = int(outcome.kept.sum()) / int(masses.sum())
-        held[key] = outcome.held
-        if gone is not None:
-            gone[key] = outcome.evicted_at
-        if steps is not None:
-            steps[key] = outcome.kept / masses
+    recorded = sorted(tokens) if evictions else []
+    plan: list[list[Part]] = []
+    for u, unit in enumerate(units):
+        parts = []
+        for i, c in enumerate(configured):
+            at = (i, *divmod(u, per_layer))
+            if one_pass[i]:
+                parts.append(Part(Job(unit, c, trace.n, p), at, None, recorded))
+            else:
+                parts += [Part(Job(unit, c, k, p), at, b) for b, k in enumerate(tokens)]
+        plan.append(parts)
+
+    for part, found, masses in _run(plan, engine, progress):
+        whole = int(masses.sum())
+        if isinstance(found, Curve):
+            picked = np.array(tokens) - 1
+            held[part.at] = found.held[picked]
+            recall[part.at] = [int(x) / whole if whole else np.nan for x in found.kept[picked]]
+            if gone is not None:
+                gone[part.at] = found.evicted_at[np.argsort(np.argsort(tokens))]
+        else:
+            cell = (*part.at, part.budget)
+            held[cell] = found.held
+            recall[cell] = int(found.kept.sum()) / whole if whole else np.nan
+            if gone is not None:
+                gone[cell] = found.evicted_at
+            if steps is not None:
+                steps[cell] = found.kept / masses
 
     dims = ("policy", "layer", "unit", "budget")
-    found: dict[str, Any] = {"recall": (dims, recall), "held": (dims, held)}
+    data: dict[str, Any] = {"recall": (dims, recall), "held": (dims, held)}
     if steps is not None:
-        found["step_recall"] = ((*dims, "step"), steps)
+        data["step_recall"] = ((*dims, "step"), steps)
     if gone is not None:
-        found["evicted_at"] = ((*dims, "token"), gone)
+        data["evicted_at"] = ((*dims, "token"), gone)
     coords: dict[str, Any] = {
         "policy": names,
         "layer": list(chosen),
         "unit": np.arange(per_layer),
         "budget": tokens,
         "fraction": ("budget", np.array(tokens) / trace.n),
+        "one_pass": ("policy", one_pass),
     }
     if steps is not None:
         coords["step"] = np.arange(p, trace.n)
     facts = {"trace": trace.name, "n": trace.n, "prompt_len": p, "share": share}
-    return xarray.Dataset(found, coords, facts)
+    return xarray.Dataset(data, coords, facts)
+
+
+def budget_list(budgets: Budgets, n: int) -> list[int]:
+    """Budgets in tokens, as given and each once; ``"all"`` is 1 … n."""
+    if isinstance(budgets, str):
+        if budgets != "all":
+            raise UserError(f"budgets {budgets!r}: expected numbers or 'all'")
+        return list(range(1, n + 1))
+    given = np.atleast_1d(np.asarray(budgets, object))
+    tokens = list(dict.fromkeys(budget_tokens(b, n) for b in given))
+    if not tokens:
+        raise UserError("no budget given; expected tokens (64) or fractions of n (0.05)")
+    return tokens
+
+
+def one_pass_pays(tokens: Sequence[int], n: int) -> bool:
+    """Whether one pass over all budgets costs less than a direct run for each of these.
+
+    In units of the pass, a direct run was measured at 0.12 for reading the rows and 2 for every
+    row that it holds in full (its cache fills up to k first, hence the second term).
+    """
+    return sum(0.12 + 2 * (k / n) * (1 - k / (2 * n)) for k in tokens) > 1
 
 
 def budget_tokens(budget: float, n: int) -> int:
@@ -190,19 +241,33 @@ def chosen_layers(trace: Trace, layers: Iterable[int] | None) -> list[int]:
     return [layer for layer in trace.layers if layer in wanted]
 
 
+@dataclass(frozen=True)
+class Part:
+    """A piece of work on a unit: a policy at one budget, or (``budget`` None) at every one.
+
+    ``at`` is the place of its result: indices of policy, layer and unit.
+    """
+
+    job: Job
+    at: tuple[int, int, int]
+    budget: int | None
+    recorded: Sequence[int] = ()
+
+
 def _run(
-    jobs: dict[Key, Job], engine: str, progress: Progress | None
-) -> Iterator[tuple[Key, Outcome, np.ndarray]]:
-    """Run all jobs on all cores; yields each outcome with the masses of the decode rows."""
-    by_unit: dict[Any, list[Key]] = {}
-    for key in jobs:
-        by_unit.setdefault(key[1:3], []).append(key)
+    plan: list[list[Part]], engine: str, progress: Progress | None
+) -> Iterator[tuple[Part, Outcome | Curve, np.ndarray]]:
+    """Do all parts on all cores; yields what each found and the masses of its decode rows."""
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = workers or 1
-    # A unit's jobs share one reading of its rows, unless cores would then stand idle.
-    pieces = -(-workers // len(by_unit))
-    tasks = [keys[i::pieces] for keys in by_unit.values() for i in range(pieces) if keys[i::pieces]]
-    total = sum(job.unit.n for job in jobs.values())
+    tasks = []
+    for parts in plan:
+        # Parts that are fed together share the making of rows; mapped rows need not be made.
+        size = (
+            1 if "scores" in parts[0].job.unit.trace.stores else min(64, -(-len(parts) // workers))
+        )
+        tasks += [parts[i : i + size] for i in range(0, len(parts), size)]
+    total = sum(part.job.unit.n for parts in plan for part in parts)
     done, lock = 0, threading.Lock()
 
     def tick(rows: int) -> None:
@@ -215,29 +280,40 @@ def _run(
     work = _naive if engine == "naive" else _numba
     pool = ThreadPoolExecutor(min(workers, len(tasks)))
     try:
-        futures = {pool.submit(work, [jobs[k] for k in keys], tick): keys for keys in tasks}
-        for future in as_completed(futures):
-            outcomes, masses = future.result()
-            for key, outcome in zip(futures[future], outcomes, strict=True):
-                yield key, outcome, masses
+        # A few tasks ahead of the workers, so that results do not pile up.
+        waiting: set[Future[list[Result]]] = set()
+        queue = iter(tasks)
+        while True:
+            for parts in islice(queue, 4 * workers - len(waiting)):
+                waiting.add(pool.submit(work, parts, tick))
+            if not waiting:
+                return
+            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield from future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _naive(jobs: list[Job], tick: Callable[[int], None]) -> tuple[list[Outcome], np.ndarray]:
-    outcomes = []
-    for job in jobs:
-        outcomes.append(naive.run(job))
-        tick(job.unit.n)
-    return outcomes, jobs[0].unit.row_masses()[jobs[0].prompt_len :]
+def _naive(parts: list[Part], tick: Callable[[int], None]) -> list[Result]:
+    found: list[Result] = []
+    for part in parts:
+        masses = part.job.unit.row_masses()[part.job.prompt_len :]
+        found.append((part, naive.run(part.job), masses))
+        tick(part.job.unit.n)
+    return found
 
 
-def _numba(jobs: list[Job], tick: Callable[[int], None]) -> tuple[list[Outcome], np.ndarray]:
+def _numba(parts: list[Part], tick: Callable[[int], None]) -> list[Result]:
     from h2osim.engines.direct import DirectRun
+    from h2osim.engines.stack import StackRun
 
-    runs = [DirectRun(job) for job in jobs]
-    for block in jobs[0].unit.blocks(lag=max(job.configured.lag() for job in jobs)):
+    runs = [
+        StackRun(part.job, part.recorded) if part.budget is None else DirectRun(part.job)
+        for part in parts
+    ]
+    for block in parts[0].job.unit.blocks(lag=max(part.job.configured.lag() for part in parts)):
         for run in runs:
             run.feed(block)
             tick(block.stop - block.start)
-    return [run.outcome() for run in runs], runs[0].masses[jobs[0].prompt_len :]
+    return [(part, run.result(), run.masses) for part, run in zip(parts, runs, strict=True)]

@@ -48,10 +48,10 @@ class DirectRun:
 
     @property
     def masses(self) -> np.ndarray:
-        """int64[n]: the whole mass of each row fed so far, in fixed point."""
-        return self._shown[1].sum(0)
+        """int64[n - p]: the whole mass of each decode row, in fixed point."""
+        return self._shown[1].sum(0)[self._job.prompt_len :]
 
-    def outcome(self) -> Outcome:
+    def result(self) -> Outcome:
         """What the replay found, once every row has been fed."""
         policy, n = self._job.configured.policy, self._job.unit.n
         gone = self._left
@@ -61,4 +61,3 @@ class DirectRun:
             late = np.minimum(n, np.maximum(gone, np.arange(n) + last)).astype(np.int32)
             gone = np.where(gone < n, late, n).astype(np.int32)
         return Outcome(self._kept, gone, int(self._cell[1]))
-

@@ -56,3 +56,17 @@ class Outcome:
     kept: np.ndarray
     evicted_at: np.ndarray
     held: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What one pass found for every budget, in exact integers (fixed point).
+
+    ``kept[k - 1]`` is the mass attended over all decode steps at budget k; ``held[k - 1]`` the most
+    keys attended besides the own one; ``evicted_at[b, j]`` as in an outcome, for the budgets
+    asked for.
+    """
+
+    kept: np.ndarray
+    held: np.ndarray
+    evicted_at: np.ndarray

@@ -1,29 +1,14 @@
-"""The stack engine: every budget of an inclusive policy in one pass (theorem T7, Mattson's stack)."""
+"""The stack engine: every budget of an inclusive policy in one pass (T7, Mattson's stack)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from h2osim.engines.job import Job
+from h2osim.engines.job import Curve, Job
 from h2osim.engines.specialise import compiled, number_slots
 from h2osim.trace import Block
-
-
-@dataclass(frozen=True)
-class Curve:
-    """What one pass found for every budget, in exact integers (fixed point).
-
-    ``kept[k - 1]`` is the mass attended over all decode steps at budget k; ``held[k - 1]`` the most
-    keys attended besides the own one; ``evicted_at[b, j]`` as in an outcome, for the budgets
-    asked for.
-    """
-
-    kept: np.ndarray
-    held: np.ndarray
-    evicted_at: np.ndarray
 
 
 class StackRun:
@@ -38,8 +23,6 @@ class StackRun:
         self._job = job
         self._budgets = np.array(budgets, np.int64)
         self._cell = np.zeros(2, np.int64)
-        self._depth = np.zeros(n, np.int32)
-        self._since = np.zeros(n, np.int64)
         self._hits = np.zeros(n + 1, np.int64)
         self._evicted = np.full((len(budgets), n), n, np.int32)
         self._masses = np.zeros(n - p, np.int64)
@@ -50,8 +33,11 @@ class StackRun:
             np.array([job.scalars[name] for name in ints] or [0], np.int64),
             np.array([job.scalars[name] for name in floats] or [0.0], np.float64),
         )
-        ranks, line = np.zeros(n), np.zeros(n, np.int64)
+        # A row of up to 127 heads fits 32 bits (2**24 each), twice as many of them a vector.
+        ranks = np.zeros(n)
+        line = np.zeros(n, np.int32 if len(job.unit.heads) < 128 else np.int64)
         if policy.readmits:
+            self._arrays: tuple[np.ndarray, ...]
             self._advance = compiled(policy, "stack_loop", "bound")
             self._arrays = (*self._rules, self._hits, self._masses, self._sizes, ranks, line)
         else:
@@ -60,9 +46,7 @@ class StackRun:
                 *self._rules,
                 self._cell,
                 np.zeros(n, np.uint32),
-                self._depth,
                 np.zeros(n, np.uint32),
-                self._since,
                 self._hits,
                 self._budgets,
                 np.searchsorted(self._budgets, np.arange(n + 2)),
@@ -84,11 +68,9 @@ class StackRun:
         """int64[n - p]: the whole mass of each decode row, in fixed point."""
         return self._masses
 
-    def curve(self) -> Curve:
+    def result(self) -> Curve:
         """The result for every budget, once every row has been fed."""
-        hits = self._hits.copy()
-        np.add.at(hits, self._depth, self._since)
-        return Curve(np.cumsum(hits)[1:], self._held(), self._evicted)
+        return Curve(np.cumsum(self._hits)[1:], self._held(), self._evicted)
 
     def _held(self) -> np.ndarray:
         """Most keys attended besides the own: min(k, stacked) + pending, over the decode steps."""
