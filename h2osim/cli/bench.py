@@ -1,0 +1,61 @@
+"""``h2osim bench``: measured ratios, checked before they are timed."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from h2osim.cli.common import console, notice, print_json
+
+if TYPE_CHECKING:
+    from h2osim.bench import Line
+
+bench = typer.Typer(help="Measure speed, as ratios from one run; checked before it is timed.")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print a list of records.")]
+Tokens = Annotated[int, typer.Option("--n", min=64, max=32768, help="Tokens of the trace.")]
+Where = Annotated[
+    str | None,
+    typer.Argument(metavar="[TRACE]", help="A trace to measure on; default: a made one."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.add_typer(bench, name="bench")
+
+
+@bench.command("curve")
+def curve(trace: Where = None, n: Tokens = 4096, json: AsJson = False) -> None:
+    """All budgets in one pass, against direct runs and plain NumPy, on one core."""
+    from h2osim.bench.curve import measure
+    from h2osim.synth import synth
+    from h2osim.trace import open_trace
+
+    recorded = open_trace(trace) if trace else synth("powerlaw", n, seed=0)
+    unit = recorded.units("group")[0]
+    notice(f"measuring on {recorded.name}, {unit.label}, {unit.n} tokens")
+    show(measure(unit), json)
+
+
+def show(lines: list[Line], as_json: bool) -> None:
+    """Print measurements as a table or as records; a goal missed is exit code 1."""
+    if as_json:
+        print_json([{**asdict(line), "met": line.met} for line in lines])
+    else:
+        from rich.table import Table
+
+        table = Table("measured", "value", "unit", "goal")
+        table.columns[1].justify = "right"
+        for line in lines:
+            goal = ""
+            if line.goal is not None:
+                side = "at least" if line.at_least else "at most"
+                goal = f"{side} {line.goal:,g}: {'met' if line.met else 'MISSED'}"
+            table.add_row(line.what, f"{line.value:,.3g}", line.unit, goal)
+        console().print(table)
+    if any(line.met is False for line in lines):
+        sys.exit(1)
