@@ -137,6 +137,63 @@ def comparison_table(
     return table
 
 
+def one_pass_line(results: xr.Dataset) -> str:
+    """Which policies had all their budgets from one pass, and which ran budget by budget."""
+    ways = {True: "all budgets in one pass", False: "budget by budget"}
+    said = []
+    for flag, words in ways.items():
+        names = results["policy"].values[results["one_pass"].values == flag]
+        if len(names):
+            said.append(f"{words}: {', '.join(map(str, names))}")
+    return "; ".join(said)
+
+
+def target_records(reached: xr.Dataset) -> list[dict[str, Any]]:
+    """Records {policy, params, layer, unit, target, budget}; layer and unit None for the mean.
+
+    ``budget`` is in tokens, None where no budget replayed reaches the target.
+    """
+    found = []
+    for text in map(str, reached["policy"].values):
+        one = reached.sel(policy=text)
+        common = {"policy": text, "params": dict(parse(text).values)}
+        cells = [(None, None, one["overall"].item())]
+        cells += [
+            (int(layer), int(unit), one["budget"].sel(layer=layer, unit=unit).item())
+            for layer in one["layer"].values
+            for unit in one["unit"].values
+        ]
+        for layer, unit, budget in cells:
+            place = {"layer": layer, "unit": unit, "target": reached.attrs["target_recall"]}
+            found.append(common | place | {"budget": int(budget) or None})
+    return found
+
+
+def target_table(reached: xr.Dataset, title: str | None = None) -> Table:
+    """A row a policy: the smallest budget that reaches the recall, overall and for each layer."""
+    from rich.table import Table
+
+    n, target = int(reached.attrs["n"]), reached.attrs["target_recall"]
+    caption = f"smallest budget whose recall is at least {target:g}, in tokens"
+    if reached.sizes["unit"] > 1:
+        caption += "; of a layer: least–greatest over its units"
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    table.add_column("policy", overflow="fold", min_width=9)
+    table.add_column("overall", justify="right", no_wrap=True)
+    for layer in reached["layer"].values:
+        table.add_column(f"layer {layer}", justify="right", no_wrap=True)
+    overall = reached["overall"].values
+    for i in sorted(range(len(overall)), key=lambda i: (overall[i] == 0, overall[i])):
+        share = f" ({100 * overall[i] / n:.3g} %)" if overall[i] else ""
+        cells = []
+        for budgets in reached["budget"].isel(policy=i).transpose("layer", "unit").values:
+            ends = dict.fromkeys((budgets.min(), budgets.max()))
+            cells.append("–".join("never" if not b else str(b) for b in ends))
+        name = str(reached["policy"].values[i])
+        table.add_row(name, f"{overall[i] or 'never'}{share}", *cells)
+    return table
+
+
 def _cell(values: np.ndarray, spread: str) -> str:
     mean, low, high = (_short(v) for v in (values.mean(), values.min(), values.max()))
     if values.size == 1 or spread == "none":
@@ -212,8 +269,10 @@ def plot_recall(
     budgets, n = results["budget"].values.tolist(), int(results.attrs["n"])
     mean = results["recall"].mean(("layer", "unit")).transpose("policy", "budget").values
     few = len(budgets) <= 20
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(8, 5) if few else (11, 5), layout="constrained")
+    # Whole curves are drawn twice: small budgets need the logarithmic axis, large ones the other.
+    panels = np.atleast_1d(figure.subplots(1, 1 if few else 2, sharey=True))
+    axes = panels[-1]
     # The legend stands in the order of the lines at the smallest budget, where they differ most.
     for i in sorted(range(len(mean)), key=lambda i: -mean[i][0]):
         text = str(results["policy"].values[i])
@@ -222,28 +281,30 @@ def plot_recall(
         if bool((results["held"].isel(policy=i) > results["budget"]).any()):
             remarks.append("holds more than the budget")
         remark = ", ".join(filter(None, remarks))
-        axes.plot(
-            budgets,
-            mean[i],
-            color=_COLOURS[i % len(_COLOURS)],
-            linestyle=_DASHES[i % len(_DASHES)],
-            marker=_MARKERS[i % len(_MARKERS)] if few else None,
-            markersize=5,
-            linewidth=1.0 if _beyond(policy) else 1.6,
-            label=f"{text} ({remark})" if remark else text,
-        )
-    if log:
+        for panel in panels:
+            panel.plot(
+                budgets,
+                mean[i],
+                color=_COLOURS[i % len(_COLOURS)],
+                linestyle=_DASHES[i % len(_DASHES)],
+                marker=_MARKERS[i % len(_MARKERS)] if few else None,
+                markersize=5,
+                linewidth=1.0 if _beyond(policy) else 1.6,
+                label=f"{text} ({remark})" if remark else text,
+            )
+    if log or not few:
         axes.set_xscale("log")
     if len(budgets) <= 10:
         axes.set_xticks(budgets, [f"{k}\n{budget_label(k, n, asked)}" for k in budgets])
         axes.set_xticks([], minor=True)
-    axes.set_xlabel("budget (tokens, share of the trace)")
-    axes.set_ylabel("attention-mass recall (mean over units)")
-    axes.grid(True, color="0.9", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    for panel in panels:
+        panel.set_xlabel("budget (tokens, share of the trace)" if few else "budget (tokens)")
+        panel.grid(True, color="0.9", linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("attention-mass recall (mean over units)")
     axes.legend(frameon=False, loc="lower right", handlelength=4)
     if title:
-        axes.set_title(title, loc="left", fontsize="medium")
+        panels[0].set_title(title, loc="left", fontsize="medium")
     with _replacing(target) as temporary:
         figure.savefig(temporary, dpi=150)
     return target

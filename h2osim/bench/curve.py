@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,7 +41,7 @@ def measure(unit: Unit) -> list[Line]:
 
     passed = core_seconds(lambda: one_pass(unit))
     single = core_seconds(lambda: one_budget(unit, fifth))
-    every = sum(core_seconds(lambda k=k: one_budget(unit, k), 3) for k in sampled) * n / SAMPLE
+    every = sum(core_seconds(partial(one_budget, unit, k), 3) for k in sampled) * n / SAMPLE
     plain = core_seconds(lambda: numpy_h2o(rows, fifth, RECENT), 3)
     return [
         Line(f"one pass, all {n} budgets", passed * 1e3, "ms"),

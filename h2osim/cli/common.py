@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from h2osim.errors import UserError
 
@@ -47,8 +47,10 @@ class Format(StrEnum):
     csv = "csv"
 
 
-def parse_budgets(text: str) -> list[int | float]:
-    """Read ``64,0.05,5%``: tokens, fractions of the trace's length, percentages."""
+def parse_budgets(text: str) -> list[int | float] | Literal["all"]:
+    """Read ``64,0.05,5%``: tokens, fractions of the trace's length, percentages; or ``all``."""
+    if text.strip() == "all":
+        return "all"
     return [_budget(word.strip()) for word in text.split(",")]
 
 
@@ -67,7 +69,7 @@ def _budget(word: str) -> int | float:
         return value
     raise UserError(
         f"--budgets: {word!r} is no budget; expected tokens (64), a fraction of the trace from "
-        "above 0 to 1.0 (0.05) or a percentage (5%), separated by commas"
+        "above 0 to 1.0 (0.05) or a percentage (5%), separated by commas; or all"
     )
 
 
@@ -78,9 +80,7 @@ def parse_integers(text: str | None, option: str) -> list[int] | None:
     words = [word.strip() for word in text.split(",")]
     for word in words:
         if not (word.isascii() and word.isdecimal()):
-            raise UserError(
-                f"{option}: {word!r} is no index; expected whole numbers like 0,9,16"
-            )
+            raise UserError(f"{option}: {word!r} is no index; expected whole numbers like 0,9,16")
     return [int(word) for word in words]
 
 

@@ -41,11 +41,20 @@ def compare(
         ),
     ] = "h2o,streaming,tova",
     budgets: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--budgets", "-b", help="Tokens (64), fractions of the trace (0.05) or percent (5%)."
+            "--budgets",
+            "-b",
+            help="Tokens (64), fractions of the trace (0.05), percent (5%), or all.  "
+            "[default: 0.05,0.1,0.2]",
         ),
-    ] = "0.05,0.1,0.2",
+    ] = None,
+    target_recall: Annotated[
+        float | None,
+        typer.Option(
+            "--target-recall", help="The smallest budget at which each policy reaches this recall."
+        ),
+    ] = None,
     prompt_len: Annotated[
         int | None,
         typer.Option(
@@ -78,12 +87,14 @@ def compare(
     from h2osim.policy import parse, split_policies
 
     # All that can be wrong about the request is found before the trace is read.
-    wanted = parse_budgets(budgets)
+    wanted = parse_budgets(budgets or ("all" if target_recall else "0.05,0.1,0.2"))
     chosen = split_policies(policies)
     if not chosen:
         raise UserError("--policies: found none, expected names like h2o,streaming:sinks=4,tova")
     for text in chosen:
         parse(text)
+    if target_recall is not None and not 0 < target_recall <= 1:
+        raise UserError(f"--target-recall: {target_recall:g}: expected above 0 and up to 1")
     only = parse_integers(layers, "--layers")
     if plot is not None:
         output_path(plot, "--plot", report.PLOT_SUFFIXES)
@@ -92,6 +103,7 @@ def compare(
         output_path(output, "--output", report.SAVE_SUFFIXES)
         report.require_writer(output)
 
+    from h2osim.curves import budget_for_recall
     from h2osim.replay import budget_tokens, replay
     from h2osim.trace import open_trace
 
@@ -110,6 +122,8 @@ def compare(
             progress=progress,
         )
     asked = {budget_tokens(b, recorded.n): b for b in wanted if isinstance(b, float)}
+    if wanted == "all" or target_recall is not None:
+        notice(report.one_pass_line(results))
     title = report.comparison_title(recorded, results)
     if output is not None:
         report.save_results(results, output)
@@ -117,6 +131,14 @@ def compare(
     if plot is not None:
         report.plot_recall(results, plot, title=title, asked=asked)
         notice(f"wrote {plot}")
+    if target_recall is not None:
+        reached = budget_for_recall(results, target_recall)
+        if format_ is Format.table:
+            console().print(report.target_table(reached, title))
+        else:
+            records = report.target_records(reached)
+            print_json(records) if format_ is Format.json else print_csv(records)
+        return
     if format_ is Format.table:
         screen = console()
         unbounded = screen.options.update(max_width=10_000)
