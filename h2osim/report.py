@@ -157,7 +157,7 @@ def target_records(reached: xr.Dataset) -> list[dict[str, Any]]:
     for text in map(str, reached["policy"].values):
         one = reached.sel(policy=text)
         common = {"policy": text, "params": dict(parse(text).values)}
-        cells = [(None, None, one["overall"].item())]
+        cells: list[tuple[int | None, int | None, int]] = [(None, None, one["overall"].item())]
         cells += [
             (int(layer), int(unit), one["budget"].sel(layer=layer, unit=unit).item())
             for layer in one["layer"].values
@@ -271,7 +271,7 @@ def plot_recall(
     few = len(budgets) <= 20
     figure = Figure(figsize=(8, 5) if few else (11, 5), layout="constrained")
     # Whole curves are drawn twice: small budgets need the logarithmic axis, large ones the other.
-    panels = np.atleast_1d(figure.subplots(1, 1 if few else 2, sharey=True))
+    panels = figure.subplots(1, 1 if few else 2, sharey=True, squeeze=False)[0]
     axes = panels[-1]
     # The legend stands in the order of the lines at the smallest budget, where they differ most.
     for i in sorted(range(len(mean)), key=lambda i: -mean[i][0]):
