@@ -26,10 +26,10 @@ LAYERS = (
     {"inputs"},
     {"policies"},
     {"engines"},
-    {"replay"},
+    {"replay", "curves"},
     {"optimum", "certify"},
     {"guarantees"},
-    {"report"},
+    {"report", "bench"},
     {"cli"},
     {"__main__"},
 )
