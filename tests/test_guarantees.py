@@ -251,8 +251,9 @@ def test_paper_theorem_holds(case: tuple[np.ndarray, int, int], recent: int, sco
     matrix, _, _ = case
     result = checks.paper_theorem(history_of(case, recent=recent, scores=scores), matrix.shape[1])
     assert result.verdict in ALLOWED
-    if not math.isnan(result.numbers.get("bound", math.nan)):
+    if result.verdict in (Verdict.HOLDS, Verdict.VACUOUS) and result.numbers:
         assert result.numbers["alpha"] < 1
+        assert result.numbers["ratio"] >= result.numbers["bound"] - 1e-9
 
 
 def test_paper_theorem_assumption_needs_a_top_that_does_not_grow() -> None:

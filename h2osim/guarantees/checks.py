@@ -111,8 +111,9 @@ def paper_theorem(history: History, n: int) -> Result:
     setting P). Otherwise (1 - 1/e)(1 - alpha) opt_i - beta is the bound. The product form of the
     induction is checked either way (numbers: induction).
 
-    Numbers: ratio; alpha, theta, gamma (largest); beta as a share of opt; bound (nan without
-    alpha < 1); induction: the product bound with the true start in place of 1 - 1/e.
+    Numbers: ratio; alpha, theta, gamma (largest); beta as a share of opt; bound (what the formula
+    gives, negative for alpha > 1; nan after too low a start); induction: the product bound with
+    the true start in place of 1 - 1/e.
     """
     name = "paper-theorem"
     if not history.steps:
@@ -131,7 +132,7 @@ def paper_theorem(history: History, n: int) -> Result:
     beta = 10.0 * n * lost.max()
     worst = float(alpha.max())
     bound = np.full_like(opt, np.nan)
-    if worst < 1 and start >= 1 - 1 / math.e:
+    if start >= 1 - 1 / math.e:
         bound = (1 - 1 / math.e) * (1 - worst) * opt - beta
     best = float(opt[-1]) or math.nan
     numbers = {
@@ -139,7 +140,7 @@ def paper_theorem(history: History, n: int) -> Result:
         "alpha": worst,
         "theta": float(theta.max()),
         "gamma": float(gamma.max()),
-        "beta": beta / best,
+        "beta": float(beta) / best,
         "bound": float(bound[-1]) / best,
         "induction": float(induction[-1]) / best,
     }
@@ -215,6 +216,8 @@ def cached_scores(history: History, outside: str = "", *, rounded: bool = True) 
 def drift_certificate(history: History, outside: str = "") -> Result:
     """T4: ratio_i >= ratio_{i-1} g_i / G_i with signed growth factors; equivalently no step loses.
 
+    It asks nothing else of a run: one outside setting P that never loses value is inside T4.
+
     Numbers: ratio, bound (the product of all g_i / G_i, from the ratio at the first step), clipped
     (the same with g_i and 1/G_i clipped at 1, as the paper's constants are).
     """
@@ -234,10 +237,8 @@ def drift_certificate(history: History, outside: str = "") -> Result:
     ratio = float(value[-1] / opt[-1]) if opt[-1] else 1.0
     numbers = {"ratio": ratio, "bound": float(certificate), "clipped": float(clipped)}
     step = _first(history, history.value < history.before)
-    if outside:
-        return Result(
-            "T4", Verdict.FAILS, history.first if step is None else step, numbers, outside
-        )
+    if outside and step is not None:
+        return Result("T4", Verdict.FAILS, step, numbers, f"{outside}: a step loses value")
     if step is not None or ratio < certificate * (1 - CLOSE):
         return Result("T4", Verdict.VIOLATED, step, numbers)
     return Result("T4", Verdict.HOLDS if certificate > 0 else Verdict.VACUOUS, None, numbers)
@@ -420,18 +421,17 @@ def inclusion(evicted_at: Mapping[int, ArrayLike], outside: str = "") -> Result:
 
     That is: evicted_at of the smaller budget is nowhere above that of the larger. evicted_at:
     budget -> int [n]. step: the first at which the smaller cache holds a token that the larger one
-    has dropped; token and smaller budget are among the numbers (-1 when there is none).
+    has dropped; numbers: that token, and the two budgets (smaller, larger). Nothing without a case.
     """
     budgets = sorted(evicted_at)
-    found: tuple[int, int, int] | None = None
+    found: tuple[int, int, int, int] | None = None
     for small, large in itertools.pairwise(budgets):
         low, high = np.asarray(evicted_at[small]), np.asarray(evicted_at[large])
         for token in np.flatnonzero(low > high).tolist():
-            case = (int(high[token]), token, small)
+            case = (int(high[token]), token, small, large)
             found = case if found is None else min(found, case)
-    numbers = {"token": -1.0, "budget": -1.0}
-    if found is not None:
-        numbers = {"token": float(found[1]), "budget": float(found[2])}
+    names = ("token", "smaller", "larger")
+    numbers = {} if found is None else dict(zip(names, map(float, found[1:]), strict=True))
     step = None if found is None else found[0]
     if outside:
         return Result("T7", Verdict.FAILS, step, numbers, outside)

@@ -11,7 +11,7 @@ are integers: fixed point (multiples of 2^-24) for a trace, whatever unit the ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -133,55 +133,95 @@ class History:
 
 
 def follow(rows: Rows, run: Run) -> History:
-    """The series of a run, in O(n^2) with a sort of the scores a step.
+    """The series of one run; see `follow_all`."""
+    return follow_all(rows, [run])[0]
+
+
+def follow_all(rows: Rows, runs: Sequence[Run]) -> list[History]:
+    """The series of some runs over the same rows, which are read once: O(n^2) a run.
 
     Works for any run without re-admission; whether a theorem applies to it is the checks' business.
     """
-    n, k, p = rows.n, run.k, run.prompt_len
-    gone = np.asarray(run.evicted_at, dtype=np.int64)
-    first = min(max(p, k) - 1, n)
-    length = n - first
-    value, before, opt, late, missed = (np.zeros(length, np.int64) for _ in range(5))
-    share = np.zeros(length)
-    same, returned = np.zeros(length, bool), np.zeros(length, bool)
+    n = rows.n
     score = np.zeros(n, np.int64)
-    at_exit = np.zeros(n, np.int64)
-    earlier = np.zeros(n, bool)
-    lost, full = 0, True
-    leaving: dict[int, list[int]] = {}
-    for token, step in enumerate(gone.tolist()):
-        leaving.setdefault(step, []).append(token)
+    followers = [_Follower(run, rows) for run in runs]
     for t, heads in enumerate(rows.each()):
         row = heads.sum(axis=0)
         score[: t + 1] += row
-        seen = gone[: t + 1] >= t  # G_t: evicted at step t at the earliest
-        if t >= p:
-            lost += int(row.sum()) - int(row[seen].sum())
-        out = leaving.get(t, [])
-        at_exit[out] = score[out]
-        if t < first:
-            continue
-        i, now = t - first, score[: t + 1]
-        kept = gone[: t + 1] > t
-        value[i] = now[kept].sum()
-        old = seen.copy()
-        old[t] = old[t] and t == first
-        before[i] = now[old].sum() if t > first else value[i]
-        top = _top(now, k)
-        opt[i] = now[top].sum()
-        same[i] = bool(np.array_equal(top, kept))
-        returned[i] = t > first and bool(np.any(top[:t] & ~earlier[:t]))
-        earlier[: t + 1] = top
-        o = np.flatnonzero(top & ~kept)
-        after = now[o] - at_exit[o]
-        late[i] = after.sum()
-        positive = now[o] > 0
-        share[i] = (after[positive] / now[o][positive]).max(initial=0.0)
-        missed[i] = lost
-        full = full and int(kept.sum()) == min(k, t + 1)
-    return History(
-        first, k, p, rows.heads, value, before, opt, same, returned, late, share, missed, full
-    )
+        tops: dict[int, NDArray[np.bool_]] = {}
+        for follower in followers:
+            k = follower.run.k
+            if k not in tops and t >= follower.first:
+                tops[k] = _top(score[: t + 1], k)
+            follower.step(t, row, score, tops.get(k))
+    return [follower.history() for follower in followers]
+
+
+class _Follower:
+    """One run on its way through the rows."""
+
+    def __init__(self, run: Run, rows: Rows) -> None:
+        self.run, self.heads = run, rows.heads
+        n = rows.n
+        self.first = min(max(run.prompt_len, run.k) - 1, n)
+        self.gone = np.asarray(run.evicted_at, dtype=np.int64)
+        self.leaving: dict[int, list[int]] = {}
+        for token, step in enumerate(self.gone.tolist()):
+            self.leaving.setdefault(step, []).append(token)
+        self.at_exit = np.zeros(n, np.int64)
+        self.lost, self.full = 0, True
+        length = n - self.first
+        self.sums = np.zeros((5, length), np.int64)  # value, before, opt, late, missed
+        self.share = np.zeros(length)
+        self.flags = np.zeros((2, length), bool)  # same, returned
+        self.earlier = np.zeros(n, bool)
+
+    def step(
+        self,
+        t: int,
+        row: NDArray[np.int64],
+        score: NDArray[np.int64],
+        top: NDArray[np.bool_] | None,
+    ) -> None:
+        gone = self.gone[: t + 1]
+        seen = gone >= t  # G_t: whoever is evicted at step t is still attended
+        if t >= self.run.prompt_len:
+            self.lost += int(row.sum()) - int(row[seen].sum())
+        out = self.leaving.get(t, [])
+        self.at_exit[out] = score[out]
+        if top is None:
+            return
+        i, now, kept = t - self.first, score[: t + 1], gone > t
+        value, best = int(now[kept].sum()), int(now[top].sum())
+        before = int(now[seen].sum()) - (int(now[t]) if seen[t] else 0) if i else value
+        missed = np.flatnonzero(top & ~kept)
+        after = now[missed] - self.at_exit[missed]
+        self.sums[:, i] = value, before, best, after.sum(), self.lost
+        some = now[missed] > 0
+        self.share[i] = (after[some] / now[missed][some]).max(initial=0.0)
+        self.flags[0, i] = np.array_equal(top, kept)
+        self.flags[1, i] = i > 0 and bool(np.any(top[:t] & ~self.earlier[:t]))
+        self.earlier[: t + 1] = top
+        self.full = self.full and int(kept.sum()) == min(self.run.k, t + 1)
+
+    def history(self) -> History:
+        value, before, opt, late, missed = self.sums
+        same, returned = self.flags
+        return History(
+            self.first,
+            self.run.k,
+            self.run.prompt_len,
+            self.heads,
+            value,
+            before,
+            opt,
+            same,
+            returned,
+            late,
+            self.share,
+            missed,
+            self.full,
+        )
 
 
 def _top(scores: NDArray[np.int64], k: int) -> NDArray[np.bool_]:

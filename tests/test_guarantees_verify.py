@@ -1,0 +1,180 @@
+"""`verify`: every statement held against traces and replays, and the counterexample it writes."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from h2osim.errors import UserError
+from h2osim.guarantees import GUARANTEES, Verdict
+from h2osim.guarantees.history import Rows, Run, follow, simulate
+from h2osim.guarantees.verify import (
+    POLICIES,
+    Line,
+    outside_setting,
+    over_time,
+    verify,
+    violations,
+    write_counterexample,
+)
+from h2osim.policy import parse
+from h2osim.replay import replay
+from h2osim.synth import synth
+from h2osim.trace import Trace, open_trace
+from tests.strategies import examples, qk_traces, traces
+
+OTHERS = ("h2o:recent=3,scores=full", "h2o:recent=0,sinks=1", "tova", "streaming", "decay", "topk")
+
+
+@examples(20)
+@given(traces(min_n=2, max_n=14), st.data())
+def test_nothing_proved_is_violated(trace: Trace, data: st.DataObject) -> None:
+    budgets = sorted(data.draw(st.sets(st.integers(1, trace.n), min_size=1, max_size=3)))
+    lines = verify(trace, [*POLICIES, *OTHERS], budgets, engine="naive")
+    assert violations(lines) == []
+    assert {line.result.guarantee for line in lines} <= set(GUARANTEES)
+    plain = [line for line in lines if line.policy == POLICIES[0]]
+    assert all(
+        line.result.verdict in (Verdict.HOLDS, Verdict.VACUOUS)
+        for line in plain
+        if line.result.guarantee in ("T2", "T4", "T7")
+    )
+    cached = [line for line in lines if line.policy == POLICIES[1]]
+    assert all(
+        line.result.verdict in (Verdict.HOLDS, Verdict.VACUOUS)
+        for line in cached
+        if line.result.guarantee == "T3"
+    )
+
+
+@examples(15)
+@given(qk_traces(min_n=2, max_n=12, values=True), st.integers(1, 6))
+def test_output_errors_where_values_are_recorded(trace: Trace, k: int) -> None:
+    lines = verify(trace, "h2o", min(k, trace.n), engine="naive")
+    found = [line.result for line in lines if line.result.guarantee == "T5"]
+    assert len(found) == len(trace.units())
+    for result in found:
+        assert result.verdict in (Verdict.HOLDS, Verdict.VACUOUS)
+        if result.numbers:
+            assert result.numbers["error"] <= result.numbers["bound"] + 1e-5
+            assert 0 <= result.numbers["used"] <= 1 + 1e-5
+
+
+@examples(15)
+@given(traces(min_n=2, max_n=14, max_layers=1), st.integers(1, 8))
+def test_replay_and_the_independent_simulation_agree(trace: Trace, k: int) -> None:
+    k = min(k, trace.n)
+    p = trace.prompt_len or 1
+    if p >= trace.n:
+        return
+    found = replay(trace, ["h2o:recent=0,scores=full"], k, engine="naive")
+    for i, unit in enumerate(trace.units()):
+        run = simulate(Rows.of_unit(unit), k, p)
+        assert found.evicted_at.values[0, 0, i, 0].tolist() == run.evicted_at.tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("h2o:recent=0,scores=full", ""),
+        ("h2o:recent=0", "the scores are cached ones"),
+        ("h2o:recent=0.5,scores=full", "the newest 5 tokens are protected"),
+        ("h2o:recent=0,sinks=2", "2 sinks are protected"),
+        ("h2o:recent=0,when=prompt", "nothing is evicted after the prompt"),
+        ("tova", "tova is another rule than accumulated attention"),
+    ],
+)
+def test_outside_setting(text: str, reason: str) -> None:
+    assert outside_setting(parse(text), 10) == reason
+
+
+def test_lines_are_ordered_and_flat() -> None:
+    trace = synth("powerlaw", 40, heads=2, layers=2)
+    lines = verify(trace, POLICIES[:2], [0.1, 0.3])
+    key = [(POLICIES.index(x.policy), x.layer, x.unit) for x in lines]
+    assert key == sorted(key)
+    names = [x.result.guarantee for x in lines if x.policy == POLICIES[0] and x.layer == 0]
+    each = ["paper-theorem", "T1", "T2", "T4"]
+    assert names == [*each, *each, "T7"] * 2
+    for line in lines:
+        record = line.record()
+        assert all(isinstance(v, str | int | float | None) for v in record.values())
+        assert (record["budget"] is None) == (record["guarantee"] == "T7")
+
+
+def test_the_trap_and_the_theorem() -> None:
+    lines = verify(synth("trap", 50, d=1e-3), POLICIES[0], 1)
+    by_name = {line.result.guarantee: line.result for line in lines}
+    theorem = by_name["paper-theorem"]
+    assert theorem.numbers["ratio"] == pytest.approx(0.0336, rel=1e-2)
+    assert theorem.verdict == Verdict.FAILS
+    assert theorem.numbers["alpha"] > 1
+    assert theorem.numbers["theta"] == 0
+    assert by_name["T1"].verdict == Verdict.FAILS
+    assert by_name["T4"].numbers["bound"] == pytest.approx(theorem.numbers["ratio"])
+
+
+def test_deployed_h2o_is_not_covered() -> None:
+    lines = verify(synth("powerlaw", 60), "h2o", 0.2)
+    verdicts = {x.result.guarantee: x.result.verdict for x in lines}
+    for name in ("paper-theorem", "T1", "T2", "T3", "T7"):
+        assert verdicts[name] == Verdict.FAILS
+
+
+def test_over_time_is_the_history() -> None:
+    trace = synth("drift", 80, heads=2)
+    for policy in (POLICIES[0], "h2o"):
+        series = over_time(trace, policy, 8, unit=1)
+        unit = trace.units()[1]
+        gone = replay(trace, policy, 8).evicted_at.values[0, 0, 1, 0]
+        history = follow(Rows.of_unit(unit), Run(gone, 8, 1))
+        assert {len(x) for x in series.values()} == {history.steps}
+        assert np.allclose(series["ratio"], history.value / history.opt)
+        lines = verify(trace, policy, 8)
+        at = {x.result.guarantee: x.result.numbers for x in lines if x.unit == 1}
+        assert series["certificate"][-1] == pytest.approx(at["T4"]["bound"])
+        assert series["clipped"][-1] == pytest.approx(at["T4"]["clipped"])
+        assert series["t2"][-1] == pytest.approx(at["T2"]["bound"])
+        assert series["alpha"][-1] == pytest.approx(at["paper-theorem"]["alpha"])
+    with pytest.raises(UserError, match="no unit 7"):
+        over_time(trace, "h2o", 8, unit=7)
+
+
+def test_a_violation_is_written_as_a_trace(tmp_path: Path) -> None:
+    trace = synth("powerlaw", 30, heads=4, group_size=2, layers=2)
+    lines = verify(trace, POLICIES[0], 5)
+    good = next(x for x in lines if (x.layer, x.unit, x.result.guarantee) == (1, 1, "T2"))
+    bad = dataclasses.replace(
+        good, result=dataclasses.replace(good.result, verdict=Verdict.VIOLATED)
+    )
+    assert violations([good, bad]) == [bad]
+    path = write_counterexample(trace, bad, tmp_path / "case")
+    again = open_trace(path)
+    again.verify()
+    assert (again.n, again.layers, len(again.units())) == (30, (1,), 1)
+    original = next(u for u in trace.units() if (u.layer, u.index) == (1, 1))
+    for t in range(30):
+        assert np.array_equal(again.units()[0].head_rows(t), original.head_rows(t))
+    assert again.manifest["provenance"]["guarantee"] == "T2"
+    repeated = verify(again, POLICIES[0], 5)
+    assert next(x for x in repeated if x.result.guarantee == "T2").result == good.result
+    with pytest.raises(UserError):
+        write_counterexample(trace, bad, tmp_path / "case")
+    lost: Any = dataclasses.replace(bad, unit=9)
+    with pytest.raises(UserError, match="no unit 9"):
+        write_counterexample(trace, lost, tmp_path / "other")
+
+
+def test_mistakes_are_the_users() -> None:
+    trace = synth("powerlaw", 20)
+    with pytest.raises(UserError, match="unknown policy"):
+        verify(trace, "h3o", 5)
+    with pytest.raises(UserError, match="budget"):
+        verify(trace, "h2o", 50)
+    assert isinstance(verify(trace, "h2o", 5)[0], Line)
