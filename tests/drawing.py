@@ -39,3 +39,28 @@ def traces_for(policy: Policy, **sizes: Any) -> st.SearchStrategy[Trace]:
     with_rows = sixteenth_traces(norms=norms, **sizes) | softmax_traces(norms=norms, **sizes)
     with_keys = qk_traces(values=bool(policy.needs), **sizes)
     return with_rows | with_keys if norms or not policy.needs else with_keys
+
+
+def can_be_inclusive(policy: Policy, heads: int = 3) -> bool:
+    """Whether some parameters make the policy inclusive for a unit of several heads."""
+    return policy.with_params(**_fixed(policy)).inclusive(heads)
+
+
+@st.composite
+def inclusive(draw: st.DrawFn, policy: Policy, heads: int) -> Configured:
+    """A policy with parameters that make it inclusive (T7) for units of this many heads."""
+    one = draw(configured(policy))
+    if one.inclusive(heads):
+        return one
+    fixed = _fixed(policy)
+    if "recent" in fixed:
+        fixed["recent"] = draw(st.integers(0, 6))
+    one = policy.with_params(**{**one.values, **fixed})
+    assert one.inclusive(heads)
+    return one
+
+
+def _fixed(policy: Policy) -> dict[str, Any]:
+    """The shared parameters as T7 wants them: recorded rows, a window that does not grow with k."""
+    wanted = {"scores": "full", "recent": 2}
+    return {param.name: wanted[param.name] for param in policy.params if param.name in wanted}
