@@ -55,7 +55,10 @@ class _Kind:
 _FLOAT, _BOOL, _LEAF = _Kind("float"), _Kind("bool"), _Kind("int", LARGEST)
 _WIDE = _Kind("int", 2.0**53)  # a variable: long long; beyond 2**53 Python's `/` would differ
 _OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
-_COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}
+_COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="} | {
+    ast.Eq: "==",
+    ast.NotEq: "!=",
+}
 
 
 def _join(a: _Kind, b: _Kind) -> _Kind:
@@ -76,6 +79,7 @@ class _Module:
         default_factory=dict
     )
     open: list[FunctionType] = field(default_factory=list)
+    names: int = 0
 
     def function(self, rule: Rule, kinds: tuple[_Kind, ...], results: int = 1) -> tuple[str, _Kind]:
         """The C++ name and the kind of result of a plain Python function."""
@@ -86,7 +90,8 @@ class _Module:
         key = (rule, tuple(kind.c for kind in kinds))
         if key not in self.known:
             self.open.append(rule)
-            name = f"py{len(self.known)}_{rule.__name__}"
+            self.names += 1
+            name = f"py{self.names}_{rule.__name__}"
             text, kind = _Function(self, rule, kinds, name, results).translate()
             self.open.pop()
             self.texts.append(text)
@@ -462,7 +467,8 @@ def rules_text(policy: Policy) -> str:
         known |= {name: (f"fp[{i}]", _FLOAT) for i, name in enumerate(floats)}
         if role in ("init", "update", "rank"):
             known |= {name: (f"s[{i}]", _FLOAT) for i, name in enumerate(policy.state)}
-            known |= {f: (f"in[(long long){i} * n + j]", _FLOAT) for i, f in enumerate(policy.inputs)}
+            fixed = enumerate(policy.inputs)
+            known |= {name: (f"in[(long long){i} * n + j]", _FLOAT) for i, name in fixed}
         given = [known[name] for name in arguments(rule)]
         texts = [text for text, _ in given]
         fields = len(policy.state)

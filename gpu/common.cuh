@@ -1,0 +1,68 @@
+// What every kernel needs: the device's dialect, float16 bits as integers, Python's arithmetic.
+//
+// The same text is compiled as C++ for tests without a GPU; then H2OSIM_SHIM is defined and the
+// shim supplies the words of CUDA that are used here.
+#ifndef H2OSIM_SHIM
+#define DEVICE __device__ __forceinline__
+#define WARP 32
+#define ALL_LANES 0xffffffffu
+#define INF __longlong_as_double(0x7ff0000000000000LL)
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#endif
+
+typedef unsigned short u16;
+typedef unsigned long long u64;
+typedef long long i64;
+
+#define ONE (1.0 / 16777216.0)  // 2^-24: every float16 probability is a multiple of it
+
+// Where row t of a packed lower triangle starts.
+DEVICE i64 tri(i64 t) { return t * (t + 1) / 2; }
+
+// A float16's bits as an integer multiple of 2^-24; the number lies in [0, 1].
+DEVICE int fixed_point(u16 bits) {
+    int exponent = bits >> 10;
+    int normal = exponent > 0;
+    return ((normal << 10) | (bits & 1023)) << (exponent - normal);
+}
+
+// Least rank first, the oldest first among equals.
+DEVICE bool below(double rank, int pos, double other_rank, int other_pos) {
+    return rank < other_rank || (rank == other_rank && pos < other_pos);
+}
+
+DEVICE void add(i64 *sum, i64 x) { atomicAdd((u64 *)sum, (u64)x); }
+
+// Python's //, %, min, max and abs.
+DEVICE i64 py_floordiv(i64 a, i64 b) {
+    i64 q = a / b;
+    return q - (a % b != 0 && (a < 0) != (b < 0));
+}
+DEVICE i64 py_mod(i64 a, i64 b) {
+    i64 r = a % b;
+    return r != 0 && (r < 0) != (b < 0) ? r + b : r;
+}
+DEVICE int py_floordiv(int a, int b) {
+    int q = a / b;
+    return q - (a % b != 0 && (a < 0) != (b < 0));
+}
+DEVICE int py_mod(int a, int b) {
+    int r = a % b;
+    return r != 0 && (r < 0) != (b < 0) ? r + b : r;
+}
+DEVICE double py_mod(double a, double b) {
+    double r = fmod(a, b);
+    if (r != 0.0) return (b < 0.0) != (r < 0.0) ? r + b : r;
+    return copysign(0.0, b);
+}
+DEVICE double py_floordiv(double a, double b) {
+    double r = fmod(a, b);
+    double q = (a - r) / b;
+    if (r != 0.0 && (b < 0.0) != (r < 0.0)) q -= 1.0;
+    if (q == 0.0) return copysign(0.0, a / b);
+    double whole = floor(q);
+    return q - whole > 0.5 ? whole + 1.0 : whole;
+}
+template <class X> DEVICE X py_min(X a, X b) { return b < a ? b : a; }
+template <class X> DEVICE X py_max(X a, X b) { return b > a ? b : a; }
+template <class X> DEVICE X py_abs(X a) { return a < 0 ? -a : a; }

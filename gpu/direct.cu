@@ -1,0 +1,215 @@
+// The direct kernel: one unit, one policy, one budget; any rule that a token's own values decide.
+//
+// Follows common.cuh and a policy's rules. One block replays one job; all its arrays lie in scratch
+// (the first- and second-level caches hold them), so a replay can stop after any row and go on in
+// the next launch. It does what engines/naive.py says; gpu/README.md explains the steps.
+//
+// Constants: T threads, HEADS.
+#define WARPS (T / WARP)
+
+// The sum over the block, to every thread. `part` has WARPS + 1 places.
+DEVICE i64 block_sum(i64 x, i64 *part) {
+    for (int far = WARP / 2; far; far /= 2) x += __shfl_xor_sync(ALL_LANES, x, far);
+    __syncthreads();
+    if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = x;
+    __syncthreads();
+    i64 sum = 0;
+    for (int w = 0; w < WARPS; w++) sum += part[w];
+    return sum;
+}
+
+// What the policy is shown of token j in row t, whose heads start at bits[place[h] + at].
+DEVICE double observe(
+    const u16 *bits, const i64 *place, i64 at, int j, int t, bool whole, const i64 *shown, int n
+) {
+    double total = 0.0;
+    for (int h = 0; h < HEADS; h++) {
+        const i64 x = fixed_point(bits[place[h] + at + j]);
+        const i64 seen = shown[(i64)h * n + t], mass = shown[((i64)HEADS + h) * n + t];
+        if (whole)
+            total += (double)x * ONE;
+        else if (seen > 0)
+            total += (double)(x * mass) / (double)seen * ONE;
+    }
+    return total;
+}
+
+extern "C" __global__ void __launch_bounds__(T) direct(
+    const u16 *bits,       // packed rows; row t of head h at bits[place[unit, h] + tri(t)]
+    const i64 *places,     // [units, HEADS]
+    const i64 *masses,     // [units, HEADS, stop - start] whole mass of each new row
+    const int *units,      // [jobs] the unit each block replays
+    const int *budgets,    // [jobs]
+    const int *cached,     // [jobs] whether the policy is shown renormalised rows
+    const int *lags,       // [jobs]
+    const int *ints,       // [jobs, NI]
+    const double *floats,  // [jobs, NF]
+    const double *inputs,  // [*, NIN, n]
+    const i64 *inputs_at,  // [jobs] where each job's inputs start
+    int *left,             // [jobs, n] step after which a token left, n before
+    i64 *kept,             // [jobs, n - p] mass attended in each decode step
+    int *cells,            // [jobs, 2] tokens cached, most keys attended
+    unsigned char *scratch, i64 scratch_each, int n, int p, int start, int stop
+) {
+    const int tid = threadIdx.x, job = blockIdx.x;
+    __shared__ i64 part[WARPS];
+    __shared__ double part_rank[WARPS];
+    __shared__ int part_pos[WARPS], part_slot[WARPS], counts[T];
+
+    double *state = (double *)(scratch + job * scratch_each);  // [F, n] by position
+    double *ranks = state + (i64)F * n;                        // [n] by slot
+    i64 *shown = (i64 *)(ranks + n);  // [2, HEADS, n] mass of each row attended, and in all
+    int *cache = (int *)(shown + (i64)2 * HEADS * n);          // [n] positions, in any order
+    int *spare = cache + n;                                    // [n]
+
+    const i64 *place = places + (i64)units[job] * HEADS;
+    const int k = budgets[job], lag = lags[job];
+    const bool full = !cached[job];
+    const double *in = inputs + inputs_at[job];
+    int ip[NI + 1];
+    double fp[NF + 1];
+    for (int i = 0; i < NI; i++) ip[i] = ints[job * NI + i];
+    for (int i = 0; i < NF; i++) fp[i] = floats[job * NF + i];
+    int *gone = left + (i64)job * n;
+    int m = cells[job * 2], held = cells[job * 2 + 1];
+
+    for (int t = start; t < stop; t++) {
+        const i64 at = tri(t);
+        const bool dense = t < p;
+        double own[F + 1];
+        if (tid == 0) {
+            cache[m] = t;
+            gone[t] = n;
+            rule_init(own, in, ip, fp, t, t, k, p, n, HEADS);
+            for (int f = 0; f < F; f++) state[(i64)f * n + t] = own[f];
+        }
+        m++;
+        __syncthreads();
+
+        // Attend: the mass seen in each head, and how many keys gave it.
+        i64 mass = 0, seen = 0;
+        for (int h = 0; h < HEADS; h++) {
+            const u16 *row = bits + place[h] + at;
+            i64 one = 0, keys = 0;
+            for (int i = tid; i < m; i += T) {
+                const int j = cache[i];
+                if (dense || !HIDES || rule_visible(j, ip, fp, t, k, p, n, HEADS)) {
+                    one += fixed_point(row[j]);
+                    keys++;
+                }
+            }
+            if (LINGERS) {
+                const int oldest = max(0, t - rule_linger(ip, fp, t, k, p, n, HEADS));
+                for (int j = oldest + tid; j < t; j += T) {
+                    if (gone[j] < n) {
+                        one += fixed_point(row[j]);
+                        keys++;
+                    }
+                }
+            }
+            one = block_sum(one, part);
+            mass += one;
+            if (h == 0) seen = block_sum(keys, part);
+            if (tid == 0) {
+                shown[(i64)h * n + t] = one;
+                shown[((i64)HEADS + h) * n + t] =
+                    masses[((i64)units[job] * HEADS + h) * (stop - start) + t - start];
+            }
+        }
+        __syncthreads();
+
+        // Update every cached token and, if one must go, find the least rank on the way.
+        const int keep = t >= p - 1 ? rule_keep(m, ip, fp, t, k, p, n, HEADS) : m;
+        const bool evicting = m > keep || (EXPIRES && t >= p - 1);
+        double least = INF;
+        int least_pos = 0x7fffffff, least_slot = 0;
+        for (int i = tid; i < m; i += T) {
+            const int j = cache[i];
+            double a = 0.0, old = 0.0;
+            if (dense || !HIDES || rule_visible(j, ip, fp, t, k, p, n, HEADS))
+                a = observe(bits, place, at, j, t, dense || full, shown, n);
+            const int u = t - lag;
+            if (lag > 0 && u >= j)
+                if (u < p || !HIDES || rule_visible(j, ip, fp, u, k, p, n, HEADS))
+                    old = observe(bits, place, tri(u), j, u, u < p || full, shown, n);
+            for (int f = 0; f < F; f++) own[f] = state[(i64)f * n + j];
+            rule_update(own, a, old, in, ip, fp, j, t, k, p, n, HEADS);
+            for (int f = 0; f < F; f++) state[(i64)f * n + j] = own[f];
+            if (evicting) {
+                const double r = rule_rank(own, in, ip, fp, j, t, k, p, n, HEADS);
+                ranks[i] = r;
+                if (below(r, j, least, least_pos)) least = r, least_pos = j, least_slot = i;
+            }
+        }
+        if (!dense) {
+            if (tid == 0) kept[(i64)job * (n - p) + t - p] = mass;
+            held = max(held, (int)seen - 1);
+        }
+        if (!evicting) {
+            __syncthreads();
+            continue;
+        }
+
+        if (m - keep == 1 && !EXPIRES) {
+            for (int far = WARP / 2; far; far /= 2) {
+                const double r = __shfl_xor_sync(ALL_LANES, least, far);
+                const int q = __shfl_xor_sync(ALL_LANES, least_pos, far);
+                const int s = __shfl_xor_sync(ALL_LANES, least_slot, far);
+                if (below(r, q, least, least_pos)) least = r, least_pos = q, least_slot = s;
+            }
+            if (tid % WARP == 0) {
+                part_rank[tid / WARP] = least;
+                part_pos[tid / WARP] = least_pos;
+                part_slot[tid / WARP] = least_slot;
+            }
+            __syncthreads();
+            m--;
+            if (tid == 0) {
+                for (int w = 1; w < WARPS; w++) {
+                    if (below(part_rank[w], part_pos[w], least, least_pos)) {
+                        least = part_rank[w];
+                        least_pos = part_pos[w];
+                        least_slot = part_slot[w];
+                    }
+                }
+                gone[least_pos] = t;
+                cache[least_slot] = cache[m];
+            }
+            __syncthreads();
+            continue;
+        }
+
+        // Many at once: a token goes if fewer than m - keep rank below it.
+        __syncthreads();
+        const int length = (m + T - 1) / T, low = tid * length, high = min(low + length, m);
+        int staying = 0;
+        for (int i = low; i < high; i++) {
+            const int j = cache[i];
+            const double r = ranks[i];
+            int lower = 0;
+            if (m > keep)
+                for (int s = 0; s < m; s++) lower += below(ranks[s], cache[s], r, j);
+            if (lower < m - keep || (EXPIRES && r == -INF))
+                gone[j] = t;
+            else
+                staying++;
+        }
+        counts[tid] = staying;
+        __syncthreads();
+        int slot = 0, stay = 0;
+        for (int s = 0; s < T; s++) {
+            if (s < tid) slot += counts[s];
+            stay += counts[s];
+        }
+        for (int i = low; i < high; i++)
+            if (gone[cache[i]] == n) spare[slot++] = cache[i];
+        __syncthreads();
+        for (int i = tid; i < stay; i += T) cache[i] = spare[i];
+        m = stay;
+        __syncthreads();
+    }
+    if (tid == 0) {
+        cells[job * 2] = m;
+        cells[job * 2 + 1] = held;
+    }
+}
