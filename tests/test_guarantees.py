@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
+from strategies import examples, sixteenths, softmax_scores
 
 from h2osim.carried import proofs
 from h2osim.fixedpoint import ONE
@@ -40,7 +41,6 @@ from h2osim.guarantees.setfunctions import (
     opt,
 )
 from h2osim.synth import synth
-from tests.strategies import examples, sixteenths, softmax_scores
 
 ALLOWED = {Verdict.HOLDS, Verdict.VACUOUS, Verdict.FAILS}
 

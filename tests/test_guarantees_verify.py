@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import examples, qk_traces, traces
 
 from h2osim.errors import UserError
 from h2osim.guarantees import GUARANTEES, Verdict
@@ -27,7 +28,6 @@ from h2osim.policy import parse
 from h2osim.replay import replay
 from h2osim.synth import synth
 from h2osim.trace import Trace, open_trace
-from tests.strategies import examples, qk_traces, traces
 
 OTHERS = ("h2o:recent=3,scores=full", "h2o:recent=0,sinks=1", "tova", "streaming", "decay", "topk")
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import examples, sixteenths
 
 from h2osim.guarantees.greedy import (
     best_set,
@@ -41,7 +42,6 @@ from h2osim.guarantees.setfunctions import (
     check_udc2,
     opt,
 )
-from tests.strategies import examples, sixteenths
 
 
 def matrices(tokens: int, most_rows: int = 4) -> st.SearchStrategy[list[list[int]]]:
