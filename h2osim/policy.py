@@ -164,7 +164,7 @@ ROLES: Mapping[str, set[str]] = {
     "init": _TOKEN,
     "update": _TOKEN | {"a", "a_old"},
     "rank": _TOKEN,
-    "rank_cache": _SCALARS | {"positions", "ranks"},
+    "rank_cache": _SCALARS | {"positions", "ranks", "head_scores", "head_row"},
     "keep": _SCALARS | {"size"},
     "visible": _TOKEN,
     "linger": _SCALARS,
@@ -196,7 +196,8 @@ class Policy:
     rank_cache
         ``rank_cache(positions, ranks, ...)`` fills ``ranks[i]`` for the cached ``positions[i]``
         (oldest first) where a rank needs the whole cache; state and inputs then arrive as arrays
-        indexed by position. Given instead of ``rank``.
+        indexed by position, and it may ask for ``head_row[h][j]``, what head h showed of token j in
+        this step, and ``head_scores[h][j]``, the sum of that so far. Given instead of ``rank``.
     visible
         ``visible(...) -> bool``: whether a cached token is attended in step t (default: yes).
     linger

@@ -67,3 +67,20 @@ def sigmoid(x: float) -> float:
         e = exp(x)
         return e / (1.0 + e)
     return 1.0 / (1.0 + exp(-x))
+
+
+def log1p(z: float) -> float:
+    """log(1 + z) for z >= 0, to an absolute error below 1e-12, in the same sense as :func:`exp`.
+
+    1 + z (rounded) is halved into (0.75, 1.5], where log x = 2 artanh((x - 1) / (x + 1)) converges fast.
+    """
+    x = 1.0 + z
+    halvings = 0
+    while x > 1.5:
+        x *= 0.5
+        halvings += 1
+    y = (x - 1.0) / (x + 1.0)
+    total = 0.0
+    for i in range(21, 0, -2):
+        total = total * y * y + 1.0 / i
+    return 2.0 * y * total + halvings * 0.6931471805599453

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from h2osim.engines.job import Job, Outcome
-from h2osim.engines.specialise import compiled, number_slots
+from h2osim.engines.specialise import compiled, number_slots, sees_heads
 from h2osim.policy import SCORE_KINDS, arguments
 from h2osim.trace import Block
 
@@ -35,6 +35,7 @@ class DirectRun:
             np.zeros(n),
             np.zeros(n, np.int64),
             np.zeros((heads, n), np.int32),
+            np.zeros((2, heads, n if sees_heads(policy) else 0)),
         )
 
     def feed(self, block: Block) -> None:

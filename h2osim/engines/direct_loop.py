@@ -10,6 +10,7 @@ inlines them. The loop does what `naive.run` says, on arrays:
     state[f, j]     field f of token j             kept[t - p]  mass attended in decode step t
     shown[0, h, t]  mass of row t attended         cell         m and held, between calls
     shown[1, h, t]  mass of the whole row          line, rows   the row in fixed point: sum, heads
+    by_head[0, h, j], by_head[1, h, j]             what head h showed of j, now and so far
 
 Positions are unsigned 32-bit: LLVM then knows that an index is not negative and drops the test for
 Python's indexing from the end.
@@ -55,7 +56,7 @@ def recall_old(bits, base, j, u, p, kind, shown, ints, floats, k, n):
 @njit(**OPTIONS)
 def advance(
     bits, first, start, stop, k, p, kind, lag,
-    state, inputs, ints, floats, cell, cache, left, kept, shown, ranks, line, rows,
+    state, inputs, ints, floats, cell, cache, left, kept, shown, ranks, line, rows, by_head,
 ):  # fmt: skip
     """Replay rows start … stop - 1; `bits` hold rows first … stop - 1, packed."""
     heads, n = bits.shape[0], left.shape[0]
@@ -99,17 +100,23 @@ def advance(
         worst = 0
         for i in range(m):
             j = np.int64(cache[i])
+            seeing = plain or not HIDES or _visible(ints, floats, j, t, k, p, n, heads)
+            a = 0.0
             if plain:
                 mass += line[j]
                 a = line[j] * ONE
-            else:
-                a = 0.0
-                if not HIDES or _visible(ints, floats, j, t, k, p, n, heads):
-                    if kind == FULL:
-                        a = line[j] * ONE
-                    else:
-                        for h in range(heads):
-                            a += renormalised(rows[h, j], h, t, shown)
+            elif seeing and kind == FULL:
+                a = line[j] * ONE
+            elif seeing:
+                for h in range(heads):
+                    a += renormalised(rows[h, j], h, t, shown)
+            if BY_HEAD:
+                for h in range(heads):
+                    x = rows[h, j] * ONE
+                    if not (dense or kind == FULL):
+                        x = renormalised(rows[h, j], h, t, shown)
+                    by_head[0, h, j] = x if seeing else 0.0
+                    by_head[1, h, j] += by_head[0, h, j]
             old = 0.0
             if lag > 0 and t - lag >= j:
                 old = recall_old(bits, base, j, t - lag, p, kind, shown, ints, floats, k, n)
@@ -132,7 +139,10 @@ def advance(
         if not evicting:
             continue
         if WHOLE:
-            _rank_cache(cache[:m], ranks[:m], state, inputs, ints, floats, t, k, p, n, heads)
+            _rank_cache(
+                cache[:m], ranks[:m], by_head[1], by_head[0], state, inputs, ints, floats,
+                t, k, p, n, heads,
+            )  # fmt: skip
         if m - keep == 1 and not EXPIRES and not WHOLE:
             left[cache[worst]] = t
             for i in range(worst, m - 1):

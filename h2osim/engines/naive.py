@@ -23,6 +23,8 @@ def run(job: Job) -> Outcome:
     cache: list[int] = []  # positions, oldest first
     left: dict[int, int] = {}  # token -> the step after which it left the cache
     shown: deque[dict[int, float]] = deque(maxlen=job.configured.lag() + 1)
+    head_scores = [[0.0] * n for _ in job.unit.heads]  # attention shown so far, head by head
+    head_row: list[list[float]] = []
     kept, held = [], 0
 
     def call(rule: Rule, t: int, j: int | None = None, **more: Any) -> Any:
@@ -43,6 +45,7 @@ def run(job: Job) -> Outcome:
             return sorted((call(policy.rank, t, j), j) for j in cache)
         ranks = np.zeros(len(cache))
         arrays: dict[str, Any] = {**state, **job.inputs, "positions": cache, "ranks": ranks}
+        arrays |= {"head_scores": head_scores, "head_row": head_row}
         assert policy.rank_cache
         call(policy.rank_cache, t, **arrays)
         return sorted(zip(ranks, cache, strict=True))
@@ -60,7 +63,12 @@ def run(job: Job) -> Outcome:
             seen |= {j for j in left if t - j <= call(policy.linger, t)}
 
         # Update: the state of each cached token, by what the policy is shown of the row.
-        shown.append(observe("full" if prompt else job.configured.scores, rows, cache, seen))
+        kind = "full" if prompt else job.configured.scores
+        head_row = [observe(kind, row, cache, seen, n) for row in rows]
+        shown.append({j: sum(row[j] for row in head_row) for j in cache})
+        for j in cache:
+            for scores, row in zip(head_scores, head_row, strict=True):
+                scores[j] += row[j]
         if policy.update:
             for j in cache:
                 a_old = shown[0].get(j, 0.0) if t >= job.configured.lag() > 0 else 0.0
@@ -89,18 +97,17 @@ def run(job: Job) -> Outcome:
     return Outcome(np.array(kept, np.int64), evicted_at, held)
 
 
-def observe(kind: str, rows: list[list[int]], cache: list[int], seen: set[int]) -> dict[int, float]:
-    """What the policy is shown of each cached token, summed in head order.
+def observe(kind: str, row: list[int], cache: list[int], seen: set[int], n: int) -> list[float]:
+    """What the policy is shown of each cached token in one head's row, 0 for what is not attended.
 
     ``full`` is the row as recorded. ``cached`` divides by the row's recall, with one rounding
     (the product of integers is exact), so that nothing changes where nothing is missing.
     """
-    found = dict.fromkeys(cache, 0.0)
-    for row in rows:
-        whole, mass = sum(row), sum(row[j] for j in seen)
-        for j in cache:
-            if kind == "full":
-                found[j] += row[j] * ONE
-            elif mass and j in seen:
-                found[j] += row[j] * whole / mass * ONE
+    found = [0.0] * n
+    whole, mass = sum(row), sum(row[j] for j in seen)
+    for j in cache:
+        if j in seen and kind == "full":
+            found[j] = row[j] * ONE
+        elif j in seen and mass:
+            found[j] = row[j] * whole / mass * ONE
     return found

@@ -27,6 +27,7 @@ from h2osim.errors import UserError
 from h2osim.policy import ROLES, SCORE_KINDS, Policy, Rule, arguments
 
 _LOCK = threading.Lock()
+_MODULES: dict[tuple[int, str], tuple[Policy, ModuleType]] = {}
 
 #: The arguments of each wrapper, in the loops' order, and what is passed for a token's values.
 _COMMON = ("t", "k", "p", "n", "heads")
@@ -34,7 +35,10 @@ _WRAPPERS = {
     "init": ("state", "inputs", "ints", "floats", "j", *_COMMON),
     "update": ("state", "inputs", "ints", "floats", "j", "a", "a_old", *_COMMON),
     "rank": ("state", "inputs", "ints", "floats", "j", *_COMMON),
-    "rank_cache": ("positions", "ranks", "state", "inputs", "ints", "floats", *_COMMON),
+    "rank_cache": (
+        *("positions", "ranks", "head_scores", "head_row", "state", "inputs", "ints", "floats"),
+        *_COMMON,
+    ),
     "keep": ("ints", "floats", "size", *_COMMON),
     "visible": ("ints", "floats", "j", *_COMMON),
     "linger": ("ints", "floats", *_COMMON),
@@ -70,6 +74,12 @@ def number_slots(policy: Policy) -> tuple[list[str], list[str]]:
     """The names of a policy's whole and fractional parameters, in the order the loops get them."""
     floats = [p.name for p in policy.params if p.kind == "float"]
     return [p.name for p in policy.params if p.kind != "float"], floats
+
+
+def sees_heads(policy: Policy) -> bool:
+    """Whether a policy's ranking asks for attention head by head."""
+    rule = policy.rank_cache
+    return rule is not None and not {"head_scores", "head_row"}.isdisjoint(arguments(rule))
 
 
 def source_of(rule: Rule, policy: str) -> dict[str, str]:
@@ -156,6 +166,7 @@ def text_for(policy: Policy, loop: str) -> str:
         "EXPIRES": policy.expires,
         "READMITS": policy.readmits,
         "WHOLE": policy.rank_cache is not None,
+        "BY_HEAD": sees_heads(policy),
     }
     constants += [f"{name} = {value}\n" for name, value in flags.items()]
     constants += [f"{kind.upper()} = {i}\n" for i, kind in enumerate(SCORE_KINDS)]
@@ -165,22 +176,20 @@ def text_for(policy: Policy, loop: str) -> str:
     return "\n\n".join([*parts, body])
 
 
-@cache
 def _module(text: str, name: str) -> ModuleType:
     stem = f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    with _LOCK:
-        file = _cache_folder() / f"{stem}.py"
-        if not file.exists():
-            handle, partial = tempfile.mkstemp(dir=file.parent, suffix=".partial")
-            with os.fdopen(handle, "w") as out:
-                out.write(text)
-            os.replace(partial, file)
-        spec = importlib.util.spec_from_file_location(f"h2osim_generated.{stem}", file)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # numba looks a cached function's module up by name
-        spec.loader.exec_module(module)
-        return module
+    file = _cache_folder() / f"{stem}.py"
+    if not file.exists():
+        handle, partial = tempfile.mkstemp(dir=file.parent, suffix=".partial")
+        with os.fdopen(handle, "w") as out:
+            out.write(text)
+        os.replace(partial, file)
+    spec = importlib.util.spec_from_file_location(f"h2osim_generated.{stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # numba looks a cached function's module up by name
+    spec.loader.exec_module(module)
+    return module
 
 
 @cache
@@ -199,4 +208,9 @@ def _cache_folder() -> Path:
 
 def compiled(policy: Policy, loop: str, function: str = "advance") -> Callable[..., Any]:
     """A loop's function, specialised for a policy; numba compiles it when first called."""
-    return getattr(_module(text_for(policy, loop), f"{policy.name}_{loop}"), function)
+    key = (id(policy), loop)
+    with _LOCK:  # ast.parse is not safe to run in several threads on Python 3.11
+        if key not in _MODULES:
+            module = _module(text_for(policy, loop), f"{policy.name}_{loop}")
+            _MODULES[key] = (policy, module)  # kept alive, so that its id stays its own
+        return getattr(_MODULES[key][1], function)

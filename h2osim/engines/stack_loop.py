@@ -88,7 +88,11 @@ def advance(
         if t < p - 1 or _keep(ints, floats, most, t, 1, p, n, heads) == most:
             continue
         if WHOLE:
-            _rank_cache(pending[:w], ranks[:w], state, inputs, ints, floats, t, n, p, n, heads)
+            none = np.zeros((heads, 0))  # no inclusive rule asks for attention head by head
+            _rank_cache(
+                pending[:w], ranks[:w], none, none, state, inputs, ints, floats,
+                t, n, p, n, heads,
+            )  # fmt: skip
         if m == 0:  # the prompt's end: sorting does what percolating one by one would
             order = np.argsort(ranks[:w], kind="mergesort")
             for i in range(w):
