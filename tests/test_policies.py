@@ -381,6 +381,28 @@ def test_lazy_keeps_a_token_through_pauses_it_has_made_before() -> None:
     assert found.held.values.tolist() == [4]
 
 
+# --- set functions --------------------------------------------------------------------------
+
+
+def test_greedy_serves_every_head_that_shares_the_cache() -> None:
+    # Sums of the two heads, in 64ths: token 1 has 64 + 0, token 2 has 32 + 33. The mass is less
+    # without 1; sqrt(1 + z) of what is left is 1.732 + 2 without 1, and 1.871 + 1.867 without 2.
+    one = square((64,), (16, 48), (16, 16, 32)), square((64,), (64, 0), (31, 0, 33))
+    both = Trace.from_scores(np.array(one))
+    assert gone(both, "greedy:objective=mass,scores=full", 2, share="layer") == [3, 2, 3]
+    assert gone(both, "greedy:scores=full", 2, share="layer") == [3, 3, 2]
+    assert gone(both, "greedy:objective=log,scores=full", 2, share="layer") == [3, 3, 2]
+    assert gone(both, "h2o:recent=0,scores=full", 2, share="layer") == [3, 2, 3]
+    # Row 2 is 8 8 0 and 3 3 10: token 2 has the least sum, but of 0 and 1 either one is enough to
+    # cover half of the first head, and without 2 the second head keeps 6 of 16. As the sums are
+    # 32 16 0 and 27 11 10, the largest of each head is token 0's: 1 and 2 are worth nothing.
+    two = square((16,), (8, 8), (8, 8, 0)), square((16,), (8, 8), (3, 3, 10))
+    both = Trace.from_scores(np.array(two))
+    assert gone(both, "tova:scores=full", 2, share="layer") == [3, 3, 2]
+    assert gone(both, "greedy:objective=coverage,scores=full", 2, share="layer") == [2, 3, 3]
+    assert gone(both, "greedy:objective=facility,scores=full", 2, share="layer") == [3, 2, 3]
+
+
 # --- once, at the prompt's end --------------------------------------------------------------
 
 
