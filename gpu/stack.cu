@@ -6,6 +6,7 @@
 //
 // Constants: T threads, NS tokens a thread, C configurations, HEADS, SHARED (arrays in shared
 // memory, else in scratch), EVENTS (evictions of listed budgets are recorded), UNROLL.
+static const int UNROLLED = UNROLL;  // `#pragma unroll` reads constants, not macros
 #define FIELDS (F > 0 ? F : 1)
 #define WARPS (T / WARP)
 
@@ -93,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(T) stack(
     i64 always = 0;  // mass that every budget saw, by this thread's tokens
     if (start > 0) {
         m = kept_cell[0];
-#pragma unroll UNROLL
+#pragma unroll UNROLLED
         for (int i = 0; i < NS; i++)
             for (int c = 0; c < C; c++)
                 for (int f = 0; f < FIELDS; f++)
@@ -104,7 +105,7 @@ extern "C" __global__ void __launch_bounds__(T) stack(
 #endif
         __syncthreads();
     }
-#pragma unroll UNROLL
+#pragma unroll UNROLLED
     for (int i = 0; i < NS; i++) {
         int j = i * T + tid;
         row[i] = j <= start ? entry(bits, place, tri(start), j) : 0;
@@ -114,7 +115,7 @@ extern "C" __global__ void __launch_bounds__(T) stack(
         const bool evicts_now = evict_in[t];
 
         // Every token's state and rank, each by its own thread.
-#pragma unroll UNROLL
+#pragma unroll UNROLLED
         for (int i = 0; i < NS; i++) {
             const int j = i * T + tid;
             if (i * T > t) break;
@@ -138,7 +139,7 @@ extern "C" __global__ void __launch_bounds__(T) stack(
         }
         if (t + 1 < stop) {  // asked for now, used in the next step
             const i64 at = tri(t + 1);
-#pragma unroll UNROLL
+#pragma unroll UNROLLED
             for (int i = 0; i < NS; i++) {
                 const int j = i * T + tid;
                 if (i * T > t + 1) break;
@@ -231,7 +232,7 @@ extern "C" __global__ void __launch_bounds__(T) stack(
     }
 
     if (stop < n) {
-#pragma unroll UNROLL
+#pragma unroll UNROLLED
         for (int i = 0; i < NS; i++)
             for (int c = 0; c < C; c++)
                 for (int f = 0; f < FIELDS; f++)

@@ -148,6 +148,23 @@ static unsigned __ballot_sync(unsigned, int yes) {
     for (int lane = 0; lane < WARP; lane++) found |= (unsigned)!!shim::exchange(yes, lane) << lane;
     return found;
 }
+static unsigned __reduce_or_sync(unsigned, unsigned x) {
+    unsigned found = 0;
+    for (int lane = 0; lane < WARP; lane++) found |= shim::exchange(x, lane);
+    return found;
+}
+static int __popc(unsigned x) { return __builtin_popcount(x); }
+static int __ffs(unsigned x) { return __builtin_ffs((int)x); }
+static double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
+static long long __double_as_longlong(double x) {
+    long long bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+static float half_value(unsigned short bits) {
+    int exponent = bits >> 10, fraction = bits & 1023;
+    return std::ldexp((float)(exponent ? fraction | 1024 : fraction), (exponent ? exponent : 1) - 25);
+}
 static int __any_sync(unsigned mask, int yes) { return __ballot_sync(mask, yes) != 0; }
 static unsigned long long atomicAdd(unsigned long long *to, unsigned long long x) {
     unsigned long long old = *to;

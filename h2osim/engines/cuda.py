@@ -21,13 +21,13 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from h2osim import carried
-from h2osim.engines.job import Job, Outcome
+from h2osim.engines.job import Curve, Job, Outcome
 from h2osim.engines.specialise import number_slots
-from h2osim.engines.stack import Curve
 from h2osim.engines.translate import LARGEST, Untranslatable, rules_text
 from h2osim.errors import UserError
 from h2osim.fixedpoint import tri
 from h2osim.policy import Configured, Policy, arguments
+from h2osim.rules import accumulate, guarded_score
 from h2osim.trace import Unit
 
 R = TypeVar("R")
@@ -233,7 +233,8 @@ def _rows(device: Device, units: Sequence[Unit], block: int, lag: int) -> Iterat
     """The rows of some units of one trace, in blocks; a `scores` store in one."""
     n, heads = units[0].n, len(units[0].heads)
     if all(_recorded(unit) for unit in units):
-        bits = device.empty(len(units) * heads * tri(n), np.uint16)
+        # kernels read whole pieces of 16 bytes
+        bits = device.empty(len(units) * heads * tri(n) + 8, np.uint16)
         for i, unit in enumerate(units):
             source = next(iter(unit.blocks())).bits.reshape(-1)
             bits[i * heads * tri(n) : (i + 1) * heads * tri(n)] = device.array(source)
@@ -564,11 +565,90 @@ def stack_shape(device: Device, policy: Policy, n: int, together: int) -> dict[s
         tokens = -(-tokens // 4) * 4 if tokens <= 32 else -(-tokens // 16) * 16
     bytes_ = 8 * n + together * (8 * n + 4 * (n + 1))
     share = bytes_ <= device.shared // 2
+    # Unrolled loops keep the state in registers; else it lies in local memory, which is cached.
     fields = max(1, len(policy.state))
-    unroll = tokens if tokens * together * fields <= 64 else 1
+    unroll = tokens if tokens * (2 * together * fields + 1) * threads <= 2**15 else 1
     return {
         "T": threads, "NS": tokens, "SHARED": int(share), "UNROLL": unroll,
         "bytes": bytes_ if share else 0,
+    }  # fmt: skip
+
+
+class _Heavy:
+    """Jobs of accumulated scores on the kernel that is written for them alone."""
+
+    def __init__(self, device: Device, jobs: Sequence[Job], unit_of: Sequence[int]):
+        self._n = n = jobs[0].unit.n
+        self._device, self._jobs, heads = device, jobs, len(jobs[0].unit.heads)
+        windows = [int(job.scalars["recent"]) for job in jobs]
+        shape = heavy_shape(device, n, heads, max(windows))
+        assert shape is not None
+        self._shared, self._threads = shape.pop("bytes"), shape["T"]
+        self._text = kernel_text("heavy", shape)
+        self._hits = device.empty(len(jobs) * (n + 1), np.int64)
+        self._given = [
+            device.array(np.array(unit_of, np.int32)),
+            device.array(np.minimum(windows, n).astype(np.int32)),
+            self._hits,
+            np.int32(n),
+        ]
+
+    @staticmethod
+    def fits(device: Device, job: Job) -> bool:
+        """Whether the kernel knows this job's rule and has room for its keys."""
+        policy, values = job.configured.policy, job.scalars
+        known = policy.update is accumulate and policy.rank is guarded_score
+        return (
+            known
+            and policy.init is None
+            and len(policy.state) == 1
+            and values["sinks"] == 0
+            and job.prompt_len == 1
+            and _recorded(job.unit)
+            and bool(_evicting(job).all())
+            and heavy_shape(device, job.unit.n, len(job.unit.heads), int(values["recent"]))
+            is not None
+        )
+
+    def feed(self, rows: _Rows) -> None:
+        self._device.launch(
+            self._text, "heavy", len(self._jobs), self._threads, self._shared,
+            [rows.bits, rows.places, *self._given],
+        )  # fmt: skip
+
+    def curves(self) -> dict[int, tuple[Curve, int]]:
+        n = self._n
+        hits = self._device.host(self._hits).reshape(len(self._jobs), n + 1)
+        held = _held(np.ones(n, np.uint8), 1)
+        found = {}
+        for i, hit in enumerate(hits):
+            mass = np.cumsum(hit)
+            found[i] = (Curve(mass[1:], held, np.zeros((0, n), np.int32)), int(mass[-1]))
+        return found
+
+
+def heavy_shape(device: Device, n: int, heads: int, recent: int) -> dict[str, int] | None:
+    """The constants of the kernel of accumulated scores, or None if its keys have no room.
+
+    A key is below 2**53: 2**52 for itself, the score (up to heads * n * 2**24), twice the position.
+    """
+    each = 8 if device.warp == 32 else 2
+    threads = device.warp * max(
+        1, min(device.threads // device.warp, -(-n // (each * 8 * device.warp)) * 2, 4)
+    )
+    groups = -(-n // (threads * each))
+    shift = max(1, (2 * n - 1).bit_length())
+    row = (2 * n + 14 + 15) // 16 * 16
+    need = 3 * heads * row + 8 * (n + 1) + 8 * (min(recent, n) + 1)
+    score_bits = 24 + (heads * n).bit_length()
+    if groups * (threads // device.warp) > 32 or groups > 8 or score_bits + shift > 52:
+        return None
+    if need > device.shared:
+        return None
+    blocks = max(1, min(device.shared // (need + 1024), 65536 // (threads * 128)))
+    return {
+        "T": threads, "G": each, "GROUPS": groups, "SHIFT": shift, "HEADS": heads, "ROW": row,
+        "BLOCKS": blocks, "bytes": need,
     }  # fmt: skip
 
 
@@ -624,8 +704,8 @@ def curves(
             if tick:
                 tick((rows.stop - rows.start) * sum(len(order[unit]) for unit in units))
         found = {}
-        for policy, mine in kinds.items():
-            for i, result in runs[policy].curves().items():
+        for kind, mine in kinds.items():
+            for i, result in runs[kind].curves().items():
                 found[mine[i]] = result
         return found
 
