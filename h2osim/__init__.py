@@ -22,6 +22,7 @@ __all__ = [
     "open_trace",
     "record",
     "replay",
+    "sweep",
     "synth",
 ]
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from h2osim.policy import all_policies
     from h2osim.record import record
     from h2osim.replay import replay
+    from h2osim.sweep import sweep
     from h2osim.synth import synth
     from h2osim.trace import Trace, Unit, open_trace
 
@@ -42,6 +44,7 @@ _PUBLIC = {
     "open_trace": "h2osim.trace",
     "record": "h2osim.record",
     "replay": "h2osim.replay",
+    "sweep": "h2osim.sweep",
     "synth": "h2osim.synth",
 }
 

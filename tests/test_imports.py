@@ -30,6 +30,7 @@ LAYERS = (
     {"optimum", "certify"},
     {"guarantees"},
     {"report", "bench"},
+    {"sweep"},
     {"cli"},
     {"__main__"},
 )
@@ -41,10 +42,11 @@ HOMES = {
     "transformers": {"record"},
     "tokenizers": {"record"},
     "gguf": {"record"},
-    "matplotlib": {"report"},
+    "matplotlib": {"report", "sweep"},
     "pyarrow": {"report"},
     "cupy": {"engines"},
     "typer": {"cli"},
+    "distributed": {"sweep"},
 }
 # These may not be loaded by importing the package or by asking the command for help.
 NOT_AT_START = {
@@ -58,6 +60,7 @@ NOT_AT_START = {
     "cupy",
     "networkx",
     "pyarrow",
+    "distributed",
 }
 
 

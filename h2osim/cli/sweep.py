@@ -1,0 +1,196 @@
+"""``h2osim sweep``: grids of policies on all units of some traces, resumable."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from h2osim.cli.common import (
+    Format,
+    Progress,
+    Share,
+    console,
+    notice,
+    output_path,
+    parse_budgets,
+    parse_integers,
+    print_csv,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from h2osim.sweep.plan import Plan
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("sweep")(sweep)
+
+
+def sweep(
+    traces: Annotated[
+        list[str],
+        typer.Argument(metavar="TRACE…", help="Trace folders, or names of bundled traces."),
+    ],
+    policies: Annotated[
+        str,
+        typer.Option(
+            "--policies",
+            "-p",
+            help="Policies with ranges (ends included) and alternatives: "
+            "'h2o:recent=0..128:16,scores=full|cached,tova'",
+        ),
+    ],
+    budgets: Annotated[
+        str,
+        typer.Option(
+            "--budgets", "-b", help="all, or tokens (64), fractions (0.05) and percent (5%)."
+        ),
+    ] = "all",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A folder for all results (Zarr). The same command continues what was killed.",
+        ),
+    ] = None,
+    prompt_len: Annotated[
+        int | None,
+        typer.Option(
+            "--prompt-len",
+            min=1,
+            help="Tokens of the prompt; default: the recorded run's own, else 1.",
+        ),
+    ] = None,
+    share: Annotated[
+        Share, typer.Option("--share", help="Which heads share one cache.")
+    ] = Share.group,
+    engine: Annotated[
+        str, typer.Option("--engine", help="auto, numba, cuda or naive; all evict the same.")
+    ] = "auto",
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Only these model layers: 0,9,16")
+    ] = None,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            "--dask",
+            metavar="ADDRESS",
+            help="Work on this running Dask cluster: tcp://host:8786",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Draw recall over two parameters into this .png, .pdf, .svg."),
+    ] = None,
+    format_: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.table,
+    best: Annotated[
+        int, typer.Option("--best", min=1, help="How many settings to print for each budget.")
+    ] = 3,
+) -> None:
+    """Replay grids of policies at many budgets, and find the best settings."""
+    from h2osim import report
+    from h2osim.sweep import sweep as run
+    from h2osim.sweep.best import best_records, best_table, summarise
+    from h2osim.sweep.grid import expand
+    from h2osim.sweep.plot import axes_of, plot_sweep
+    from h2osim.trace import open_trace
+
+    # All that can be wrong about the request is found before a trace is read.
+    configured = expand(policies)
+    wanted = "all" if budgets.strip() == "all" else parse_budgets(budgets)
+    only = parse_integers(layers, "--layers")
+    if plot is not None:
+        output_path(plot, "--plot", report.PLOT_SUFFIXES)
+        report.require_matplotlib()
+        axes_of(configured)
+    opened = [open_trace(trace) for trace in traces]
+    for trace in opened:
+        trace.verify()
+    with _bar() as (progress, planned):
+        results = run(
+            opened,
+            configured,
+            wanted,
+            output,
+            prompt_len=prompt_len,
+            share=share.value,
+            engine=engine,
+            layers=only,
+            dask=dask,
+            progress=progress,
+            planned=planned,
+        )
+    if output is not None:
+        notice(f"wrote {output}")
+    found = summarise(results)
+    shape = results.sizes
+    title = (
+        f"{', '.join(results.attrs['traces'])}: {shape['policy']} settings × {shape['unit']} units "
+        f"× {shape['budget']} budgets"
+    )
+    if plot is not None:
+        plot_sweep(found, plot, title)
+        notice(f"wrote {plot}")
+    if format_ is Format.table:
+        console().print(best_table(found, best, title))
+    elif format_ is Format.json:
+        print_json(best_records(found, best))
+    else:
+        print_csv(best_records(found, best))
+
+
+@contextmanager
+def _bar() -> Iterator[tuple[Progress | None, Callable[[Plan, int], None]]]:
+    """What to call with progress, and what with the plan: a line, and on a terminal a bar with the
+    rate (settings × units a second) and an estimate, which count from where this call began.
+    """
+    runs = 0
+
+    def planned(plan: Plan, left: int) -> None:
+        nonlocal runs
+        runs = plan.shape[0] * plan.shape[1]
+        settings, units, budgets = plan.shape
+        once = int(plan.one_pass.all(axis=1).sum())
+        ways = [f"{once} in one pass over all budgets"] * bool(once)
+        ways += [f"{settings - once} budget by budget"] * (once < settings)
+        notice(
+            f"{settings} settings × {units} units × {budgets} budgets; settings: "
+            f"{', '.join(ways)}; {left} of {plan.chunks} chunks to do"
+        )
+
+    if not sys.stderr.isatty():
+        yield None, planned
+        return
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("sweeping"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, rate="")
+        begun: tuple[float, float] | None = None
+
+        def update(done: float, total: float, what: str) -> None:
+            nonlocal begun
+            if begun is None:
+                begun = time.monotonic(), done
+                bar.reset(task, total=total, completed=int(done), rate="")
+            seconds = time.monotonic() - begun[0]
+            rate = (done - begun[1]) / total * runs / seconds if seconds and total else 0.0
+            bar.update(task, completed=done, total=total, rate=f"{rate:,.3g} runs/s")
+
+        yield update, planned
