@@ -532,6 +532,21 @@ def test_t3_is_tight() -> None:
     h = follow(rows, simulate(rows, 1, scores="cached"))
     assert (h.value[-1], h.opt[-1], h.late[-1], h.missed[-1]) == (50, 150, 50, 50)
     assert h.value[-1] == h.opt[-1] - h.late[-1] - h.missed[-1]
+    assert h.inflated[-1] == h.missed[-1]
+
+
+@given(runs(max_n=10))
+def test_t3_inflation_is_part_of_the_missed_mass(case: tuple[np.ndarray, int, int]) -> None:
+    history = history_of(case, scores="cached")
+    assert np.all(history.inflated <= history.missed * (1 + 1e-12) + 1e-6)
+
+
+def test_t3_sharp_bound_can_fail() -> None:
+    def half_of_it(case: tuple[np.ndarray, int, int]) -> bool:
+        h = history_of(case, scores="cached")
+        return bool(np.all(h.value >= h.opt - h.late - h.inflated / 2 - 1e-6))
+
+    refuted(runs(max_n=6), half_of_it)
 
 
 @given(runs())

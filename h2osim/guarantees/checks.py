@@ -199,18 +199,36 @@ def post_eviction_mass(history: History, outside: str = "") -> Result:
 def cached_scores(history: History, outside: str = "", *, rounded: bool = True) -> Result:
     """T3: as T2 with the missed mass M_i subtracted, for decisions by cached scores.
 
+    Its proof gives more: of M_i only what renormalising added to the scores of tokens that do not
+    belong. That bound is checked too, up to `CLOSE` (it is a float).
+
     rounded: the decisions were made with float64 scores, which allows 2 k (H i)^2 2^-52 in units of
     a row (the rows being fixed point); False for decisions in exact fractions.
 
-    Numbers: ratio, bound, missed (M at the end, as a share of opt).
+    Numbers: ratio, bound, sharp (the bound of the proof), missed (M as a share of opt).
     """
     bound: NDArray[Any] = history.opt - history.late - history.missed
+    slack = np.zeros(history.steps)
     if rounded and history.steps:
         steps = np.arange(history.first, history.first + history.steps, dtype=float) + 1
         slack = 2.0 * history.k * (history.heads * steps) ** 2 * 2.0**-52 * ONE
         bound = bound - np.ceil(slack).astype(np.int64)
-    missed = _share(int(history.missed[-1]), int(history.opt[-1])) if history.steps else 0.0
-    return _bounded("T3", history, bound, outside, {"missed": missed})
+    if not history.steps:
+        return _bounded("T3", history, bound, outside, {})
+    sharp = history.opt - history.late - history.inflated
+    last = int(history.opt[-1])
+    numbers = {
+        "missed": _share(int(history.missed[-1]), last),
+        "sharp": float(sharp[-1]) / last if last else math.nan,
+    }
+    result = _bounded("T3", history, bound, outside, numbers)
+    broken = _first(history, history.value < sharp - slack - CLOSE * history.opt)
+    if result.verdict in (Verdict.HOLDS, Verdict.VACUOUS):
+        if broken is not None:
+            return Result("T3", Verdict.VIOLATED, broken, result.numbers, "the sharp bound")
+        if sharp[-1] > 0:
+            return Result("T3", Verdict.HOLDS, None, result.numbers)
+    return result
 
 
 def drift_certificate(history: History, outside: str = "") -> Result:

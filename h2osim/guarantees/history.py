@@ -108,6 +108,9 @@ class History:
     late           sum over missed tokens o of a_i(o) - a_{t_o}(o), what came after their eviction
     late_share     largest share (a_i(o) - a_{t_o}(o)) / a_i(o) of a missed token, float
     missed         M_i, the decode mass that was not attended up to step i
+    inflated       the part of M_i that matters, float: what renormalising has added to the scores
+                   of tokens kept outside the top k, less what it had added to missed ones before
+                   they went (proof T3); at most M_i
 
     full: whether exactly k tokens were in the cache after every one of these steps.
     """
@@ -124,6 +127,7 @@ class History:
     late: NDArray[np.int64]
     late_share: NDArray[np.float64]
     missed: NDArray[np.int64]
+    inflated: NDArray[np.float64]
     full: bool
 
     @property
@@ -153,7 +157,7 @@ def follow_all(rows: Rows, runs: Sequence[Run]) -> list[History]:
             k = follower.run.k
             if k not in tops and t >= follower.first:
                 tops[k] = _top(score[: t + 1], k)
-            follower.step(t, row, score, tops.get(k))
+            follower.step(t, heads, row, score, tops.get(k))
     return [follower.history() for follower in followers]
 
 
@@ -172,13 +176,15 @@ class _Follower:
         self.lost, self.full = 0, True
         length = n - self.first
         self.sums = np.zeros((5, length), np.int64)  # value, before, opt, late, missed
-        self.share = np.zeros(length)
+        self.share, self.inflated = np.zeros(length), np.zeros(length)
+        self.extra, self.extra_at_exit = np.zeros(n), np.zeros(n)  # e_i(s), e_{t_o}(o)
         self.flags = np.zeros((2, length), bool)  # same, returned
         self.earlier = np.zeros(n, bool)
 
     def step(
         self,
         t: int,
+        heads: NDArray[np.int64],
         row: NDArray[np.int64],
         score: NDArray[np.int64],
         top: NDArray[np.bool_] | None,
@@ -186,9 +192,12 @@ class _Follower:
         gone = self.gone[: t + 1]
         seen = gone >= t  # G_t: whoever is evicted at step t is still attended
         if t >= self.run.prompt_len:
-            self.lost += int(row.sum()) - int(row[seen].sum())
+            attended = int(row[seen].sum())
+            if attended < int(row.sum()):
+                self.lost += int(row.sum()) - attended
+                self.renormalise(heads, seen)
         out = self.leaving.get(t, [])
-        self.at_exit[out] = score[out]
+        self.at_exit[out], self.extra_at_exit[out] = score[out], self.extra[out]
         if top is None:
             return
         i, now, kept = t - self.first, score[: t + 1], gone > t
@@ -199,10 +208,19 @@ class _Follower:
         self.sums[:, i] = value, before, best, after.sum(), self.lost
         some = now[missed] > 0
         self.share[i] = (after[some] / now[missed][some]).max(initial=0.0)
+        surplus = np.flatnonzero(kept & ~top)
+        self.inflated[i] = self.extra[surplus].sum() - self.extra_at_exit[missed].sum()
         self.flags[0, i] = np.array_equal(top, kept)
         self.flags[1, i] = i > 0 and bool(np.any(top[:t] & ~self.earlier[:t]))
         self.earlier[: t + 1] = top
         self.full = self.full and int(kept.sum()) == min(self.run.k, t + 1)
+
+    def renormalise(self, heads: NDArray[np.int64], seen: NDArray[np.bool_]) -> None:
+        """Add what a cached score gains over the full one: A (w/g - 1) for each attended token."""
+        for row in heads:
+            whole, mass = int(row.sum()), int(row[seen].sum())
+            if 0 < mass < whole:
+                self.extra[: len(row)][seen] += row[seen] * (whole / mass - 1.0)
 
     def history(self) -> History:
         value, before, opt, late, missed = self.sums
@@ -220,6 +238,7 @@ class _Follower:
             late,
             self.share,
             missed,
+            self.inflated,
             self.full,
         )
 
