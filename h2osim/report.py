@@ -310,6 +310,49 @@ def plot_recall(
     return target
 
 
+def plot_guarantees(
+    series: Mapping[str, Mapping[str, np.ndarray]],
+    path: str | os.PathLike,
+    title: str | None = None,
+) -> Path:
+    """Draw what `guarantees.verify.over_time` gives, a panel a policy.
+
+    The ratio to the best set over time, beside the bounds of T2 or T3, the certificate of T4 and
+    its clipped form, and below it the share of the best value that came after an eviction.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    lines = {
+        "ratio": ("ratio kept / best", "-", "#000000", 1.8),
+        "t2": ("T2: less mass after eviction", "--", "#0072b2", 1.4),
+        "t3": ("T3: less missed mass too", "-.", "#d55e00", 1.4),
+        "certificate": ("T4: drift certificate", ":", "#009e73", 1.6),
+        "clipped": ("T4 clipped to 1 a step", (0, (7, 2)), "#cc79a7", 1.2),
+    }
+    figure = Figure(figsize=(4.6 * len(series), 6), layout="constrained")
+    rows = figure.subplots(2, len(series), sharex="col", squeeze=False, height_ratios=(3, 1))
+    for (text, run), (upper, lower) in zip(series.items(), rows.T, strict=True):
+        for name, (label, dashes, colour, width) in lines.items():
+            upper.plot(run["step"], run[name], ls=dashes, color=colour, lw=width, label=label)
+        upper.set_ylim(-0.05, 1.1)
+        upper.set_title(text, loc="left", fontsize="medium")
+        lower.plot(run["step"], run["late"], color="#000000", lw=1.2)
+        lower.set_xlabel("step")
+        for axes in (upper, lower):
+            axes.grid(True, color="0.9", linewidth=0.6)
+            axes.spines[["top", "right"]].set_visible(False)
+    rows[0, 0].set_ylabel("of the best set's value")
+    rows[1, 0].set_ylabel("after eviction")
+    rows[0, 0].legend(frameon=False, loc="lower left", fontsize="small")
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize="medium")
+    target = Path(path)
+    with _replacing(target) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return target
+
+
 # --- files ----------------------------------------------------------------------------------
 
 
