@@ -45,7 +45,7 @@ one.
 
 The budget is k tokens. Among equal ranks the oldest token is evicted first. A window (`recent`)
 counts tokens from 1 on and is a share of the budget below 1. *One pass* says whether one pass over
-a trace gives every budget ([every-budget.md](every-budget.md)): "one head" only where every head has
+a trace gives every budget ([every-budget.md](every-budget.md)): "one head" only where each head has
 a cache of its own, "by parameters" with `scores=full` and a window in tokens.
 """
 
