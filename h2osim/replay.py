@@ -16,14 +16,16 @@ from h2osim.engines import naive
 from h2osim.engines.job import Curve, Job, Outcome
 from h2osim.errors import UserError
 from h2osim.policy import Configured, Policy, parse, resolve_window
-from h2osim.trace import Trace
+from h2osim.trace import Trace, Unit
 
 if TYPE_CHECKING:
     import xarray
 
 Budgets = float | Sequence[float] | Literal["all"]
-Result = tuple["Part", Outcome | Curve, np.ndarray]
-ENGINES = ("auto", "naive", "numba")
+Result = tuple["Part", Outcome | Curve, np.ndarray | int]
+ENGINES = ("auto", "naive", "numba", "cuda")
+WORTH_A_GPU = 5.0
+"""Seconds of work on the CPU from which on starting a GPU and compiling kernels pays."""
 #: Called now and then with rows replayed so far, rows in all, and what is going on.
 Progress = Callable[[float, float, str], None]
 
@@ -69,7 +71,10 @@ def replay(
     share
         Which heads decide together: ``group`` (a KV group), ``head`` or ``layer``.
     engine
-        ``naive`` (the definition, plain Python), ``numba``, or ``auto``; all agree exactly.
+        ``naive`` (the definition, plain Python), ``numba``, ``cuda`` (every GPU there is; a policy
+        that cannot be said exactly in CUDA runs under numba), or ``auto``: cuda where a GPU is
+        present and the work would keep the CPU busy for some seconds, else numba. All agree
+        exactly.
     layers
         Model layers to replay; default all.
     step_recall, evictions
@@ -89,7 +94,8 @@ def replay(
         * ``evicted_at[..., token]``: the step after which a token is never attended again, n if it
           stays.
 
-        The coordinate ``one_pass`` says which policies had all budgets from one pass.
+        The coordinates ``one_pass`` and ``engine`` say which policies had all budgets from one
+        pass, and what ran them.
 
     Raises
     ------
@@ -132,6 +138,7 @@ def replay(
     gone = np.zeros((*shape, trace.n), np.int32) if evictions else None
     steps = np.zeros((*shape, trace.n - p)) if step_recall else None
 
+    ran = engines(configured, units, engine, one_pass, tokens)
     recorded = sorted(tokens) if evictions else []
     plan: list[list[Part]] = []
     for u, unit in enumerate(units):
@@ -139,13 +146,13 @@ def replay(
         for i, c in enumerate(configured):
             at = (i, *divmod(u, per_layer))
             if one_pass[i]:
-                parts.append(Part(Job(unit, c, trace.n, p), at, None, recorded))
+                parts.append(Part(Job(unit, c, trace.n, p), at, ran[i], None, recorded))
             else:
-                parts += [Part(Job(unit, c, k, p), at, b) for b, k in enumerate(tokens)]
+                parts += [Part(Job(unit, c, k, p), at, ran[i], b) for b, k in enumerate(tokens)]
         plan.append(parts)
 
-    for part, found, masses in _run(plan, engine, progress):
-        whole = int(masses.sum())
+    for part, found, masses in _run(plan, progress):
+        whole = int(np.sum(masses))
         if isinstance(found, Curve):
             picked = np.array(tokens) - 1
             held[part.at] = found.held[picked]
@@ -174,6 +181,7 @@ def replay(
         "budget": tokens,
         "fraction": ("budget", np.array(tokens) / trace.n),
         "one_pass": ("policy", one_pass),
+        "engine": ("policy", ran),
     }
     if steps is not None:
         coords["step"] = np.arange(p, trace.n)
@@ -241,6 +249,41 @@ def chosen_layers(trace: Trace, layers: Iterable[int] | None) -> list[int]:
     return [layer for layer in trace.layers if layer in wanted]
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def engines(
+    configured: Sequence[Configured],
+    units: Sequence[Unit],
+    engine: str,
+    one_pass: Sequence[bool],
+    tokens: Sequence[int],
+) -> list[str]:
+    """What runs each policy: naive, numba or cuda."""
+    if engine in ("naive", "numba"):
+        return [engine] * len(configured)
+    if engine == "auto":
+        # Seconds of the CPU, at the measured 2 ns an entry of the triangle for a pass.
+        passes = sum(1 if once else len(tokens) for once in one_pass) * len(units)
+        if passes * units[0].n ** 2 * 2e-9 / cores() < WORTH_A_GPU or not _has_gpu():
+            return ["numba"] * len(configured)
+    from h2osim.engines import cuda
+
+    cuda.devices()  # says what is missing where there is none
+    heads = len(units[0].heads)
+    return ["numba" if cuda.refusal(c, heads) else "cuda" for c in configured]
+
+
+def _has_gpu() -> bool:
+    from h2osim.engines import cuda
+
+    return cuda.available()
+
+
 @dataclass(frozen=True)
 class Part:
     """A piece of work on a unit: a policy at one budget, or (``budget`` None) at every one.
@@ -250,18 +293,22 @@ class Part:
 
     job: Job
     at: tuple[int, int, int]
+    engine: str
     budget: int | None
     recorded: Sequence[int] = ()
 
 
 def _run(
-    plan: list[list[Part]], engine: str, progress: Progress | None
-) -> Iterator[tuple[Part, Outcome | Curve, np.ndarray]]:
+    plan: list[list[Part]], progress: Progress | None
+) -> Iterator[tuple[Part, Outcome | Curve, np.ndarray | int]]:
     """Do all parts on all cores; yields what each found and the masses of its decode rows."""
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = workers or 1
+    workers = cores()
     tasks = []
-    for parts in plan:
+    on_gpu = [part for parts in plan for part in parts if part.engine == "cuda"]
+    for every in plan:
+        parts = [part for part in every if part.engine != "cuda"]
+        if not parts:
+            continue
         # Parts that are fed together share the making of rows; mapped rows need not be made.
         size = (
             1 if "scores" in parts[0].job.unit.trace.stores else min(64, -(-len(parts) // workers))
@@ -277,14 +324,16 @@ def _run(
                 done += rows
                 progress(done, total, "replaying")
 
-    work = _naive if engine == "naive" else _numba
-    pool = ThreadPoolExecutor(min(workers, len(tasks)))
+    if on_gpu:
+        yield from _cuda(on_gpu, tick)
+    pool = ThreadPoolExecutor(workers)
     try:
         # A few tasks ahead of the workers, so that results do not pile up.
         waiting: set[Future[list[Result]]] = set()
         queue = iter(tasks)
         while True:
             for parts in islice(queue, 4 * workers - len(waiting)):
+                work = _naive if parts[0].engine == "naive" else _numba
                 waiting.add(pool.submit(work, parts, tick))
             if not waiting:
                 return
@@ -293,6 +342,19 @@ def _run(
                 yield from future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _cuda(parts: list[Part], tick: Callable[[int], None]) -> Iterator[Result]:
+    from h2osim.engines import cuda
+
+    single = [part for part in parts if part.budget is not None]
+    if single:
+        outcomes = cuda.direct([part.job for part in single], tick=tick)
+        yield from ((part, *found) for part, found in zip(single, outcomes, strict=True))
+    every = [part for part in parts if part.budget is None]
+    if every:
+        curves = cuda.curves([part.job for part in every], every[0].recorded, tick=tick)
+        yield from ((part, *found) for part, found in zip(every, curves, strict=True))
 
 
 def _naive(parts: list[Part], tick: Callable[[int], None]) -> list[Result]:

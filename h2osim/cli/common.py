@@ -37,6 +37,7 @@ class Engine(StrEnum):
     auto = "auto"
     naive = "naive"
     numba = "numba"
+    cuda = "cuda"
 
 
 class Format(StrEnum):

@@ -122,6 +122,9 @@ def compare(
             progress=progress,
         )
     asked = {budget_tokens(b, recorded.n): b for b in wanted if isinstance(b, float)}
+    on_cpu = results["policy"].values[results["engine"].values != "cuda"]
+    if engine is Engine.cuda and len(on_cpu):
+        notice(f"on the CPU, for want of an exact CUDA form: {', '.join(map(str, on_cpu))}")
     if wanted == "all" or target_recall is not None:
         notice(report.one_pass_line(results))
     title = report.comparison_title(recorded, results)
