@@ -230,8 +230,8 @@ def over_time(
     """The series behind the lines of one run, for plots: arrays over the steps i = max(p, k) - 1 …
 
     step; ratio f_i(S_i)/opt_i; t2, t3 and sharp, the bounds of T2 and T3 over opt_i; certificate
-    and clipped, the products of T4; alpha, what the paper's theorem has needed up to step i (10 n
-    times the largest theta or gamma so far); late, missed and inflated, the terms of the bounds
+    and clipped, the products of T4; alpha, what the paper's theorem needs because of step i, 10 n
+    times the larger of theta_i and gamma_i; late, missed and inflated, the terms of the bounds
     over opt_i (late is the post-eviction mass). layer: a model layer (default: the first); unit:
     its number in the layer.
     """
@@ -267,7 +267,7 @@ def over_time(
         "sharp": (opt - history.late - history.inflated) / opt,
         "certificate": start * multiply(growth / best),
         "clipped": start * multiply(np.minimum(1, growth) * np.minimum(1, 1 / best)),
-        "alpha": 10 * trace.n * np.maximum.accumulate(np.maximum(theta, gamma)),
+        "alpha": 10 * trace.n * np.maximum(theta, gamma),
         "late": history.late / opt,
         "inflated": history.inflated / opt,
         "missed": history.missed / opt,
