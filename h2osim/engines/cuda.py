@@ -585,7 +585,7 @@ class _Heavy:
         assert shape is not None
         self._shared, self._threads = shape.pop("bytes"), shape["T"]
         self._text = kernel_text("heavy", shape)
-        self._hits = device.empty(len(jobs) * (n + 1), np.int64)
+        self._hits = device.full(len(jobs) * (n + 1), np.int64)
         self._given = [
             device.array(np.array(unit_of, np.int32)),
             device.array(np.minimum(windows, n).astype(np.int32)),
@@ -632,24 +632,27 @@ def heavy_shape(device: Device, n: int, heads: int, recent: int) -> dict[str, in
 
     A key is below 2**53: 2**52 for itself, the score (up to heads * n * 2**24), twice the position.
     """
-    each = 8 if device.warp == 32 else 2
-    threads = device.warp * max(
-        1, min(device.threads // device.warp, -(-n // (each * 8 * device.warp)) * 2, 4)
-    )
-    groups = -(-n // (threads * each))
+    each, most = (8, 64) if device.warp == 32 else (2, 8)  # keys of a lane: a line, at most
+    warps = -(-n // (device.warp * most))
+    groups = -(-n // (warps * device.warp * each))
     shift = max(1, (2 * n - 1).bit_length())
     row = (2 * n + 14 + 15) // 16 * 16
-    need = 3 * heads * row + 8 * (n + 1) + 8 * (min(recent, n) + 1)
+    need = (warps + 1) * heads * row + 8 * (min(recent, n) + 1)
     score_bits = 24 + (heads * n).bit_length()
-    if groups * (threads // device.warp) > 32 or groups > 8 or score_bits + shift > 52:
+    if warps * device.warp > min(device.threads, 128) or need > device.shared:
         return None
-    if need > device.shared:
+    if score_bits + shift > 52:
         return None
-    blocks = max(1, min(device.shared // (need + 1024), 65536 // (threads * 128)))
     return {
-        "T": threads, "G": each, "GROUPS": groups, "SHIFT": shift, "HEADS": heads, "ROW": row,
-        "BLOCKS": blocks, "bytes": need,
-    }  # fmt: skip
+        "T": warps * device.warp,
+        "G": each,
+        "GROUPS": groups,
+        "SHIFT": shift,
+        "HEADS": heads,
+        "ROW": row,
+        "BLOCKS": max(1, 8 // warps),
+        "bytes": need,
+    }
 
 
 def _stack_bytes(policy: Policy, n: int, together: int, threads: int, tokens: int) -> int:
