@@ -288,7 +288,7 @@ def solve(
             begin = s * (s + 1) // 2 - tri_first
             if not used[s]:
                 used[s] = True
-                least_cost = np.int64(INF)
+                least_cost = INF
                 row = C[begin : begin + s + 1]
                 for v in range(s + 1):
                     least_cost = min(least_cost, row[v] - y[v])
@@ -385,7 +385,7 @@ def solve(
                                 goal[v] = via
                             heap = push(keys, items, place, heap, via - y[v], 2 * a)
                     if heard[t] >= 0:
-                        nearest = np.int64(INF)
+                        nearest = INF
                         if heard[t] == 0:
                             for b in range(CLASSES):
                                 nearest = min(nearest, bound[t, b] + credit[b])
@@ -400,7 +400,7 @@ def solve(
                     place[items[i]] = -1
                 if last >= 0:
                     break
-                guess = min(4 * guess, INF >> 2)
+                guess = min(4 * guess, np.int64(INF >> 2))
 
             recent[k & 15] = best
             for i in range(seen):
