@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawing import inclusive, traces_for
+from drawing import BUNDLED, inclusive, traces_for
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples
 
-from h2osim.carried import bundled_traces
 from h2osim.engines.translate import rules_text
 from h2osim.policy import Policy, all_policies, find
 from h2osim.replay import replay
@@ -129,7 +128,7 @@ def run(folder: Path, *words: str) -> str:
     return ended.stdout
 
 
-needs_prose = pytest.mark.skipif("prose" not in bundled_traces(), reason="no bundled trace prose")
+needs_prose = pytest.mark.skipif("prose" not in BUNDLED, reason="no bundled trace prose")
 
 
 @needs_prose

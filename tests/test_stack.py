@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray
-from drawing import can_be_inclusive, inclusive, traces_for
+from drawing import BUNDLED, can_be_inclusive, inclusive, traces_for
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples, qk_traces
 
 import h2osim
-from h2osim.carried import bundled_traces
 from h2osim.policy import Configured, all_policies
 from h2osim.replay import one_pass_pays, replay
 from h2osim.trace import Trace, unit
@@ -126,7 +125,7 @@ def test_progress_of_a_pass_grows_to_the_total() -> None:
     assert calls[-1][0] == calls[-1][1]
 
 
-@pytest.mark.parametrize("name", sorted(bundled_traces()))
+@pytest.mark.parametrize("name", BUNDLED)
 def test_one_pass_over_a_real_trace(name: str) -> None:
     """Every inclusive policy at a sample of budgets, in the first and the last layer."""
     trace = h2osim.open_trace(name)
