@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import xarray
-from drawing import configured, traces_for
+from drawing import BUNDLED, configured, traces_for
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples, qk_traces
 
 from h2osim.policy import Configured, Policy, all_policies
 from h2osim.replay import replay
-from h2osim.trace import Trace, unit
+from h2osim.trace import Trace, open_trace, unit
 
 POLICIES = sorted(all_policies())
 
@@ -91,3 +91,20 @@ def test_rows_made_block_by_block_change_nothing(
         assert_same(expected, case.replayed("numba"))
 
     check()
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("trace", BUNDLED)
+def test_numba_replays_real_attention_as_the_definition_says(trace: str, name: str) -> None:
+    """Long rows of many small numbers; one layer, a prompt and a budget of 5 %."""
+    recorded = open_trace(trace)
+    layer = recorded.layers[len(recorded.layers) // 2]
+    if all_policies()[name].needs and "v_norm1" not in recorded.tensors(layer):
+        pytest.skip(f"{trace} has no {all_policies()[name].needs}")
+    found = [
+        replay(
+            recorded, name, 0.05, prompt_len=100, layers=[layer], engine=engine, step_recall=True
+        )
+        for engine in ("naive", "numba")
+    ]
+    assert_same(*found)
