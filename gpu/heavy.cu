@@ -15,21 +15,51 @@
 #define STAGES (WARPS + 1)
 #define FEW 3                         // so many tokens of a line that fall go one by one
 
+// Copies of 16-byte pieces from device memory that run beside the computation: one instruction a row
+// where there is the bulk copy engine (compute capability 9.0), else one a piece.
 #ifdef H2OSIM_SHIM
-#define COPY16(to, from) std::memcpy(to, from, 16)
-#define COPY_COMMIT()
-#define COPY_WAIT()
+#define COPY(to, from, pieces, ready)                                                           \
+    if (threadIdx.x == 0) std::memcpy(to, from, (pieces) * 16)
+#define COPY_START(ready, bytes)
+#define COPY_WAIT(ready, phase)
+#define COPY_READY(ready)
 #else
-#define COPY16(to, from)                                                                        \
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(                             \
-                     (unsigned)__cvta_generic_to_shared(to)), "l"(from) : "memory")
-#define COPY_COMMIT() asm volatile("cp.async.commit_group;" ::: "memory")
-#define COPY_WAIT() asm volatile("cp.async.wait_group 0;" ::: "memory")
-DEVICE float half_value(u16 bits) {
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+DEVICE double half_value(u16 bits) {
+    double value;
+    asm("cvt.f64.f16 %0, %1;" : "=d"(value) : "h"(bits));
     return value;
 }
+DEVICE unsigned address(const void *place) { return (unsigned)__cvta_generic_to_shared(place); }
+#if __CUDA_ARCH__ >= 900
+#define COPY_READY(ready)                                                                       \
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address(ready)) : "memory")
+#define COPY_START(ready, bytes)                                                                \
+    if (threadIdx.x == 0)                                                                       \
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(                \
+                     address(ready)), "r"(bytes) : "memory")
+#define COPY(to, from, pieces, ready)                                                           \
+    if (threadIdx.x == 0)                                                                       \
+    asm volatile(                                                                               \
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" \
+        ::"r"(address(to)), "l"(from), "r"((pieces) * 16), "r"(address(ready)) : "memory")
+#define COPY_WAIT(ready, phase)                                                                 \
+    {                                                                                           \
+        unsigned done = 0;                                                                      \
+        while (!done)                                                                           \
+            asm volatile(                                                                       \
+                "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;"          \
+                " selp.u32 %0, 1, 0, p; }" : "=r"(done) : "r"(address(ready)), "r"(phase)        \
+                : "memory");                                                                    \
+    }
+#else
+#define COPY_READY(ready)
+#define COPY_START(ready, bytes)
+#define COPY(to, from, pieces, ready)                                                           \
+    for (int i = threadIdx.x; i < (pieces); i += T)                                             \
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address(to) + i * 16),       \
+                 "l"((const char *)(from) + i * 16) : "memory")
+#define COPY_WAIT(ready, phase) asm volatile("cp.async.wait_all;" ::: "memory")
+#endif
 #endif
 
 #define BASE 4503599627370496.0                    // 2^52
@@ -46,8 +76,35 @@ DEVICE void block_barrier() {
         __syncwarp();
 }
 
+// A line of WARP depths that several tokens fall through: each lane's token and the carried one, to
+// which the least of the line is added. Out of line, since it is rare and long.
+struct Line {
+    double key, carry;
+};
 // Moves mass between depths: token `out` leaves depth d, token `in` enters it.
 DEVICE void move(i64 *hit, int d, double out, double in) { add(&hit[d], score_of(out) - score_of(in)); }
+
+#ifdef H2OSIM_SHIM
+static
+#else
+static __device__ __noinline__
+#endif
+Line fall(double key, double carry, i64 *hit, int lane) {
+    double least = key;
+#pragma unroll
+    for (int far = 1; far < WARP; far *= 2) {
+        const double other = __shfl_up_sync(ALL_LANES, least, far);
+        least = lane >= far && other < least ? other : least;
+    }
+    double in = __shfl_up_sync(ALL_LANES, least, 1);
+    in = lane > 0 && in < carry ? in : carry;
+    if (key < in) {
+        move(hit, 0, key, in);
+        key = in;
+    }
+    least = __shfl_sync(ALL_LANES, least, WARP - 1);
+    return {key, least < carry ? least : carry};
+}
 
 extern "C" __global__ void __launch_bounds__(T, BLOCKS) heavy(
     const u16 *bits,     // packed rows; row t of head h at bits[places[unit, h] + tri(t)]
@@ -66,22 +123,26 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) heavy(
     __shared__ double handed[2][WARPS + 1];                    // what each warp gets from above
     i64 *hit = hits + (i64)blockIdx.x * (n + 1);
 
+    __shared__ u64 ready[STAGES];
+
     // Rows come in whole 16-byte pieces, so a row starts up to 14 bytes after its stage does.
-    auto shift_of = [&](int h, int t) { return (int)((place[h] + tri(t)) & 7) * 2; };
-    auto fetch = [&](int t) {
-        if (t < n) {
-#pragma unroll
-            for (int h = 0; h < HEADS; h++) {
-                const i64 at = (place[h] + tri(t)) & ~7LL;
-                const int pieces = (shift_of(h, t) + 2 * (t + 1) + 15) / 16;
-                unsigned char *to = rows + ((t % STAGES) * HEADS + h) * ROW;
-                for (int i = tid; i < pieces; i += T) COPY16(to + i * 16, bits + at + i * 8);
-            }
+    auto shift_of = [&](int h, int t) { return (((int)place[h] + t * (t + 1) / 2) & 7) * 2; };
+    auto fetch = [&](int t, int stage) {
+        int bytes = 0;
+        for (int h = 0; h < HEADS; h++) bytes += (shift_of(h, t) + 2 * t + 17) / 16 * 16;
+        COPY_START(&ready[stage], bytes);
+        for (int h = 0; h < HEADS; h++) {
+            const int pieces = (shift_of(h, t) + 2 * t + 17) / 16;
+            const u16 *from = bits + ((place[h] + tri(t)) & ~7LL);
+            unsigned char *to = rows + (stage * HEADS + h) * ROW;
+            COPY(to, from, pieces, &ready[stage]);
         }
-        COPY_COMMIT();
     };
-    fetch(0);
-    COPY_WAIT();
+    if (tid == 0)
+        for (int i = 0; i < STAGES; i++) COPY_READY(&ready[i]);
+    block_barrier();
+    fetch(0, 0);
+    COPY_WAIT(&ready[0], 0u);
     block_barrier();
 
     double key[GROUPS][G];  // [g][s]: depth recent + 1 + warp * RANGE + g * SPAN + s * WARP + lane
@@ -92,43 +153,50 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) heavy(
     const int above = warp * RANGE;  // depths below the window that belong to warps before
     double last = INF;               // what fell to the bottom of this warp's range in its last step
     int bottom = -1;                 // where it fell to, counted below the window
-    i64 near = 0, own = 0;  // mass at this lane's age in the window; tokens' attention to themselves
+    double near = 0.0, own = 0.0;  // mass at this lane's age; tokens' attention to themselves
+    int stage = 0, slot = 0;         // of row `turn` in the stages, and of its token in the ring
+    unsigned phase = 0;
 
     for (int turn = 0; turn < n + WARPS - 1; turn++) {
-        fetch(turn + 1);
+        const int after = stage + 1 == STAGES ? 0 : stage + 1;
+        phase ^= after == 0;
+        if (turn + 1 < n) fetch(turn + 1, after);
         const int t = turn - warp;
         if (t >= 0 && t < n) {
-            const unsigned char *row = rows + (t % STAGES) * HEADS * ROW + shift_of(0, t);
+            const int its = stage >= warp ? stage - warp : stage - warp + STAGES;
+            const unsigned char *row = rows + its * HEADS * ROW + shift_of(0, t);
             // Heads' rows start at different places in their stages.
             auto entry = [&](unsigned twice_pos) {
-                double a = (double)half_value(*(const u16 *)(row + twice_pos));
+                double a = half_value(*(const u16 *)(row + twice_pos));
 #pragma unroll
                 for (int h = 1; h < HEADS; h++)
-                    a += (double)half_value(*(const u16 *)(
+                    a += half_value(*(const u16 *)(
                         row + h * ROW + shift_of(h, t) - shift_of(0, t) + twice_pos));
                 return a;
             };
             const int outside = t - recent;  // tokens below the window before the step
             double carry;  // the token that leaves the window, or the new one if there is none
             if (warp == 0) {
-                const double fresh = BASE + entry(2u * t) * UNIT + 2.0 * t;
-                if (t > 0) own += score_of(fresh);
-                carry = fresh;
+                const double self = entry(2u * t);
+                if (t > 0) own += self;
+                carry = __fma_rn(self, UNIT, BASE + 2.0 * t);
                 if (recent > 0) {
-                    for (int age = 1 + lane; age <= recent && age <= t; age += WARP) {
+                    double leaves = carry;
+                    auto window = [&](int age) {
                         const double a = entry(2u * (t - age));
-                        const i64 x = (i64)(a * 16777216.0);
-                        if (age <= WARP)
-                            near += x;
-                        else
-                            add(&hit[age], x);
-                        double *k = ring + (t - age) % (recent + 1);
-                        *k = __fma_rn(a, UNIT, *k);
-                    }
-                    if (lane == 0) ring[t % (recent + 1)] = fresh;
-                    __syncwarp();
-                    if (outside >= 0) carry = ring[outside % (recent + 1)];
-                    __syncwarp();
+                        double *k = ring + (slot >= age ? slot - age : slot - age + recent + 1);
+                        const double its_key = __fma_rn(a, UNIT, *k);
+                        *k = its_key;
+                        if (age == recent) leaves = its_key;
+                        return a;
+                    };
+                    const int limit = min(recent, t);
+                    if (lane < limit) near += window(1 + lane);
+                    for (int age = 1 + WARP + lane; age <= limit; age += WARP)
+                        add(&hit[age], (i64)(window(age) * 16777216.0));
+                    if (lane == 0) ring[slot] = carry;
+                    if (outside >= 0) carry = __shfl_sync(ALL_LANES, leaves, (recent - 1) % WARP);
+                    slot = slot == recent ? 0 : slot + 1;
                 }
             } else {
                 carry = handed[(turn + 1) & 1][warp];
@@ -139,10 +207,12 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) heavy(
             for (int g = 0; g < GROUPS; g++) {
                 const int at = above + g * SPAN;
                 if (at < outside) {
-                    const int slot = bottom - at - lane;  // where the last one fell to
-                    if (bottom >= at && bottom < at + SPAN) {
+                    if (bottom >= at && bottom < at + SPAN) {  // where the last one fell to
+                        const int place_of = bottom - at - lane;
 #pragma unroll
-                        for (int s = 0; s < G; s++) key[g][s] = slot == s * WARP ? last : key[g][s];
+                        for (int s = 0; s < G; s++)
+                            key[g][s] = place_of == s * WARP ? last : key[g][s];
+                        bottom = -1;
                     }
                     bool less = false;
 #pragma unroll
@@ -171,19 +241,9 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) heavy(
                                         lanes = __ballot_sync(ALL_LANES, key[g][s] < carry);
                                     } while (lanes);
                                 } else {
-                                    double least = key[g][s];
-#pragma unroll
-                                    for (int far = 1; far < WARP; far *= 2) {
-                                        const double other = __shfl_up_sync(ALL_LANES, least, far);
-                                        least = lane >= far && other < least ? other : least;
-                                    }
-                                    double in = __shfl_up_sync(ALL_LANES, least, 1);
-                                    in = lane > 0 && in < carry ? in : carry;
-                                    if (key[g][s] < in) {
-                                        move(hit, depth, key[g][s], in);
-                                        key[g][s] = in;
-                                    }
-                                    carry = __shfl_sync(ALL_LANES, least, WARP - 1);
+                                    const Line line = fall(key[g][s], carry, hit + depth, lane);
+                                    key[g][s] = line.key;
+                                    carry = line.carry;
                                 }
                             }
                         }
@@ -199,8 +259,9 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) heavy(
                 if (lane == 0) handed[turn & 1][warp + 1] = carry;
             }
         }
-        COPY_WAIT();
+        if (turn + 1 < n) COPY_WAIT(&ready[after], phase);
         block_barrier();
+        stage = after;
     }
 
     // What still lies in the stack has given its mass at its depth; the last one lies there too.
@@ -212,9 +273,9 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) heavy(
             if (at < n - 1 - recent) add(&hit[recent + 1 + at], score_of(key[g][s]));
         }
     }
-    if (lane == 0 && bottom == n - 1 - recent) add(&hit[n], score_of(last));
+    if (lane == 0 && bottom >= 0) add(&hit[n], score_of(last));
     if (warp == 0) {
-        if (lane < recent) add(&hit[1 + lane], near);
-        if (lane == 0) add(&hit[0], own);
+        if (lane < recent) add(&hit[1 + lane], (i64)(near * 16777216.0));
+        if (lane == 0) add(&hit[0], (i64)(own * 16777216.0));
     }
 }

@@ -161,9 +161,9 @@ static long long __double_as_longlong(double x) {
     std::memcpy(&bits, &x, sizeof bits);
     return bits;
 }
-static float half_value(unsigned short bits) {
+static double half_value(unsigned short bits) {
     int exponent = bits >> 10, fraction = bits & 1023;
-    return std::ldexp((float)(exponent ? fraction | 1024 : fraction), (exponent ? exponent : 1) - 25);
+    return std::ldexp((double)(exponent ? fraction | 1024 : fraction), (exponent ? exponent : 1) - 25);
 }
 static int __any_sync(unsigned mask, int yes) { return __ballot_sync(mask, yes) != 0; }
 static unsigned long long atomicAdd(unsigned long long *to, unsigned long long x) {

@@ -24,10 +24,10 @@ KERNELS = ("stack", "heavy", "direct", "masses", "logits", "softmax")
 
 
 class Shim:
-    """Blocks of 8 threads, in warps of 4, on one CPU thread."""
+    """Blocks of 16 threads at most, in warps of 4, on one CPU thread."""
 
     warp = 4
-    threads = 8
+    threads = 16
     exhausted = MemoryError
 
     def __init__(self, order: int = 0, shared: int = 1 << 20, memory: int = 1 << 40):

@@ -632,14 +632,14 @@ def heavy_shape(device: Device, n: int, heads: int, recent: int) -> dict[str, in
 
     A key is below 2**53: 2**52 for itself, the score (up to heads * n * 2**24), twice the position.
     """
-    each, most = (8, 64) if device.warp == 32 else (2, 8)  # keys of a lane: a line, at most
+    each, most = (8, 32) if device.warp == 32 else (2, 4)  # keys of a lane: of a group, at most
     warps = -(-n // (device.warp * most))
     groups = -(-n // (warps * device.warp * each))
     shift = max(1, (2 * n - 1).bit_length())
     row = (2 * n + 14 + 15) // 16 * 16
     need = (warps + 1) * heads * row + 8 * (min(recent, n) + 1)
     score_bits = 24 + (heads * n).bit_length()
-    if warps * device.warp > min(device.threads, 128) or need > device.shared:
+    if warps * device.warp > min(device.threads, 256) or need > device.shared:
         return None
     if score_bits + shift > 52:
         return None
@@ -650,7 +650,7 @@ def heavy_shape(device: Device, n: int, heads: int, recent: int) -> dict[str, in
         "SHIFT": shift,
         "HEADS": heads,
         "ROW": row,
-        "BLOCKS": max(1, 8 // warps),
+        "BLOCKS": max(1, 16 // warps),
         "bytes": need,
     }
 
