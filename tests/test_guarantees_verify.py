@@ -16,6 +16,7 @@ from h2osim.errors import UserError
 from h2osim.guarantees import GUARANTEES, Verdict
 from h2osim.guarantees.history import Rows, Run, follow, simulate
 from h2osim.guarantees.verify import (
+    OFFLINE,
     POLICIES,
     Line,
     outside_setting,
@@ -24,6 +25,7 @@ from h2osim.guarantees.verify import (
     violations,
     write_counterexample,
 )
+from h2osim.optimum import optimum
 from h2osim.policy import parse
 from h2osim.replay import replay
 from h2osim.synth import synth
@@ -32,7 +34,7 @@ from h2osim.trace import Trace, open_trace
 OTHERS = ("h2o:recent=3,scores=full", "h2o:recent=0,sinks=1", "tova", "streaming", "decay", "topk")
 
 
-@examples(20)
+@examples(12)
 @given(traces(min_n=2, max_n=14), st.data())
 def test_nothing_proved_is_violated(trace: Trace, data: st.DataObject) -> None:
     budgets = sorted(data.draw(st.sets(st.integers(1, trace.n), min_size=1, max_size=3)))
@@ -45,6 +47,8 @@ def test_nothing_proved_is_violated(trace: Trace, data: st.DataObject) -> None:
         for line in plain
         if line.result.guarantee in ("T2", "T4", "T7")
     )
+    offline = [line.result for line in lines if line.policy == OFFLINE]
+    assert all(result.numbers["gap"] == 0 for result in offline if result.guarantee == "T6c")
     cached = [line for line in lines if line.policy == POLICIES[1]]
     assert all(
         line.result.verdict in (Verdict.HOLDS, Verdict.VACUOUS)
@@ -97,15 +101,18 @@ def test_outside_setting(text: str, reason: str) -> None:
 def test_lines_are_ordered_and_flat() -> None:
     trace = synth("powerlaw", 40, heads=2, layers=2)
     lines = verify(trace, POLICIES[:2], [0.1, 0.3])
-    key = [(POLICIES.index(x.policy), x.layer, x.unit) for x in lines]
+    order = [*POLICIES[:2], OFFLINE]
+    key = [(order.index(x.policy), x.layer, x.unit) for x in lines]
     assert key == sorted(key)
     names = [x.result.guarantee for x in lines if x.policy == POLICIES[0] and x.layer == 0]
-    each = ["paper-theorem", "T1", "T2", "T4"]
+    each = ["paper-theorem", "T1", "T2", "T4", "T6"]
     assert names == [*each, *each, "T7"] * 2
+    names = [x.result.guarantee for x in lines if x.policy == OFFLINE and x.layer == 0]
+    assert names == ["T6", "T6c", "T6", "T6c", "T6b"] * 2
     for line in lines:
         record = line.record()
         assert all(isinstance(v, str | int | float | None) for v in record.values())
-        assert (record["budget"] is None) == (record["guarantee"] == "T7")
+        assert (record["budget"] is None) == (record["guarantee"] in ("T7", "T6b"))
 
 
 def test_the_trap_and_the_theorem() -> None:
@@ -118,6 +125,30 @@ def test_the_trap_and_the_theorem() -> None:
     assert theorem.numbers["theta"] == 0
     assert by_name["T1"].verdict == Verdict.FAILS
     assert by_name["T4"].numbers["bound"] == pytest.approx(theorem.numbers["ratio"])
+
+
+def test_the_optimum_is_held_to_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A schedule that keeps less than claimed, or prices that do not prove it, are found out."""
+    trace, real = synth("drift", 40), optimum
+
+    def boasting(*args: Any, **how: Any) -> Any:
+        return real(*args, **how).assign(kept=lambda x: x.kept + 1)
+
+    def careless(*args: Any, **how: Any) -> Any:
+        return real(*args, **how).assign(price=lambda x: x.price * 0)
+
+    monkeypatch.setattr("h2osim.guarantees.verify.optimum", boasting)
+    found = {x.result.guarantee for x in violations(verify(trace, POLICIES[0], [4, 8]))}
+    assert found == {"T6"}
+    monkeypatch.setattr("h2osim.guarantees.verify.optimum", careless)
+    lines = verify(trace, POLICIES[0], [4, 8])
+    assert violations(lines) == []
+    assert all(x.result.numbers["gap"] > 0 for x in lines if x.result.guarantee == "T6c")
+
+
+def test_without_the_optimum() -> None:
+    lines = verify(synth("drift", 40), POLICIES[0], 4, offline=False)
+    assert not {"T6", "T6b", "T6c"} & {x.result.guarantee for x in lines}
 
 
 def test_deployed_h2o_is_not_covered() -> None:

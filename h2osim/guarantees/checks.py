@@ -378,19 +378,24 @@ def offline_optimum(rows: Rows, k: int, prompt_len: int = 1) -> Result:
     return Result("T6", Verdict.HOLDS if same else Verdict.VIOLATED, None, numbers)
 
 
-def concave_in_budget(optima: Sequence[int]) -> Result:
-    """T6b: OPT(0), OPT(1), ... (or any consecutive budgets) rises by gains that never grow.
+def concave_in_budget(optima: Sequence[int], budgets: Sequence[int] | None = None) -> Result:
+    """T6b: the optimum rises with the budget, by gains per slot that never grow.
 
-    step: the position in `optima` of the first budget whose gain exceeds the one before it.
+    optima: OPT of rising budgets, by default 0, 1, 2, ... step: the position in `optima` of the
+    first that breaks it.
     """
-    gains = np.diff(np.asarray(optima, dtype=np.int64))
-    allowed = np.r_[gains[:1], gains[:-1]]
-    broken = np.flatnonzero((gains < 0) | (gains > allowed))
-    if len(broken):
-        return Result("T6b", Verdict.VIOLATED, int(broken[0]) + 1)
-    return Result(
-        "T6b", Verdict.HOLDS, None, {"last gain": float(gains[-1]) if len(gains) else 0.0}
-    )
+    at = list(range(len(optima))) if budgets is None else list(budgets)
+    rises = [
+        Fraction(int(after) - int(before), high - low)
+        for (before, after), (low, high) in zip(
+            itertools.pairwise(optima), itertools.pairwise(at), strict=True
+        )
+    ]
+    for place, gain in enumerate(rises):
+        if gain < 0 or (place and gain > rises[place - 1]):
+            return Result("T6b", Verdict.VIOLATED, place + 1)
+    verdict = Verdict.HOLDS if len(rises) > 1 else Verdict.VACUOUS
+    return Result("T6b", verdict, None, {"last gain": float(rises[-1])} if rises else {})
 
 
 def dual_value(rows: Rows, k: int, prices: ArrayLike, prompt_len: int = 1) -> int:

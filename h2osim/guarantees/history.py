@@ -112,7 +112,9 @@ class History:
                    of tokens kept outside the top k, less what it had added to missed ones before
                    they went (proof T3); at most M_i
 
-    full: whether exactly k tokens were in the cache after every one of these steps.
+    lost: M_{n-1}, all the decode mass that was not attended. full: whether exactly k tokens were in
+    the cache after each of these steps; within: at most k, the last step aside (what is held after
+    it is never attended).
     """
 
     first: int
@@ -128,7 +130,9 @@ class History:
     late_share: NDArray[np.float64]
     missed: NDArray[np.int64]
     inflated: NDArray[np.float64]
+    lost: int
     full: bool
+    within: bool
 
     @property
     def steps(self) -> int:
@@ -173,7 +177,7 @@ class _Follower:
         for token, step in enumerate(self.gone.tolist()):
             self.leaving.setdefault(step, []).append(token)
         self.at_exit = np.zeros(n, np.int64)
-        self.lost, self.full = 0, True
+        self.lost, self.full, self.within = 0, True, True
         length = n - self.first
         self.sums = np.zeros((5, length), np.int64)  # value, before, opt, late, missed
         self.share, self.inflated = np.zeros(length), np.zeros(length)
@@ -213,7 +217,9 @@ class _Follower:
         self.flags[0, i] = np.array_equal(top, kept)
         self.flags[1, i] = i > 0 and bool(np.any(top[:t] & ~self.earlier[:t]))
         self.earlier[: t + 1] = top
-        self.full = self.full and int(kept.sum()) == min(self.run.k, t + 1)
+        held = int(kept.sum())
+        self.full = self.full and held == min(self.run.k, t + 1)
+        self.within = self.within and (held <= self.run.k or t == len(self.gone) - 1)
 
     def renormalise(self, heads: NDArray[np.int64], seen: NDArray[np.bool_]) -> None:
         """Add what a cached score gains over the full one: A (w/g - 1) for each attended token."""
@@ -239,7 +245,9 @@ class _Follower:
             self.share,
             missed,
             self.inflated,
+            self.lost,
             self.full,
+            self.within,
         )
 
 

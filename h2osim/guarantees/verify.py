@@ -21,6 +21,7 @@ from h2osim.errors import UserError
 from h2osim.guarantees import checks
 from h2osim.guarantees.checks import Result, Verdict
 from h2osim.guarantees.history import History, Rows, Run, follow_all
+from h2osim.optimum import optimum
 from h2osim.policy import Configured, parse
 from h2osim.replay import Progress, decode_start, replay
 from h2osim.trace import Trace, Unit
@@ -28,6 +29,9 @@ from h2osim.trace import Trace, Unit
 POLICIES = ("h2o:recent=0,scores=full", "h2o:recent=0,scores=cached", "h2o")
 """What is verified by default: setting P of the proofs, the same on cached scores (T3), and H2O as
 it is deployed (half of the budget recent, cached scores), which the theorems do not cover."""
+
+OFFLINE = "offline optimum"
+"""Stands where a line's policy does in the lines about the optimum itself (T6, T6b, T6c)."""
 
 OUTPUT_STEPS = 16
 """Steps of a run at which the attention output is compared (T5), evenly spread."""
@@ -89,18 +93,24 @@ def verify(
     share: str = "group",
     engine: str = "auto",
     layers: Iterable[int] | None = None,
+    offline: bool = True,
     progress: Progress | None = None,
 ) -> list[Line]:
     """Check every statement that speaks about a run, for every policy, unit and budget.
 
     Per policy, unit and budget: the paper's theorem with the constants it needs, T1 to T4 (T3 only
-    for cached scores), and T5 where values are recorded; per policy and unit T7 over the budgets. A
-    policy outside a statement's setting gets "assumption fails" and the numbers all the same.
+    for cached scores), T5 where values are recorded, and T6, the attention kept against the offline
+    optimum; per policy and unit T7 over the budgets. A policy outside a statement's setting gets
+    "assumption fails" and the numbers all the same. Last come the lines of the optimum itself:
+    its schedule keeps what is claimed (T6) and its prices prove it best (T6c), per budget, and it
+    is concave (T6b).
 
-    Parameters are those of `h2osim.replay`. Lines come policy by policy, layer by layer, unit by
-    unit, budgets rising. UserError as in `replay`.
+    Parameters are those of `h2osim.replay`; offline=False leaves the optimum out (it costs more
+    than all the rest on long traces). Lines come policy by policy, layer by layer, unit by unit,
+    budgets rising. UserError as in `replay`.
     """
     chosen = [policies] if isinstance(policies, str) else list(policies)
+    layers = None if layers is None else list(layers)
     configured = {text: parse(text) for text in chosen}
     found = replay(
         trace,
@@ -115,6 +125,9 @@ def verify(
     p = decode_start(trace, prompt_len)
     tokens = sorted(int(k) for k in found.budget.values)
     lines: list[Line] = []
+    best = None
+    if offline:
+        best = optimum(trace, tokens, prompt_len=prompt_len, share=share, layers=layers)
     units = [u for u in trace.units(share) if u.layer in set(found.layer.values.tolist())]
     for done, unit in enumerate(units):
         if progress is not None:
@@ -125,19 +138,33 @@ def verify(
             for text in chosen
             for k in tokens
         }
-        histories = dict(
-            zip(runs, follow_all(Rows.of_unit(unit), list(runs.values())), strict=True)
-        )
+        rows, here = Rows.of_unit(unit), None
+        if best is not None:
+            here = best.sel(layer=unit.layer, unit=unit.index)
+            for k in tokens:
+                left = here.evicted_at.sel(budget=k).values.astype(np.int64)
+                runs[OFFLINE, k] = Run(left, k, p)
+        histories = dict(zip(runs, follow_all(rows, list(runs.values())), strict=True))
         for text in chosen:
             how = configured[text]
             for k in tokens:
-                for result in _of_run(how, histories[text, k], unit, runs[text, k]):
+                results = list(_of_run(how, histories[text, k], unit, runs[text, k]))
+                if here is not None and not how.policy.readmits:
+                    results.append(_against(here.sel(budget=k), histories[text, k]))
+                for result in results:
                     lines.append(Line(text, unit.layer, unit.index, unit.label, k, result))
             over = {k: runs[text, k].evicted_at for k in tokens}
             inside = how.inclusive(len(unit.heads))
             nested = checks.inclusion(over, "" if inside else "rank or timing hangs on the cache")
             lines.append(Line(text, unit.layer, unit.index, unit.label, None, nested))
-    place = {text: i for i, text in enumerate(chosen)}
+        if here is not None:
+            for k in tokens:
+                for result in _of_optimum(here.sel(budget=k), histories[OFFLINE, k], rows):
+                    lines.append(Line(OFFLINE, unit.layer, unit.index, unit.label, k, result))
+            concave = checks.concave_in_budget(here.kept.sel(budget=tokens).values.tolist(), tokens)
+            if bool((here.kept == here.bound).all()):
+                lines.append(Line(OFFLINE, unit.layer, unit.index, unit.label, None, concave))
+    place = {text: i for i, text in enumerate([*chosen, OFFLINE])}
     return sorted(lines, key=lambda line: place[line.policy])  # stable: units stay in order
 
 
@@ -157,6 +184,35 @@ def _of_run(how: Configured, history: History, unit: Unit, run: Run) -> Iterator
     yield checks.drift_certificate(history, outside)
     if "v" in unit.trace.tensors(unit.layer):
         yield output_errors(unit, run)
+
+
+def _against(best: Any, history: History) -> Result:
+    """T6 of a run: it keeps at most what the optimum is bounded by. best: one unit and budget."""
+    whole, bound, schedule = int(best.mass), int(best.bound), int(best.kept)
+    kept = whole - history.lost
+    numbers = {
+        "ratio": kept / schedule if schedule else 1.0,
+        "recall": kept / whole if whole else math.nan,
+        "optimum": schedule / whole if whole else math.nan,
+    }
+    return Result("T6", Verdict.HOLDS if kept <= bound else Verdict.VIOLATED, None, numbers)
+
+
+def _of_optimum(best: Any, history: History, rows: Rows) -> Iterator[Result]:
+    """T6: the schedule keeps what is claimed, recomputed here; T6c: its prices bound the rest."""
+    whole, claimed, k = int(best.mass), int(best.kept), history.k
+    kept = whole - history.lost
+    numbers = {"recall": kept / whole if whole else math.nan}
+    right = kept == claimed and history.within
+    yield Result("T6", Verdict.HOLDS if right else Verdict.VIOLATED, None, numbers)
+    prices = np.rint(np.ldexp(best.price.values, 24)).astype(np.int64)
+    found = checks.dual_certificate(rows, k, prices, kept, history.prompt_len)
+    numbers = {
+        "recall": kept / whole if whole else math.nan,
+        "ratio": 1.0 - found.numbers["gap"],
+        "gap": found.numbers["gap"],
+    }
+    yield dataclasses.replace(found, numbers=numbers)
 
 
 def output_errors(unit: Unit, run: Run, most: int = OUTPUT_STEPS) -> Result:
