@@ -6,23 +6,25 @@
 // are exact integers below 2^53, so they order by score and then by age in one comparison, adding to
 // one is exact, and its low bits are the address of the token's entry in a row.
 //
-// Warp w holds the depths of its range in registers and is w steps behind warp 0, which hands its
-// carried token down. Constants: T threads, GROUPS of G keys a lane, SHIFT, HEADS, ROW (bytes of a
-// staged row), BLOCKS that a multiprocessor should hold.
+// Warp w holds the depths of its range in registers; warp 0 runs ahead and hands the carried token of
+// each step down. Constants: T threads, GROUPS of G keys a lane, SHIFT, HEADS, STAGES of ROW bytes
+// for rows, BLOCKS that a multiprocessor should hold.
 #define WARPS (T / WARP)
 #define SPAN (WARP * G)               // depths of a group: G lines of WARP
 #define RANGE (SPAN * GROUPS)         // depths of a warp
-#define STAGES (WARPS + 1)
+#define AHEAD 2                       // rows are asked for so many steps before
+#define HANDED 8                      // at least STAGES: no warp is further behind than that
 #define FEW 3                         // so many tokens of a line that fall go one by one
 
-// Copies of 16-byte pieces from device memory that run beside the computation: one instruction a row
-// where there is the bulk copy engine (compute capability 9.0), else one a piece.
+// Rows are copied in 16-byte pieces beside the computation: one instruction a row where there is the
+// bulk copy engine (compute capability 9.0), else one a piece; warp 0 then says what has arrived.
 #ifdef H2OSIM_SHIM
-#define COPY(to, from, pieces, ready)                                                           \
-    if (threadIdx.x == 0) std::memcpy(to, from, (pieces) * 16)
-#define COPY_START(ready, bytes)
-#define COPY_WAIT(ready, phase)
-#define COPY_READY(ready)
+#define SPIN() shim::pause()
+#define FENCE()
+#define COPY(to, from, pieces) \
+    if (lane == 0) std::memcpy(to, from, (pieces) * 16)
+#define COPY_END()
+#define COPY_PAST(many)
 #else
 DEVICE double half_value(u16 bits) {
     double value;
@@ -30,35 +32,35 @@ DEVICE double half_value(u16 bits) {
     return value;
 }
 DEVICE unsigned address(const void *place) { return (unsigned)__cvta_generic_to_shared(place); }
+#define SPIN()
+#define FENCE() __threadfence_block()
 #if __CUDA_ARCH__ >= 900
-#define COPY_READY(ready)                                                                       \
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address(ready)) : "memory")
-#define COPY_START(ready, bytes)                                                                \
-    if (threadIdx.x == 0)                                                                       \
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(                \
-                     address(ready)), "r"(bytes) : "memory")
-#define COPY(to, from, pieces, ready)                                                           \
-    if (threadIdx.x == 0)                                                                       \
-    asm volatile(                                                                               \
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" \
-        ::"r"(address(to)), "l"(from), "r"((pieces) * 16), "r"(address(ready)) : "memory")
-#define COPY_WAIT(ready, phase)                                                                 \
-    {                                                                                           \
-        unsigned done = 0;                                                                      \
-        while (!done)                                                                           \
-            asm volatile(                                                                       \
-                "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;"          \
-                " selp.u32 %0, 1, 0, p; }" : "=r"(done) : "r"(address(ready)), "r"(phase)        \
-                : "memory");                                                                    \
-    }
+#define BULK
+DEVICE void bulk_init(u64 *ready) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address(ready)) : "memory");
+}
+DEVICE void bulk_expect(u64 *ready, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address(ready)),
+                 "r"(bytes) : "memory");
+}
+DEVICE void bulk_copy(void *to, const void *from, int bytes, u64 *ready) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+        ::"r"(address(to)), "l"(from), "r"(bytes), "r"(address(ready)) : "memory");
+}
+DEVICE void bulk_wait(u64 *ready, unsigned phase) {
+    asm volatile(
+        "{\n.reg .pred p;\nagain:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra again;\n}"
+        ::"r"(address(ready)), "r"(phase) : "memory");
+}
 #else
-#define COPY_READY(ready)
-#define COPY_START(ready, bytes)
-#define COPY(to, from, pieces, ready)                                                           \
-    for (int i = threadIdx.x; i < (pieces); i += T)                                             \
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address(to) + i * 16),       \
+#define COPY(to, from, pieces)                                                            \
+    for (int i = lane; i < (pieces); i += WARP)                                           \
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address(to) + i * 16), \
                  "l"((const char *)(from) + i * 16) : "memory")
-#define COPY_WAIT(ready, phase) asm volatile("cp.async.wait_all;" ::: "memory")
+#define COPY_END() asm volatile("cp.async.commit_group;" ::: "memory")
+#define COPY_PAST(many) asm volatile("cp.async.wait_group %0;" ::"n"(many) : "memory")
 #endif
 #endif
 
@@ -69,11 +71,10 @@ DEVICE i64 score_of(double key) {
     return (__double_as_longlong(key) & 0xfffffffffffffLL) >> SHIFT;
 }
 
-DEVICE void block_barrier() {
-    if (WARPS > 1)
-        __syncthreads();
-    else
-        __syncwarp();
+// Waits until a step count that another warp publishes exceeds t.
+DEVICE void wait_past(volatile int *count, int t) {
+    while (*count <= t) SPIN();
+    FENCE();
 }
 
 // A line of WARP depths that several tokens fall through: each lane's token and the carried one, to
@@ -103,7 +104,7 @@ Line fall(double key, double carry, i64 *hit, int lane) {
         key = in;
     }
     least = __shfl_sync(ALL_LANES, least, WARP - 1);
-    return {key, least < carry ? least : carry};
+    return Line{key, least < carry ? least : carry};
 }
 
 extern "C" __global__ void __launch_bounds__(T, BLOCKS) heavy(
@@ -120,30 +121,56 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) heavy(
     DYNAMIC_SHARED(shared);
     unsigned char *rows = shared;                              // [STAGES, HEADS, ROW]
     double *ring = (double *)(rows + STAGES * HEADS * ROW);    // [recent + 1] keys by pos
-    __shared__ double handed[2][WARPS + 1];                    // what each warp gets from above
+    __shared__ double handed[WARPS][HANDED];  // what each warp gives to the one below
+    __shared__ volatile int done[WARPS];     // steps that each warp has finished
     i64 *hit = hits + (i64)blockIdx.x * (n + 1);
-
+    i64 placed[HEADS];
+#pragma unroll
+    for (int h = 0; h < HEADS; h++) placed[h] = place[h];
+#ifdef BULK
     __shared__ u64 ready[STAGES];
+    if (tid == 0)
+        for (int i = 0; i < STAGES; i++) bulk_init(&ready[i]);
+#else
+    __shared__ volatile int arrived;
+    if (tid == 0) arrived = 0;
+#endif
+    if (lane == 0) done[warp] = 0;
+    __syncthreads();
 
     // Rows come in whole 16-byte pieces, so a row starts up to 14 bytes after its stage does.
-    auto shift_of = [&](int h, int t) { return (((int)place[h] + t * (t + 1) / 2) & 7) * 2; };
+    auto shift_of = [&](int h, int t) { return (((int)placed[h] + t * (t + 1) / 2) & 7) * 2; };
     auto fetch = [&](int t, int stage) {
-        int bytes = 0;
-        for (int h = 0; h < HEADS; h++) bytes += (shift_of(h, t) + 2 * t + 17) / 16 * 16;
-        COPY_START(&ready[stage], bytes);
+#ifdef BULK
+        if (lane == 0) {
+            int bytes = 0;
+#pragma unroll
+            for (int h = 0; h < HEADS; h++) bytes += (shift_of(h, t) + 2 * t + 17) & ~15;
+            bulk_expect(&ready[stage], bytes);
+#pragma unroll
+            for (int h = 0; h < HEADS; h++)
+                bulk_copy(
+                    rows + (stage * HEADS + h) * ROW, bits + ((placed[h] + tri(t)) & ~7LL),
+                    (shift_of(h, t) + 2 * t + 17) & ~15, &ready[stage]
+                );
+        }
+#else
         for (int h = 0; h < HEADS; h++) {
             const int pieces = (shift_of(h, t) + 2 * t + 17) / 16;
-            const u16 *from = bits + ((place[h] + tri(t)) & ~7LL);
+            const u16 *from = bits + ((placed[h] + tri(t)) & ~7LL);
             unsigned char *to = rows + (stage * HEADS + h) * ROW;
-            COPY(to, from, pieces, &ready[stage]);
+            COPY(to, from, pieces);
         }
+#endif
     };
-    if (tid == 0)
-        for (int i = 0; i < STAGES; i++) COPY_READY(&ready[i]);
-    block_barrier();
-    fetch(0, 0);
-    COPY_WAIT(&ready[0], 0u);
-    block_barrier();
+    if (warp == 0) {
+        for (int t = 0; t < AHEAD; t++) {
+            if (t < n) fetch(t, t);
+#ifndef BULK
+            COPY_END();
+#endif
+        }
+    }
 
     double key[GROUPS][G];  // [g][s]: depth recent + 1 + warp * RANGE + g * SPAN + s * WARP + lane
 #pragma unroll
@@ -154,17 +181,32 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) heavy(
     double last = INF;               // what fell to the bottom of this warp's range in its last step
     int bottom = -1;                 // where it fell to, counted below the window
     double near = 0.0, own = 0.0;  // mass at this lane's age; tokens' attention to themselves
-    int stage = 0, slot = 0;         // of row `turn` in the stages, and of its token in the ring
+    int stage = 0, later = AHEAD;  // where row t is, and where row t + AHEAD goes
+    int slot = 0;                  // of the window's newest token in the ring
     unsigned phase = 0;
 
-    for (int turn = 0; turn < n + WARPS - 1; turn++) {
-        const int after = stage + 1 == STAGES ? 0 : stage + 1;
-        phase ^= after == 0;
-        if (turn + 1 < n) fetch(turn + 1, after);
-        const int t = turn - warp;
-        if (t >= 0 && t < n) {
-            const int its = stage >= warp ? stage - warp : stage - warp + STAGES;
-            const unsigned char *row = rows + its * HEADS * ROW + shift_of(0, t);
+    for (int t = 0; t < n; t++) {
+        if (warp == 0) {
+            if (t + AHEAD < n) {
+                if (WARPS > 1 && t + AHEAD >= STAGES) wait_past(&done[WARPS - 1], t + AHEAD - STAGES);
+                fetch(t + AHEAD, later);
+            }
+            later = later + 1 == STAGES ? 0 : later + 1;
+        }
+#ifdef BULK
+        bulk_wait(&ready[stage], phase);
+#else
+        if (warp == 0) {
+            COPY_END();
+            COPY_PAST(AHEAD);
+            __syncwarp();
+            FENCE();
+            if (lane == 0) arrived = t + 1;
+        }
+        wait_past(&arrived, t);
+#endif
+        {
+            const unsigned char *row = rows + stage * HEADS * ROW + shift_of(0, t);
             // Heads' rows start at different places in their stages.
             auto entry = [&](unsigned twice_pos) {
                 double a = half_value(*(const u16 *)(row + twice_pos));
@@ -199,7 +241,8 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) heavy(
                     slot = slot == recent ? 0 : slot + 1;
                 }
             } else {
-                carry = handed[(turn + 1) & 1][warp];
+                wait_past(&done[warp - 1], t);
+                carry = handed[warp - 1][t % HANDED];
             }
 
             // The tokens below the window, by depth: each gets its entry; the carried one falls.
@@ -256,12 +299,16 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) heavy(
                     bottom = outside;
                     if (lane == 0) add(&hit[t + 1], -score_of(carry));
                 }
-                if (lane == 0) handed[turn & 1][warp + 1] = carry;
+                if (lane == 0) handed[warp][t % HANDED] = carry;
             }
         }
-        if (turn + 1 < n) COPY_WAIT(&ready[after], phase);
-        block_barrier();
-        stage = after;
+        __syncwarp();
+        if (WARPS > 1 && lane == 0) {
+            FENCE();
+            done[warp] = t + 1;
+        }
+        stage = stage + 1 == STAGES ? 0 : stage + 1;
+        phase ^= stage == 0;
     }
 
     // What still lies in the stack has given its mass at its depth; the last one lies there too.
