@@ -108,16 +108,16 @@ class Plan:
         rules = {c.policy.name: c.policy for c in self.configured}
         return {
             "h2osim": h2osim.__version__,
-            "traces": [
-                {"name": name, "n": trace.n, "sha256": _identity(trace, self.layers(o))}
-                for o, (name, trace) in enumerate(zip(self.names, self.traces, strict=True))
-            ],
             "share": self.share,
             "layers": [list(self.layers(o)) for o in range(len(self.traces))],
             "prompt_len": list(self.prompt_lens),
             "budgets": self.asked if isinstance(self.asked, str) else _plain(self.asked),
             "policies": [c.text for c in self.configured],
             "rules": {name: _rules(c) for name, c in rules.items()},
+            "traces": [
+                f"{name}, {trace.n} tokens, sha256 {_identity(trace, self.layers(o))}"
+                for o, (name, trace) in enumerate(zip(self.names, self.traces, strict=True))
+            ],
         }
 
     def layers(self, trace: int) -> tuple[int, ...]:
@@ -255,19 +255,18 @@ def _plain(budgets: Budgets) -> list[int | float]:
     return [b.item() if isinstance(b, np.generic) else b for b in given]
 
 
-def _identity(trace: Trace, layers: Sequence[int]) -> list[str]:
-    """sha256 of each layer: the files' own, or that of the arrays of a trace in memory."""
-    found = []
+def _identity(trace: Trace, layers: Sequence[int]) -> str:
+    """A sha256 over those of the layers: the files' own, or of the arrays of a trace in memory."""
+    total = hashlib.sha256()
     for layer in layers:
         told = trace.layer_entry(layer).get("sha256")
-        if told is None:
-            total = hashlib.sha256()
-            for name in sorted(trace.tensors(layer)):
-                total.update(name.encode())
-                total.update(trace.tensor(layer, name).tobytes())
-            told = total.hexdigest()
-        found.append(str(told))
-    return found
+        if told is not None:
+            total.update(str(told).encode())
+            continue
+        for name in sorted(trace.tensors(layer)):
+            total.update(name.encode())
+            total.update(trace.tensor(layer, name).tobytes())
+    return total.hexdigest()
 
 
 def _rules(policy: Any) -> str:

@@ -23,7 +23,8 @@ from h2osim.trace import open_trace
 
 #: Called with work done so far, work in all (seconds of a core, roughly) and a word.
 Progress = Callable[[float, float, str], None]
-_DASK_SECONDS = 30.0
+#: Seconds that a scheduler may take to answer.
+_PATIENCE = 10.0
 
 
 class _Stopped(BaseException):
@@ -35,8 +36,8 @@ class _Meter:
 
     def __init__(self, plan: Plan, todo: Iterable[int], progress: Progress | None):
         self._total = float(plan.costs.sum())
-        self._done = self._total - sum(float(plan.costs[i]) for i in todo)
-        self._runs = plan.shape[0] * plan.shape[1]
+        left = set(todo)
+        self._done = sum(float(cost) for i, cost in enumerate(plan.costs) if i not in left)
         self._progress, self._lock = progress, threading.Lock()
         self._last = 0.0
         self.add(0.0)
@@ -77,7 +78,7 @@ def run_here(plan: Plan, sink: Sink, engine: Engine, progress: Progress | None) 
             sink.put(index, compute(plan.part(index), engine, lane, tick))
         finally:
             lanes.put(lane)
-        meter.add(cost - told)
+        meter.add(max(0.0, cost - told))
 
     pool = ThreadPoolExecutor(max(1, min(count, len(todo))))
     try:
@@ -106,7 +107,7 @@ def connect(address: str) -> Any:
     except ImportError:
         raise UserError("--dask needs Dask: run pip install 'h2osim[dask]'") from None
     try:
-        client = Client(address, timeout=10, set_as_default=False)
+        client = Client(address, timeout=_PATIENCE, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"--dask {address}: no Dask scheduler answers there ({reason})") from None
@@ -167,7 +168,7 @@ def run_dask(plan: Plan, store: Store, engine: str, client: Any, progress: Progr
         key=[f"{name}-{i}" for i in todo], pure=False,
     )  # fmt: skip
     try:
-        for future in as_completed(futures):
+        for future in as_completed(futures, loop=client.loop):
             meter.add(float(plan.costs[future.result()]))
             future.release()
     except KilledWorker as error:

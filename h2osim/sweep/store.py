@@ -328,4 +328,4 @@ def _short(value: Any, other: Any) -> str:
         name = next((k for k in value if value[k] != other.get(k)), "")
         return f"{name} {_short(value.get(name), other.get(name))}".strip()
     text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+    return text if len(text) <= 80 else f"{text[:77]}…"

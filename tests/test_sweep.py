@@ -1,0 +1,740 @@
+"""Sweeps: their grids, their numbers, their store, and what a kill leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import examples, traces
+
+import h2osim
+from h2osim import cli
+from h2osim.errors import UserError
+from h2osim.policy import parse
+from h2osim.replay import replay
+from h2osim.sweep import open_sweep, sweep
+from h2osim.sweep.best import best_records, columns_of, summarise
+from h2osim.sweep.compute import ENGINES, compute
+from h2osim.sweep.grid import expand, varied
+from h2osim.sweep.plan import make_plan
+from h2osim.sweep.plot import plot_sweep
+from h2osim.sweep.store import Store
+from h2osim.trace import Trace
+
+GRID = "h2o:recent=0..4:2,scores=full|cached,decay:gamma=0.5..1.0:0.25,recent=2,scores=full,tova"
+
+
+def random_trace(n: int = 24, layers: int = 2, heads: int = 2, seed: int = 0, **more: Any) -> Trace:
+    scores = np.tril(np.random.default_rng(seed).gamma(0.4, size=(layers, heads, n, n)) + 1e-3)
+    return Trace.from_scores(scores / scores.sum(-1, keepdims=True), name=f"t{seed}", **more)
+
+
+SMALL = random_trace()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return SMALL.save(tmp_path_factory.mktemp("traces") / "small")
+
+
+def same(found: xarray.Dataset, expected: xarray.Dataset) -> None:
+    xarray.testing.assert_identical(found.load(), expected.load())
+
+
+def files(store: Path) -> dict[str, bytes]:
+    """Every file of the results, without who made it when."""
+    return {
+        str(path.relative_to(store)): path.read_bytes()
+        for path in sorted(store.rglob("*"))
+        if path.is_file() and ".h2osim" not in path.parts
+    }
+
+
+# --- grids ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("tova", ["tova"]),
+        ("h2o:recent=0..48:16", [f"h2o:recent={i}" for i in (0, 16, 32, 48)]),
+        ("h2o:recent=2..4", [f"h2o:recent={i}" for i in (2, 3, 4)]),
+        ("h2o:recent=7..7", ["h2o:recent=7"]),
+        ("decay:gamma=0.9..1.0:0.05", [f"decay:gamma={x}" for x in ("0.9", "0.95", "1")]),
+        ("decay:gamma=0..3e-1:1e-1", [f"decay:gamma={x}" for x in ("0", "0.1", "0.2", "0.3")]),
+        ("decay:gamma=0...5:.25", [f"decay:gamma={x}" for x in ("0", "0.25", "0.5")]),
+        ("h2o:recent=0|8..16:8|0.5", [f"h2o:recent={x}" for x in ("0", "8", "16", "0.5")]),
+        (
+            "h2o:recent=1|2,scores=full|cached,tova",
+            [
+                "h2o:recent=1,scores=full",
+                "h2o:recent=1,scores=cached",
+                "h2o:recent=2,scores=full",
+                "h2o:recent=2,scores=cached",
+                "tova",
+            ],
+        ),
+        # each configuration once, however it is written
+        ("h2o,h2o:recent=0.5,h2o:recent=4|4.0", ["h2o", "h2o:recent=4"]),
+    ],
+)
+def test_a_grid_is_the_product_of_its_values(text: str, expected: list[str]) -> None:
+    found = expand(text)
+    assert [one.text for one in found] == expected
+    # what a configuration is called is what `replay` takes
+    assert all(parse(one.text).values == one.values for one in found)
+
+
+def test_steps_are_decimal() -> None:
+    (values,) = [[one.values["gamma"] for one in expand("decay:gamma=0..1:0.1")]]
+    assert values == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 9), st.sampled_from([1, 10, 1000]))
+def test_a_range_has_both_ends(first: int, count: int, step: int, scale: int) -> None:
+    last = first + count * step
+    first, step, last = first, step, last
+    if last > scale:
+        scale = 10 ** len(str(last))
+    digits = len(str(scale)) - 1
+    a, b, c = (f"{x / scale:.{digits}f}" for x in (first, last, step))
+    found = [one.values["gamma"] for one in expand(f"decay:gamma={a}..{b}:{c}")]
+    assert found == [(first + i * step) / scale for i in range(count + 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", ["no policy given"]),
+        ("h20:recent=1", ["did you mean h2o"]),
+        ("h2o:recnt=1..2", ["unknown parameter 'recnt'", "did you mean recent"]),
+        (
+            "h2o:recent=0..128:16,decay=0.9..1.0:0.01",
+            ["unknown parameter 'decay'", "did you mean decay:gamma=0.9..1.0:0.01?"],
+        ),
+        ("h2o:tova=1", ["tova is a policy of its own"]),
+        ("h2o:recent=4,8", ["'8' stands alone", "|"]),
+        ("h2o:recent=4||8", ["recent=4||8", "empty alternative"]),
+        ("h2o:recent=0..100:16", ["reach 96 and not 100", "0..96:16"]),
+        ("h2o:recent=4..2", ["falls", "2..4"]),
+        ("h2o:recent=1..4:0", ["step '0'"]),
+        ("h2o:recent=1..4:-1", ["step '-1'"]),
+        ("h2o:recent=1..4:", ["step ''"]),
+        ("h2o:recent=1..4:x", ["step 'x'"]),
+        ("h2o:recent=1..x", ["no range of numbers"]),
+        ("h2o:recent=1..", ["no range"]),
+        ("h2o:recent=..4", ["no range"]),
+        ("h2o:recent=0..nan", ["no range of numbers"]),
+        ("decay:gamma=0.1..0.5", ["needs a step"]),
+        ("decay:gamma=0.5..1.5:0.5", ["'1.5'", "0 to 1"]),
+        ("h2o:recent=0.5..2:0.5", ["shares of the budget"]),
+        ("h2o:recent=0.5..0.9:0.1|2.5", ["'2.5'"]),
+        ("h2o:scores=full|half", ["'half'", "full | cached"]),
+        ("h2o:recent", ["parameter=value"]),
+        ("h2o:recent=1,recent=2", ["given twice"]),
+        ("decay:gamma=0..1:1e-9", ["more than 1,000,000"]),
+        ("decay:gamma=0..1:1e-4,recent=0..1000", ["more than 1,000,000"]),
+    ],
+)
+def test_a_bad_grid_is_one_line(text: str, parts: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        expand(text)
+    assert "\n" not in str(error.value)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_which_parameters_vary() -> None:
+    assert varied(expand(GRID)) == {"h2o": ["recent", "scores"], "decay": ["gamma"], "tova": []}
+
+
+# --- numbers --------------------------------------------------------------------------------
+
+
+def flat(found: xarray.Dataset, name: str) -> np.ndarray:
+    """A replay's array with its layers and units one after the other."""
+    values = found[name].transpose("policy", "layer", "unit", "budget").values
+    return values.reshape(values.shape[0], -1, values.shape[3])
+
+
+TEXTS = st.lists(
+    st.sampled_from(
+        [
+            "h2o:recent=2,scores=full",
+            "h2o:recent=0.5",
+            "decay:gamma=0.5,recent=0,scores=full",
+            "decay:gamma=0.9,recent=3,scores=full",
+            "snapkv:window=3,kernel=3",
+            "tova",
+            "topk",
+        ]
+    ),
+    min_size=1,
+    max_size=5,
+    unique=True,
+)
+BUDGETS = st.just("all") | st.lists(
+    st.integers(1, 2) | st.sampled_from([0.05, 0.3, 0.5, 0.9]), min_size=1, max_size=4, unique=True
+)
+
+
+@examples(25)
+@given(
+    traces(min_n=2, max_n=14),
+    TEXTS,
+    BUDGETS,
+    st.tuples(st.integers(1, 4), st.integers(1, 3)),
+    st.sampled_from(["head", "group", "layer"]),
+    st.sampled_from(["numba", "naive"]),
+)
+def test_a_sweep_is_the_replay_of_each_configuration(
+    trace: Trace, texts: list[str], budgets: Any, chunk: tuple[int, int], share: str, engine: str
+) -> None:
+    expected = replay(trace, texts, budgets, share=share, engine="naive", evictions=False)
+    found = sweep(trace, texts, budgets, share=share, engine=engine, chunk=chunk)
+    assert found.policy.values.tolist() == texts
+    assert found.budget.values.tolist() == expected.budget.values.tolist()
+    for name in ("recall", "held"):
+        np.testing.assert_array_equal(found[name].values, flat(expected, name))
+        assert found[name].dtype == expected[name].dtype
+
+
+def test_rows_of_queries_and_keys_and_rules_that_look_back(tmp_path: Path) -> None:
+    """Rows made in blocks, shared by runs of which one asks for older rows."""
+    rng = np.random.default_rng(5)
+    trace = Trace.from_qk(
+        rng.standard_normal((1, 2, 40, 4)), rng.standard_normal((1, 1, 40, 4)), scale=0.5
+    )
+    texts = ["scissorhands:window=4", "h2o:recent=2,scores=full", "tova"]
+    found = sweep(trace, texts, [4, 9], engine="numba")
+    expected = replay(trace, texts, [4, 9], engine="naive", evictions=False)
+    for name in ("recall", "held"):
+        np.testing.assert_array_equal(found[name].values, flat(expected, name))
+
+
+def test_many_runs_are_fed_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    from h2osim.sweep import compute as module
+
+    expected = sweep(SMALL, GRID, "all")
+    monkeypatch.setattr(module, "_RUNS_BYTES", 5000)
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 64)
+    same(sweep(SMALL, GRID, "all"), expected)
+
+
+def test_coordinates_name_the_settings_and_the_units() -> None:
+    found = h2osim.sweep([SMALL, random_trace(12, 1, 4, 1, group_size=2)], GRID + ",full", [4])
+    assert dict(found.sizes) == {"policy": 11, "unit": 6, "budget": 1}
+    assert found.rule.values.tolist() == ["h2o"] * 6 + ["decay"] * 3 + ["tova", "full"]
+    assert found.scores.values.tolist()[:3] == ["full", "cached", "full"]
+    assert found.scores.values.tolist()[-2:] == ["cached", ""]
+    np.testing.assert_array_equal(found.gamma, [np.nan] * 6 + [0.5, 0.75, 1.0] + [np.nan] * 2)
+    assert found.trace.values.tolist() == ["t0"] * 4 + ["t1"] * 2
+    assert found.layer.values.tolist() == [0, 0, 1, 1, 0, 0]
+    assert found["index"].values.tolist() == [0, 1, 0, 1, 0, 1]
+    assert found.heads.values.tolist() == [1] * 4 + [2] * 2
+    assert found.n.values.tolist() == [24] * 4 + [12] * 2
+    some = found.where(found.trace == "t1", drop=True)
+    one = replay(random_trace(12, 1, 4, 1, group_size=2), expand(GRID), [4])
+    np.testing.assert_array_equal(some.recall[:10], flat(one, "recall"))
+
+
+def test_traces_of_several_lengths() -> None:
+    long, short = random_trace(30, 1, 1, 1), random_trace(12, 1, 2, 2)
+    every = sweep([long, short], "h2o:recent=2,scores=full,tova", "all")
+    assert every.budget.values.tolist() == list(range(1, 31))
+    assert np.isnan(every.recall[:, 1:, 12:]).all() and not np.isnan(every.recall[:, 0]).any()
+    for t, units in ((long, slice(0, 1)), (short, slice(1, 3))):
+        expected = replay(t, ["h2o:recent=2,scores=full", "tova"], "all")
+        np.testing.assert_array_equal(every.recall[:, units, : t.n], flat(expected, "recall"))
+    shares = sweep([long, short], "tova", [0.5, 0.1, 5])
+    assert shares.budget.values.tolist() == [0.5, 0.1, 5.0]
+    assert shares.tokens.values.tolist() == [[15, 3, 5], [6, 1, 5], [6, 1, 5]]
+    for t, units in ((long, slice(0, 1)), (short, slice(1, 3))):
+        expected = replay(t, "tova", [0.5, 0.1, 5])
+        np.testing.assert_array_equal(shares.recall[:, units], flat(expected, "recall"))
+    # budgets that come to the same tokens in one trace keep a column each
+    close = sweep([long, short], "tova", [0.5, 0.51])
+    np.testing.assert_array_equal(close.recall[0, 1:, 0], close.recall[0, 1:, 1])
+    with pytest.raises(UserError, match=r"1 and 1\.0"):
+        sweep([long, short], "tova", [1, 1.0])
+    with pytest.raises(UserError, match="1 to 12 tokens"):
+        sweep([long, short], "tova", [20])
+
+
+def test_prompts_and_layers() -> None:
+    found = sweep([SMALL, SMALL], "h2o:recent=2,tova", [4], prompt_len=9, layers=[1])
+    assert found.layer.values.tolist() == [1] * 4
+    assert found.trace.values.tolist() == ["t0", "t0", "t0#2", "t0#2"]
+    expected = replay(SMALL, ["h2o:recent=2", "tova"], [4], prompt_len=9, layers=[1])
+    np.testing.assert_array_equal(found.recall[:, :2], flat(expected, "recall"))
+    assert np.isnan(sweep(Trace.from_scores(np.ones((1, 1))), "tova", 1).recall).all()
+
+
+def test_progress_grows_to_the_total() -> None:
+    calls: list[tuple[float, float, str]] = []
+    plans: list[int] = []
+    sweep(
+        SMALL, GRID, "all", progress=lambda *c: calls.append(c), chunk=(2, 2),
+        planned=lambda plan, left: plans.append(left),
+    )  # fmt: skip
+    done = [call[0] for call in calls]
+    assert plans == [10]
+    assert done == sorted(done) and done[0] == 0
+    assert done[-1] == pytest.approx(calls[-1][1])
+
+
+def test_chunks_cover_everything_once_and_share_the_work() -> None:
+    engine = ENGINES["numba"]
+    for text in (GRID, "h2o:recent=0..128", "tova"):
+        for lanes in (1, 2, 64):
+            plan = make_plan([SMALL], expand(text), "all", engine=engine, lanes=lanes)
+            hits = np.zeros(plan.shape[:2], int)
+            for i in range(plan.chunks):
+                hits[plan.slices(i)] += 1
+            assert (hits == 1).all()
+            assert plan.chunk[0] <= engine.together
+
+
+def test_the_cuda_engine_computes_the_same_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernels compiled for the CPU; what it refuses (topk) goes to numba."""
+    shim = pytest.importorskip("cuda_shim", reason="the kernels' stand-in on the CPU is missing")
+    if shim.COMPILER is None:
+        pytest.skip("no C++ compiler to stand in for a GPU")
+    from h2osim.engines import cuda
+
+    monkeypatch.setattr(cuda, "devices", lambda: (shim.Shim(),))
+    short = random_trace(9, 1, 2, 3, group_size=2)
+    text = "h2o:recent=2,scores=full|cached,decay:gamma=0.5|1,recent=0,scores=full,topk"
+    configured = expand(text)
+    for budgets in ("all", [3, 5]):
+        plan = make_plan([SMALL, short], configured, budgets, engine=ENGINES["cuda"])
+        assert plan.chunks == 1
+        found = compute(plan.part(0), ENGINES["cuda"])
+        expected = compute(plan.part(0), ENGINES["numba"])
+        np.testing.assert_array_equal(found.recall, expected.recall)
+        np.testing.assert_array_equal(found.held, expected.held)
+
+
+def test_without_a_gpu_cuda_says_what_is_missing() -> None:
+    from h2osim.engines import cuda
+
+    if cuda.available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(UserError, match="cuda"):
+        sweep(SMALL, "tova", 4, engine="cuda")
+    with pytest.raises(UserError, match="auto, naive, numba, cuda"):
+        sweep(SMALL, "tova", 4, engine="fast")
+
+
+# --- the store ------------------------------------------------------------------------------
+
+
+def test_a_store_holds_what_is_returned(folder: Path, tmp_path: Path) -> None:
+    expected = sweep(folder, GRID, [2, 0.5])
+    found = sweep(folder, GRID, [2, 0.5], tmp_path / "s.zarr", chunk=(2, 3))
+    same(found, expected)
+    same(open_sweep(tmp_path / "s.zarr"), expected)
+    # parts are read on their own, whichever chunks they lie in
+    lazy = open_sweep(tmp_path / "s.zarr")
+    np.testing.assert_array_equal(lazy.recall[7:1:-2, 1, ::-1], expected.recall[7:1:-2, 1, ::-1])
+    np.testing.assert_array_equal(lazy.held[[5, 0], :, -1], expected.held[[5, 0], :, -1])
+    assert lazy.recall[3:3].values.shape == (0, 4, 2)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_zarr_and_xarray_read_the_store(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("zarr", reason="needs zarr: pip install 'h2osim[sweep]'")
+    traces_: list[Any] = [folder, random_trace(11, 1, 1, 1)]
+    expected = sweep(traces_, GRID + ",full", [2, 0.5, 0.25], tmp_path / "s.zarr", chunk=(4, 3))
+    found = xarray.open_zarr(tmp_path / "s.zarr", chunks=None)
+    assert set(found.variables) - set(expected.variables) == {"done"}
+    assert (found.done == 1).all()
+    for name, variable in expected.variables.items():
+        assert found[name].dims == variable.dims
+        assert (name in found.coords) == (name in expected.coords)
+        if variable.dtype.kind == "U":
+            assert found[name].values.tolist() == variable.values.tolist()
+        else:
+            assert found[name].dtype == variable.dtype
+            np.testing.assert_array_equal(found[name].values, variable.values)
+
+
+def test_the_same_call_again_computes_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = sweep(folder, GRID, "all", tmp_path / "s.zarr")
+    before = files(tmp_path / "s.zarr")
+    monkeypatch.setattr(Store, "started", lambda *_: pytest.fail("a finished chunk was begun"))
+    same(sweep(folder, GRID, "all", tmp_path / "s.zarr", engine="naive", chunk=(1, 1)), first)
+    assert files(tmp_path / "s.zarr") == before
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"policies": "tova"}, "policies is h2o:recent=0,scores=full at place 1 of 10"),
+        ({"policies": GRID + ",full"}, "policies is 10 long, asked for is 11 long"),
+        ({"budgets": [2, 3]}, "budgets"),
+        ({"budgets": "all"}, "budgets"),
+        ({"prompt_len": 5}, "prompt_len"),
+        ({"share": "layer"}, "share is group, asked for is layer"),
+        ({"layers": [1]}, "layers"),
+        ({"traces": SMALL}, "traces"),
+        ({"traces": random_trace(seed=9)}, "traces"),
+    ],
+)
+def test_another_sweep_into_the_same_store_is_refused(
+    folder: Path, tmp_path: Path, change: dict[str, Any], part: str
+) -> None:
+    asked: dict[str, Any] = {"traces": folder, "policies": GRID, "budgets": [2]}
+    sweep(**asked, store=tmp_path / "s.zarr")
+    before = files(tmp_path / "s.zarr")
+    with pytest.raises(UserError) as error:
+        sweep(**{**asked, **change}, store=tmp_path / "s.zarr")
+    assert part in str(error.value) and "\n" not in str(error.value)
+    assert files(tmp_path / "s.zarr") == before
+
+
+def test_an_edited_policy_is_another_one(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    text = "from h2osim.policy import Policy\ndef rank(pos: int) -> float:\n    return {}pos\n"
+    text += "POLICY = Policy(name='mine', summary='', source='', rank=rank)\n"
+    file.write_text(text.format(""))
+    found = sweep(folder, str(file), [4], tmp_path / "s.zarr", engine="naive")
+    assert found.policy.values.tolist() == [str(file)]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.py").write_text(text.format("-"))
+    store = Store(tmp_path / "s.zarr")
+    plan = make_plan(
+        [h2osim.open_trace(folder)], expand(str(other / "mine.py")), [4], engine=ENGINES["naive"]
+    )
+    with pytest.raises(UserError, match="text of a policy's rules"):
+        store.check({"rules": plan.request["rules"]})
+
+
+def test_what_is_no_store_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "zarr.json").write_text('{"attributes": {}}')
+    for name in ("file", "other"):
+        with pytest.raises(UserError, match="something else"):
+            sweep(folder, "tova", 4, tmp_path / name)
+    with pytest.raises(UserError, match="something else"):
+        open_sweep(tmp_path / "missing")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_two_processes_do_not_work_on_one_store(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fcntl", reason="this system has no such locks")
+    sweep(folder, "tova", 4, tmp_path / "s.zarr")
+    store = Store(tmp_path / "s.zarr")
+    with store.locked(), pytest.raises(UserError, match="another process"):
+        sweep(folder, "tova", 4, tmp_path / "s.zarr")
+
+
+# --- kills ----------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def test_a_stop_at_any_file_loses_and_repeats_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends before or after each rename: some of the layout's, all of the chunks'."""
+    asked: dict[str, Any] = {"policies": "h2o:recent=0|2,tova", "budgets": [3], "engine": "naive"}
+    whole = tmp_path / "whole.zarr"
+    sweep(folder, **asked, store=whole, chunk=(2, 2))
+    expected = files(whole)
+    chunks = 3 * int(np.prod(Store(whole).grid))
+    alone = dataclasses.replace(ENGINES["naive"], lanes=lambda: 1)
+    monkeypatch.setitem(ENGINES, "naive", alone)
+    layout = len(expected) - chunks
+    moments = [(0, False), (layout - 1, True)]
+    moments += [(at, after) for at in range(layout, layout + 1 + chunks) for after in (False, True)]
+    real = {name: getattr(os, name) for name in ("replace", "rename")}
+    for at, after in moments:
+        path = tmp_path / f"{at}-{after}.zarr"
+        count = itertools.count()
+
+        def move(old: Any, new: Any, name: str, at: int, after: bool, count: Any) -> None:
+            now = next(count) == at
+            if now and not after:
+                raise Killed
+            real[name](old, new)
+            if now:
+                raise Killed
+
+        with monkeypatch.context() as patch:
+            for name in real:
+                one = functools.partial(move, name=name, at=at, after=after, count=count)
+                patch.setattr(os, name, one)
+            with pytest.raises(Killed):
+                sweep(folder, **asked, store=path, chunk=(2, 2))
+        done = finished(path)
+        assert path.exists() == ((at, after) >= (layout, True))
+        assert len(done) == max(0, at - layout - 1 + after) // 3
+        events = len(log(path))
+        sweep(folder, **asked, store=path, chunk=(2, 2))
+        assert files(path) == expected
+        assert not done & {e["start"] for e in log(path)[events:] if "start" in e}
+
+
+def finished(store: Path) -> set[int]:
+    """The chunks that are marked."""
+    if not store.exists():
+        return set()
+    opened = Store(store)
+    return {i for i in range(int(np.prod(opened.grid))) if opened.finished(i)}
+
+
+def log(store: Path) -> list[dict[str, Any]]:
+    try:
+        lines = (store / ".h2osim" / "log.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines]
+
+
+CHILD = """
+import sys
+from h2osim.sweep import sweep
+sweep(sys.argv[1], sys.argv[2], [3, 5, 9], sys.argv[3], engine="naive", chunk=(2, 1))
+"""
+MANY = "h2o:recent=0..8,scores=full|cached,decay:gamma=0.5..1:0.1,recent=0..3,scores=full"
+
+
+def test_sigkill_at_random_moments(folder: Path, tmp_path: Path) -> None:
+    """Started, killed, started again: the same store, and nothing marked is begun again."""
+    path, whole = tmp_path / "killed.zarr", tmp_path / "whole.zarr"
+    sweep(folder, MANY, [3, 5, 9], whole, chunk=(2, 1))
+    total = int(np.prod(Store(whole).grid))
+    rng = random.Random(1)
+    # done before a kill, and how long the log was then
+    kills: list[tuple[set[int], int]] = []
+    for part in (0.0, 0.3, 0.7):
+        child = subprocess.Popen([sys.executable, "-c", CHILD, str(folder), MANY, str(path)])
+        while len(finished(path)) <= part * total and child.poll() is None:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.03))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        kills.append((finished(path), len(log(path))))
+    assert len(kills[0][0]) < total, "killed too late to show anything"
+    found = sweep(folder, MANY, [3, 5, 9], path, engine="numba")
+    same(found, open_sweep(whole))
+    assert files(path) == files(whole)
+    events = log(path)
+    for (before, _), (after, _) in itertools.pairwise(kills):
+        assert before <= after
+    for done, at in kills:
+        assert not done & {event["start"] for event in events[at:] if "start" in event}
+    ended = [event["done"] for event in events if "done" in event]
+    assert len(ended) == len(set(ended)) <= total
+    # killed while at work on a few chunks each time: only those were begun twice
+    begun = [event["start"] for event in events if "start" in event]
+    assert len(begun) - total <= len(kills) * (os.cpu_count() or 1)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("distributed") is None,
+    reason="needs Dask: pip install 'h2osim[dask]'",
+)
+class TestDask:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def cluster(cls) -> Iterator[Any]:
+        from distributed import LocalCluster
+
+        with LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None,
+            silence_logs=50,
+        ) as cluster:  # fmt: skip
+            yield cluster
+
+    def test_a_worker_killed_half_way_changes_nothing(
+        self, cluster: Any, folder: Path, tmp_path: Path
+    ) -> None:
+        expected = sweep(folder, MANY, [3, 5, 9], tmp_path / "here.zarr", chunk=(2, 1))
+        path = tmp_path / "dask.zarr"
+        killed: list[set[int]] = []
+
+        def kill(done: float, total: float, what: str) -> None:
+            if done > total / 2 and not killed:
+                os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
+                killed.append(finished(path))
+
+        found = sweep(
+            folder, MANY, [3, 5, 9], path, engine="naive", chunk=(2, 1),
+            dask=cluster.scheduler_address, progress=kill,
+        )  # fmt: skip
+        assert killed
+        same(found, expected)
+        assert files(path) == files(tmp_path / "here.zarr")
+        events = log(path)
+        ended = [event["done"] for event in events if "done" in event]
+        assert len(ended) == len(set(ended))
+        assert len({event["pid"] for event in events}) >= 2
+        # and again, with nothing left to do
+        same(sweep(folder, MANY, [3, 5, 9], path, dask=cluster.scheduler_address), expected)
+        assert log(path) == events
+
+    def test_mistakes(
+        self, cluster: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from h2osim.sweep import run as module
+
+        monkeypatch.setattr(module, "_PATIENCE", 2.0)
+        address = cluster.scheduler_address
+
+        def fails(part: str, trace: Any = folder, store: Any = tmp_path / "s.zarr") -> None:
+            with pytest.raises(UserError, match=part) as error:
+                sweep(trace, "tova", 4, store, dask=address)
+            assert "\n" not in str(error.value)
+
+        fails("give a store", store=None)
+        fails("lives in memory", trace=SMALL)
+        fails("no such folder", store=tmp_path / "missing" / "s.zarr")
+        with pytest.raises(UserError, match="cuda"):
+            sweep(folder, "tova", 4, tmp_path / "c.zarr", dask=address, engine="cuda")
+        address = "tcp://127.0.0.1:1"
+        fails("no Dask scheduler")
+        assert not list(tmp_path.iterdir())
+
+
+# --- the best settings ----------------------------------------------------------------------
+
+
+def test_the_best_settings_are_those_of_the_means() -> None:
+    found = sweep(SMALL, GRID + ",topk,full,snapkv:window=2", [3, 8], prompt_len=4)
+    summary = summarise(found)
+    records = best_records(summary, 2)
+    assert [(one["budget"], one["rank"]) for one in records] == [(3, 1), (3, 2), (8, 1), (8, 2)]
+    compete = [i for i, rule in enumerate(found.rule.values) if rule in ("h2o", "decay", "tova")]
+    for b, k in enumerate((3, 8)):
+        means = found.recall[:, :, b].mean("unit").values
+        order = sorted(compete, key=lambda i: -means[i])
+        got = [one for one in records if one["budget"] == k]
+        assert [one["policy"] for one in got] == [found.policy.values[i] for i in order[:2]]
+        units = found.recall[order[0], :, b]
+        assert got[0]["recall"] == pytest.approx(float(means[order[0]]), abs=1e-15)
+        assert (got[0]["least"], got[0]["greatest"]) == (float(units.min()), float(units.max()))
+
+
+def test_where_none_competes_all_do() -> None:
+    over = summarise(sweep(SMALL, "snapkv:window=1|2", [3], prompt_len=4))
+    assert len(best_records(over, 5)) == 2
+    assert len(best_records(summarise(sweep(SMALL, "topk", [3])), 5)) == 1
+    assert best_records(summarise(sweep(Trace.from_scores(np.ones((1, 1))), "tova", 1)), 5) == []
+
+
+def test_many_budgets_are_shown_by_shares() -> None:
+    one = columns_of(sweep(random_trace(100, 1, 1), "tova", "all"))
+    assert [column.budget for column in one] == [1, 2, 5, 10, 20, 50]
+    two = columns_of(sweep([random_trace(100, 1, 1), random_trace(40, 1, 1)], "tova", "all"))
+    assert [column.label for column in two] == ["1", "2 %", "5 %", "10 %", "20 %", "50 %"]
+    assert two[-1].at.tolist() == [49, 19]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GRID,
+        "h2o:recent=0..6,scores=full|cached,sinks=0..2",
+        "decay:gamma=0..1:0.1",
+    ],
+)
+def test_the_heat_map_is_drawn(text: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'h2osim[plot]'")
+    summary = summarise(sweep(SMALL, text, [2, 4, 8, 12, 20]))
+    path = plot_sweep(summary, tmp_path / "map.png", "a title")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert [p.name for p in tmp_path.iterdir()] == ["map.png"]
+
+
+# --- the command ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def call(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.run(["sweep", *map(str, words)])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_the_command_prints_plots_and_continues(run: Any, folder: Path, tmp_path: Path) -> None:
+    store, picture = tmp_path / "s.zarr", tmp_path / "s.svg"
+    words = (folder, "-p", GRID, "--budgets", "3,50%", "-o", store, "--plot", picture)
+    code, out, err = run(*words)
+    assert code == 0
+    assert "10 settings × 4 units × 2 budgets" in out
+    assert "12 (50 %)" in out
+    assert "chunks to do" in err and f"wrote {store}" in err and f"wrote {picture}" in err
+    assert b"<svg" in picture.read_bytes()
+    code, out, err = run(*words, "--format", "json", "--best", 2)
+    assert code == 0 and "0 of" in err
+    records = json.loads(out)
+    assert [(one["budget"], one["rank"]) for one in records] == [(3, 1), (3, 2), (12, 1), (12, 2)]
+    assert records[0]["params"] == parse(records[0]["policy"]).values
+    code, csv, _ = run(*words, "--format", "csv", "--best", 2)
+    assert code == 0
+    assert csv.splitlines()[0] == "budget,rank,policy,params,recall,least,greatest"
+    assert len(csv.splitlines()) == 5
+    # a finished sweep may be moved
+    shutil.move(store, tmp_path / "moved")
+    assert open_sweep(tmp_path / "moved").recall.shape == (10, 4, 2)
+
+
+def test_the_command_says_which_settings_take_one_pass(run: Any, folder: Path) -> None:
+    code, _, err = run(folder, "-p", GRID, "-b", "all", "--engine", "numba")
+    assert code == 0
+    assert "7 in one pass over all budgets, 3 budget by budget" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("-p", "h2o:recent=0..128:16,decay=0.9..1.0:0.01"), "did you mean decay:gamma"),
+        (("-p", "tova", "-b", "0"), "--budgets"),
+        (("-p", "tova", "--plot", "x.png"), "several values"),
+        (("-p", "h2o:recent=0..2", "--plot", "x.txt"), ".png"),
+        (("-p", "tova", "--layers", "7"), "layer 7"),
+        (("-p", "tova", "--engine", "fast"), "unknown engine"),
+        (("-p", "tova", "--dask", "tcp://127.0.0.1:1"), "give a store"),
+        (("-p", "tova", "-o", "file"), "something else"),
+        ((), "--policies"),
+    ],
+)
+def test_mistakes_are_one_line(
+    run: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: Any, part: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    code, out, err = run(folder, *words)
+    assert code == 2 and out == ""
+    assert err.count("\n") == 1 and err.startswith("h2osim: error:") and part in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
