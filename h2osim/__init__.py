@@ -19,7 +19,10 @@ __all__ = [
     "UserError",
     "__version__",
     "all_policies",
+    "budget_for_recall",
+    "certify",
     "open_trace",
+    "optimum",
     "record",
     "replay",
     "sweep",
@@ -27,7 +30,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from h2osim.certify import certify
+    from h2osim.curves import budget_for_recall
     from h2osim.errors import UserError
+    from h2osim.optimum import optimum
     from h2osim.policy import all_policies
     from h2osim.record import record
     from h2osim.replay import replay
@@ -41,7 +47,10 @@ _PUBLIC = {
     "Unit": "h2osim.trace",
     "UserError": "h2osim.errors",
     "all_policies": "h2osim.policy",
+    "budget_for_recall": "h2osim.curves",
+    "certify": "h2osim.certify",
     "open_trace": "h2osim.trace",
+    "optimum": "h2osim.optimum",
     "record": "h2osim.record",
     "replay": "h2osim.replay",
     "sweep": "h2osim.sweep",

@@ -57,18 +57,19 @@ def comparison_records(results: xr.Dataset) -> list[dict[str, Any]]:
     """Flatten a replay into records {policy, params, layer, unit, budget, recall}.
 
     ``params`` maps every parameter of the policy to its value, defaults included; ``budget`` is in
-    tokens.
+    tokens. After :func:`with_optimum` optimum, regret and closed are there too.
     """
-    return [
-        {name: row[name] for name in ("policy", "params", "layer", "unit", "budget", "recall")}
-        for row in _rows(results)
-    ]
+    columns = ("policy", "params", "layer", "unit", "budget", "recall", *_BESIDE_OPTIMUM)
+    return [{name: row[name] for name in columns if name in row} for row in _rows(results)]
 
 
 def _rows(results: xr.Dataset) -> Iterator[dict[str, Any]]:
     recall = results["recall"].transpose("policy", "layer", "unit", "budget")
     held = results["held"].transpose("policy", "layer", "unit", "budget").values
     layers, units = recall["layer"].values, recall["unit"].values
+    names = [name for name in _BESIDE_OPTIMUM if name in results]
+    order = ("policy", "layer", "unit", "budget")
+    beside = {name: results[name].transpose(*order, missing_dims="ignore") for name in names}
     budgets, fractions = recall["budget"].values, recall["fraction"].values
     for i, text in enumerate(recall["policy"].values):
         params = dict(parse(str(text)).values)
@@ -83,7 +84,56 @@ def _rows(results: xr.Dataset) -> Iterator[dict[str, Any]]:
                 # Nothing is decoded where the prompt is the whole trace.
                 "recall": None if np.isnan(value) else float(value),
                 "held": int(held[i, j, u, b]),
+            } | {
+                name: float(beside[name].values[(i, j, u, b)[4 - beside[name].ndim :]])
+                for name in beside
             }
+
+
+_BESIDE_OPTIMUM = ("optimum", "regret", "closed")
+
+
+def with_optimum(results: xr.Dataset, optimum: xr.Dataset, streaming: xr.DataArray) -> xr.Dataset:
+    """A replay with the offline optimum beside it.
+
+    ``optimum[layer, unit, budget]``; ``regret[policy, …]`` = optimum - recall; and
+    ``closed[policy, …]`` = (recall - streaming) / (optimum - streaming), the share of the gap
+    between StreamingLLM and the optimum that a policy closes (NaN where there is no gap).
+    """
+    best = optimum["recall"]
+    gap = best - streaming
+    closed = ((results["recall"] - streaming) / gap).where(gap > 0)
+    return results.assign(
+        optimum=best.drop_vars("policy", errors="ignore"),
+        regret=best - results["recall"],
+        closed=closed.drop_vars("policy", errors="ignore").assign_coords(policy=results["policy"]),
+    )
+
+
+def regret_table(results: xr.Dataset) -> Table:
+    """A row a policy, a column a budget: regret, and the share of StreamingLLM's gap closed."""
+    from rich.table import Table
+
+    shown = results.isel(budget=_shown_budgets(results))
+    best = shown["optimum"].mean(("layer", "unit")).values
+    regret = shown["regret"].mean(("layer", "unit")).transpose("policy", "budget").values
+    table = Table(
+        caption="below the offline optimum by; in brackets the share of the gap between "
+        "StreamingLLM and the optimum that is closed (means over the units)",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("policy", overflow="fold", min_width=9)
+    for budget, recall in zip(shown["budget"].values, best, strict=True):
+        table.add_column(f"{budget}: optimum {_short(recall)}", justify="right", no_wrap=True)
+    closed = shown["closed"].mean(("layer", "unit")).transpose("policy", "budget").values
+    for i in np.argsort(regret.mean(1), kind="stable"):
+        cells = [
+            f"{r:.3f} ({'–' if np.isnan(c) else f'{100 * c:.0f} %'})"
+            for r, c in zip(regret[i], closed[i], strict=True)
+        ]
+        table.add_row(str(shown["policy"].values[i]), *cells)
+    return table
 
 
 def comparison_table(
@@ -123,17 +173,20 @@ def comparison_table(
         share = budget_label(budget, n, asked)
         label = f"{budget} ({share})" if spread == "beside" else f"{budget}\n{share}"
         table.add_column(label, justify="right", no_wrap=True)
-    if any(notes):
+    if any(notes) or "optimum" in part:
         table.add_column("notes")
 
+    ordinary = [not _beyond(c.policy) for c in configured]
+    entries = list(zip(recall, texts, notes, ordinary, strict=True))
+    if "optimum" in part:
+        best = part["optimum"].transpose("budget", "layer", "unit").values
+        entries.append((best.reshape(len(best), -1), "optimum", "offline", False))
     number = 0
     # Equal recall keeps the order in which the policies were asked for.
-    for i in sorted(range(len(texts)), key=lambda i: -recall[i].mean()):
-        ordinary = not _beyond(configured[i].policy)
-        number += ordinary
-        cells = [_cell(values, spread) for values in recall[i]]
-        row = [str(number) if ordinary else "–", texts[i], *cells]
-        table.add_row(*row, *([notes[i]] if any(notes) else []))
+    for values, text, note, counts in sorted(entries, key=lambda entry: -entry[0].mean()):
+        number += counts
+        row = [str(number) if counts else "–", text, *(_cell(units, spread) for units in values)]
+        table.add_row(*row, *([note] if len(table.columns) > len(row) else []))
     return table
 
 
@@ -292,6 +345,10 @@ def plot_recall(
                 linewidth=1.0 if _beyond(policy) else 1.6,
                 label=f"{text} ({remark})" if remark else text,
             )
+    if "optimum" in results:
+        best = results["optimum"].mean(("layer", "unit")).values
+        for panel in panels:
+            panel.plot(budgets, best, color="0.35", linewidth=0.8, label="offline optimum")
     if log or not few:
         axes.set_xscale("log")
     if len(budgets) <= 10:
@@ -305,6 +362,32 @@ def plot_recall(
     axes.legend(frameon=False, loc="lower right", handlelength=4)
     if title:
         panels[0].set_title(title, loc="left", fontsize="medium")
+    with _replacing(target) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return target
+
+
+def plot_prices(found: xr.Dataset, path: str | os.PathLike, title: str | None = None) -> Path:
+    """Draw λ_t of an optimum, a panel a layer (its first unit), one line a budget."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    layers = found["layer"].values
+    figure = Figure(figsize=(9, 1.2 + 1.6 * len(layers)), layout="constrained")
+    panels = figure.subplots(len(layers), 1, sharex=True, squeeze=False)[:, 0]
+    for layer, axes in zip(layers, panels, strict=True):
+        for b, budget in enumerate(found["budget"].values):
+            price = found["price"].sel(layer=layer).isel(unit=0, budget=b).values
+            colour = _COLOURS[b % len(_COLOURS)]
+            axes.plot(price, color=colour, ls=_DASHES[b % len(_DASHES)], lw=0.9, label=str(budget))
+        axes.set_ylabel(f"layer {layer}")
+        axes.grid(True, color="0.9", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(frameon=False, title="budget", ncols=4, loc="upper right", fontsize="small")
+    panels[-1].set_xlabel("step (price of one cache slot, in attention mass)")
+    if title:
+        panels[0].set_title(title, loc="left", fontsize="medium")
+    target = Path(path)
     with _replacing(target) as temporary:
         figure.savefig(temporary, dpi=150)
     return target

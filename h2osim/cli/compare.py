@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,11 @@ from h2osim.cli.common import (
     progress_bar,
 )
 from h2osim.errors import UserError
+
+if TYPE_CHECKING:
+    import xarray
+
+    from h2osim.trace import Trace
 
 
 def register(app: typer.Typer) -> None:
@@ -72,6 +77,12 @@ def compare(
     layers: Annotated[
         str | None, typer.Option("--layers", help="Only these model layers: 0,9,16")
     ] = None,
+    optimum: Annotated[
+        bool,
+        typer.Option(
+            "--optimum", help="Compare with the exact offline optimum: regret and gap closed."
+        ),
+    ] = False,
     format_: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.table,
     plot: Annotated[
         Path | None,
@@ -128,6 +139,9 @@ def compare(
     if wanted == "all" or target_recall is not None:
         notice(report.one_pass_line(results))
     title = report.comparison_title(recorded, results)
+    if optimum:
+        options = {"prompt_len": prompt_len, "share": share.value, "layers": only}
+        results = _beside_optimum(recorded, results, wanted, options)
     if output is not None:
         report.save_results(results, output)
         notice(f"wrote {output}")
@@ -150,7 +164,26 @@ def compare(
             if screen.measure(table, options=unbounded).maximum <= screen.width:
                 break
         screen.print(table)
+        if optimum:
+            screen.print(report.regret_table(results))
     elif format_ is Format.json:
         print_json(report.comparison_records(results))
     else:
         print_csv(report.comparison_records(results))
+
+
+def _beside_optimum(
+    trace: Trace, results: xarray.Dataset, budgets: Any, options: dict[str, Any]
+) -> xarray.Dataset:
+    from h2osim.optimum import optimum as solve
+    from h2osim.replay import replay
+    from h2osim.report import with_optimum
+
+    if "streaming" in results["policy"].values:
+        streaming = results["recall"].sel(policy="streaming")
+    else:
+        base = replay(trace, "streaming", budgets, evictions=False, **options)
+        streaming = base["recall"].isel(policy=0)
+    with progress_bar() as progress:
+        best = solve(trace, budgets, schedules=False, method="exact", progress=progress, **options)
+    return with_optimum(results, best, streaming)
