@@ -42,6 +42,8 @@ from h2osim.guarantees.setfunctions import (
     check_udc2,
     opt,
 )
+from h2osim.replay import replay
+from h2osim.trace import Trace
 
 
 def matrices(tokens: int, most_rows: int = 4) -> st.SearchStrategy[list[list[int]]]:
@@ -227,3 +229,18 @@ def test_dynamic_greedy_differs_from_h2o_on_a_shared_cache() -> None:
 def test_a_set_function_stands_for_a_family_at_rest() -> None:
     f = attention_mass([3, 1, 4, 1, 5])
     assert one_swap(f, 2) == one_swap(Still(f), 2) == [[0], [0, 1], [0, 2], [0, 2], [2, 4]]
+
+
+@examples(20)
+@given(sixteenths(min_n=2, max_n=10, layers=1), st.integers(1, 5), st.integers(1, 4))
+def test_the_policy_is_this_greedy(scores: np.ndarray, k: int, p: int) -> None:
+    """`greedy:objective=…` of the engines against `one_swap`; sixteenths, so sums are exact."""
+    heads, n = scores.shape[1:3]
+    k, p = min(k, n), min(p, n - 1)
+    trace = Trace.from_scores(scores, group_size=heads, prompt_len=p)
+    for objective, shape in (("mass", IDENTITY), ("sqrt", SQRT)):
+        found = replay(trace, f"greedy:objective={objective},scores=full", k, engine="naive")
+        gone = found.evicted_at.values.ravel()
+        caches = one_swap(AccumulatedAttention(scores[0], shape), k, p)
+        held = [[j for j in range(t + 1) if gone[j] > t] for t in range(n)]
+        assert held == caches, objective

@@ -205,7 +205,7 @@ def cached_scores(history: History, outside: str = "", *, rounded: bool = True) 
     rounded: the decisions were made with float64 scores, which allows 2 k (H i)^2 2^-52 in units of
     a row (the rows being fixed point); False for decisions in exact fractions.
 
-    Numbers: ratio, bound, sharp (the bound of the proof), missed (M as a share of opt).
+    Numbers: ratio, bound (the sharp one), plain (with all of M), missed (M as a share of opt).
     """
     bound: NDArray[Any] = history.opt - history.late - history.missed
     slack = np.zeros(history.steps)
@@ -218,8 +218,9 @@ def cached_scores(history: History, outside: str = "", *, rounded: bool = True) 
     sharp = history.opt - history.late - history.inflated
     last = int(history.opt[-1])
     numbers = {
+        "bound": float(sharp[-1]) / last if last else math.nan,
+        "plain": _share(bound[-1].item(), last),
         "missed": _share(int(history.missed[-1]), last),
-        "sharp": float(sharp[-1]) / last if last else math.nan,
     }
     result = _bounded("T3", history, bound, outside, numbers)
     broken = _first(history, history.value < sharp - slack - CLOSE * history.opt)
