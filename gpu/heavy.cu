@@ -6,25 +6,24 @@
 // are exact integers below 2^53, so they order by score and then by age in one comparison, adding to
 // one is exact, and its low bits are the address of the token's entry in a row.
 //
-// Warp w holds the depths of its range in registers; warp 0 runs ahead and hands the carried token of
-// each step down. Constants: T threads, GROUPS of G keys a lane, SHIFT, HEADS, STAGES of ROW bytes
-// for rows, BLOCKS that a multiprocessor should hold.
+// Warp w holds the depths of its range in registers and is w steps behind warp 0, which hands its
+// carried token down. The last warp, whose depths fill last, also fetches rows and keeps the window,
+// a step ahead of warp 0. Constants: T threads, GROUPS of G keys a lane, SHIFT, HEADS, ROW (bytes of
+// a staged row), BLOCKS that a multiprocessor should hold.
 #define WARPS (T / WARP)
 #define SPAN (WARP * G)               // depths of a group: G lines of WARP
 #define RANGE (SPAN * GROUPS)         // depths of a warp
-#define AHEAD 2                       // rows are asked for so many steps before
-#define HANDED 8                      // at least STAGES: no warp is further behind than that
+#define STAGES (WARPS + 2)
 #define FEW 3                         // so many tokens of a line that fall go one by one
 
-// Rows are copied in 16-byte pieces beside the computation: one instruction a row where there is the
-// bulk copy engine (compute capability 9.0), else one a piece; warp 0 then says what has arrived.
+// Copies of 16-byte pieces from device memory that run beside the computation: one instruction a row
+// where there is the bulk copy engine (compute capability 9.0), else one a piece.
 #ifdef H2OSIM_SHIM
-#define SPIN() shim::pause()
-#define FENCE()
-#define COPY(to, from, pieces) \
+#define COPY(to, from, pieces, ready)                                                           \
     if (lane == 0) std::memcpy(to, from, (pieces) * 16)
-#define COPY_END()
-#define COPY_PAST(many)
+#define COPY_START(ready, bytes)
+#define COPY_WAIT(ready, phase)
+#define COPY_READY(ready)
 #else
 DEVICE double half_value(u16 bits) {
     double value;
@@ -32,35 +31,35 @@ DEVICE double half_value(u16 bits) {
     return value;
 }
 DEVICE unsigned address(const void *place) { return (unsigned)__cvta_generic_to_shared(place); }
-#define SPIN()
-#define FENCE() __threadfence_block()
 #if __CUDA_ARCH__ >= 900
-#define BULK
-DEVICE void bulk_init(u64 *ready) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address(ready)) : "memory");
-}
-DEVICE void bulk_expect(u64 *ready, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address(ready)),
-                 "r"(bytes) : "memory");
-}
-DEVICE void bulk_copy(void *to, const void *from, int bytes, u64 *ready) {
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-        ::"r"(address(to)), "l"(from), "r"(bytes), "r"(address(ready)) : "memory");
-}
-DEVICE void bulk_wait(u64 *ready, unsigned phase) {
-    asm volatile(
-        "{\n.reg .pred p;\nagain:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra again;\n}"
-        ::"r"(address(ready)), "r"(phase) : "memory");
-}
+#define COPY_READY(ready)                                                                       \
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address(ready)) : "memory")
+#define COPY_START(ready, bytes)                                                                \
+    if (lane == 0)                                                                              \
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(                \
+                     address(ready)), "r"(bytes) : "memory")
+#define COPY(to, from, pieces, ready)                                                           \
+    if (lane == 0)                                                                              \
+    asm volatile(                                                                               \
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" \
+        ::"r"(address(to)), "l"(from), "r"((pieces) * 16), "r"(address(ready)) : "memory")
+#define COPY_WAIT(ready, phase)                                                                 \
+    {                                                                                           \
+        unsigned done = 0;                                                                      \
+        while (!done)                                                                           \
+            asm volatile(                                                                       \
+                "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;"          \
+                " selp.u32 %0, 1, 0, p; }" : "=r"(done) : "r"(address(ready)), "r"(phase)        \
+                : "memory");                                                                    \
+    }
 #else
-#define COPY(to, from, pieces)                                                            \
-    for (int i = lane; i < (pieces); i += WARP)                                           \
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address(to) + i * 16), \
+#define COPY_READY(ready)
+#define COPY_START(ready, bytes)
+#define COPY(to, from, pieces, ready)                                                           \
+    for (int i = lane; i < (pieces); i += WARP)                                                 \
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address(to) + i * 16),       \
                  "l"((const char *)(from) + i * 16) : "memory")
-#define COPY_END() asm volatile("cp.async.commit_group;" ::: "memory")
-#define COPY_PAST(many) asm volatile("cp.async.wait_group %0;" ::"n"(many) : "memory")
+#define COPY_WAIT(ready, phase) asm volatile("cp.async.wait_all;" ::: "memory")
 #endif
 #endif
 
@@ -71,10 +70,11 @@ DEVICE i64 score_of(double key) {
     return (__double_as_longlong(key) & 0xfffffffffffffLL) >> SHIFT;
 }
 
-// Waits until a step count that another warp publishes exceeds t.
-DEVICE void wait_past(volatile int *count, int t) {
-    while (*count <= t) SPIN();
-    FENCE();
+DEVICE void block_barrier() {
+    if (WARPS > 1)
+        __syncthreads();
+    else
+        __syncwarp();
 }
 
 // A line of WARP depths that several tokens fall through: each lane's token and the carried one, to
@@ -104,7 +104,7 @@ Line fall(double key, double carry, i64 *hit, int lane) {
         key = in;
     }
     least = __shfl_sync(ALL_LANES, least, WARP - 1);
-    return Line{key, least < carry ? least : carry};
+    return {key, least < carry ? least : carry};
 }
 
 extern "C" __global__ void __launch_bounds__(T, BLOCKS) heavy(
@@ -121,56 +121,38 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) heavy(
     DYNAMIC_SHARED(shared);
     unsigned char *rows = shared;                              // [STAGES, HEADS, ROW]
     double *ring = (double *)(rows + STAGES * HEADS * ROW);    // [recent + 1] keys by pos
-    __shared__ double handed[WARPS][HANDED];  // what each warp gives to the one below
-    __shared__ volatile int done[WARPS];     // steps that each warp has finished
+    __shared__ double handed[2][WARPS + 1];                    // what each warp gets from above
+    __shared__ u64 ready[STAGES];
     i64 *hit = hits + (i64)blockIdx.x * (n + 1);
     i64 placed[HEADS];
 #pragma unroll
     for (int h = 0; h < HEADS; h++) placed[h] = place[h];
-#ifdef BULK
-    __shared__ u64 ready[STAGES];
-    if (tid == 0)
-        for (int i = 0; i < STAGES; i++) bulk_init(&ready[i]);
-#else
-    __shared__ volatile int arrived;
-    if (tid == 0) arrived = 0;
-#endif
-    if (lane == 0) done[warp] = 0;
-    __syncthreads();
+    const bool leads = warp == WARPS - 1;  // fetches, and keeps the window
 
     // Rows come in whole 16-byte pieces, so a row starts up to 14 bytes after its stage does.
     auto shift_of = [&](int h, int t) { return (((int)placed[h] + t * (t + 1) / 2) & 7) * 2; };
     auto fetch = [&](int t, int stage) {
-#ifdef BULK
-        if (lane == 0) {
-            int bytes = 0;
+        int bytes = 0;
 #pragma unroll
-            for (int h = 0; h < HEADS; h++) bytes += (shift_of(h, t) + 2 * t + 17) & ~15;
-            bulk_expect(&ready[stage], bytes);
+        for (int h = 0; h < HEADS; h++) bytes += (shift_of(h, t) + 2 * t + 17) & ~15;
+        COPY_START(&ready[stage], bytes);
 #pragma unroll
-            for (int h = 0; h < HEADS; h++)
-                bulk_copy(
-                    rows + (stage * HEADS + h) * ROW, bits + ((placed[h] + tri(t)) & ~7LL),
-                    (shift_of(h, t) + 2 * t + 17) & ~15, &ready[stage]
-                );
-        }
-#else
         for (int h = 0; h < HEADS; h++) {
             const int pieces = (shift_of(h, t) + 2 * t + 17) / 16;
             const u16 *from = bits + ((placed[h] + tri(t)) & ~7LL);
             unsigned char *to = rows + (stage * HEADS + h) * ROW;
-            COPY(to, from, pieces);
+            COPY(to, from, pieces, &ready[stage]);
         }
-#endif
     };
-    if (warp == 0) {
-        for (int t = 0; t < AHEAD; t++) {
-            if (t < n) fetch(t, t);
-#ifndef BULK
-            COPY_END();
-#endif
-        }
-    }
+    // An entry of the row in a stage. Heads' rows start at different places in theirs.
+    auto entry = [&](int stage, int t, unsigned twice_pos) {
+        const unsigned char *row = rows + stage * HEADS * ROW + twice_pos;
+        double a = half_value(*(const u16 *)(row + shift_of(0, t)));
+#pragma unroll
+        for (int h = 1; h < HEADS; h++)
+            a += half_value(*(const u16 *)(row + h * ROW + shift_of(h, t)));
+        return a;
+    };
 
     double key[GROUPS][G];  // [g][s]: depth recent + 1 + warp * RANGE + g * SPAN + s * WARP + lane
 #pragma unroll
@@ -181,71 +163,72 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) heavy(
     double last = INF;               // what fell to the bottom of this warp's range in its last step
     int bottom = -1;                 // where it fell to, counted below the window
     double near = 0.0, own = 0.0;  // mass at this lane's age; tokens' attention to themselves
-    int stage = 0, later = AHEAD;  // where row t is, and where row t + AHEAD goes
-    int slot = 0;                  // of the window's newest token in the ring
-    unsigned phase = 0;
 
-    for (int t = 0; t < n; t++) {
-        if (warp == 0) {
-            if (t + AHEAD < n) {
-                if (WARPS > 1 && t + AHEAD >= STAGES) wait_past(&done[WARPS - 1], t + AHEAD - STAGES);
-                fetch(t + AHEAD, later);
+    // The window in step t: depth = age. Gives the token that leaves it, or the new one if it holds
+    // none.
+    int slot = 0;  // of the newest token in the ring
+    auto window = [&](int stage, int t) {
+        const double self = entry(stage, t, 2u * t);
+        if (t > 0) own += self;
+        double carry = __fma_rn(self, UNIT, BASE + 2.0 * t);
+        if (recent == 0) return carry;
+        double leaves = carry;
+        auto attend = [&](int age) {
+            const double a = entry(stage, t, 2u * (t - age));
+            double *k = ring + (slot >= age ? slot - age : slot - age + recent + 1);
+            const double its = __fma_rn(a, UNIT, *k);
+            *k = its;
+            if (age == recent) leaves = its;
+            return a;
+        };
+        const int limit = min(recent, t);
+        if (lane < limit) near += attend(1 + lane);
+        for (int age = 1 + WARP + lane; age <= limit; age += WARP)
+            add(&hit[age], (i64)(attend(age) * 16777216.0));
+        if (lane == 0) ring[slot] = carry;
+        if (t >= recent) carry = __shfl_sync(ALL_LANES, leaves, (recent - 1) % WARP);
+        slot = slot == recent ? 0 : slot + 1;
+        __syncwarp();
+        return carry;
+    };
+
+    // Rows arrive two turns ahead: row t is in stage t % STAGES, and its window is done a turn ahead.
+    if (leads && lane == 0)
+        for (int i = 0; i < STAGES; i++) COPY_READY(&ready[i]);
+    block_barrier();
+    if (leads) {
+        fetch(0, 0);
+        if (n > 1) fetch(1, 1);
+    }
+    COPY_WAIT(&ready[0], 0u);
+    if (n > 1) COPY_WAIT(&ready[1], 0u);
+    block_barrier();
+    if (leads) {
+        const double carry = window(0, 0);
+        if (lane == 0) handed[1][0] = carry;
+    }
+    block_barrier();
+
+    int stage = 0;          // of row `turn`
+    unsigned phases = 3u;   // bit i: the parity of stage i's next arrival
+    for (int turn = 0; turn < n + WARPS - 1; turn++) {
+        const int one = stage + 1 < STAGES ? stage + 1 : 0, two = one + 1 < STAGES ? one + 1 : 0;
+        const int t = turn - warp;
+        if (leads) {
+            if (turn + 2 < n) fetch(turn + 2, two);
+            if (turn + 1 < n) {
+                const double carry = window(one, turn + 1);
+                if (lane == 0) handed[turn & 1][0] = carry;
             }
-            later = later + 1 == STAGES ? 0 : later + 1;
         }
-#ifdef BULK
-        bulk_wait(&ready[stage], phase);
-#else
-        if (warp == 0) {
-            COPY_END();
-            COPY_PAST(AHEAD);
-            __syncwarp();
-            FENCE();
-            if (lane == 0) arrived = t + 1;
-        }
-        wait_past(&arrived, t);
-#endif
-        {
-            const unsigned char *row = rows + stage * HEADS * ROW + shift_of(0, t);
-            // Heads' rows start at different places in their stages.
-            auto entry = [&](unsigned twice_pos) {
-                double a = half_value(*(const u16 *)(row + twice_pos));
-#pragma unroll
-                for (int h = 1; h < HEADS; h++)
-                    a += half_value(*(const u16 *)(
-                        row + h * ROW + shift_of(h, t) - shift_of(0, t) + twice_pos));
-                return a;
-            };
+        if (t >= 0 && t < n) {
+            const int its = stage >= warp ? stage - warp : stage - warp + STAGES;
             const int outside = t - recent;  // tokens below the window before the step
-            double carry;  // the token that leaves the window, or the new one if there is none
-            if (warp == 0) {
-                const double self = entry(2u * t);
-                if (t > 0) own += self;
-                carry = __fma_rn(self, UNIT, BASE + 2.0 * t);
-                if (recent > 0) {
-                    double leaves = carry;
-                    auto window = [&](int age) {
-                        const double a = entry(2u * (t - age));
-                        double *k = ring + (slot >= age ? slot - age : slot - age + recent + 1);
-                        const double its_key = __fma_rn(a, UNIT, *k);
-                        *k = its_key;
-                        if (age == recent) leaves = its_key;
-                        return a;
-                    };
-                    const int limit = min(recent, t);
-                    if (lane < limit) near += window(1 + lane);
-                    for (int age = 1 + WARP + lane; age <= limit; age += WARP)
-                        add(&hit[age], (i64)(window(age) * 16777216.0));
-                    if (lane == 0) ring[slot] = carry;
-                    if (outside >= 0) carry = __shfl_sync(ALL_LANES, leaves, (recent - 1) % WARP);
-                    slot = slot == recent ? 0 : slot + 1;
-                }
-            } else {
-                wait_past(&done[warp - 1], t);
-                carry = handed[warp - 1][t % HANDED];
-            }
+            double carry = handed[(turn + 1) & 1][warp];
 
             // The tokens below the window, by depth: each gets its entry; the carried one falls.
+            const unsigned char *row = rows + its * HEADS * ROW + shift_of(0, t);
+            (void)row;
 #pragma unroll
             for (int g = 0; g < GROUPS; g++) {
                 const int at = above + g * SPAN;
@@ -257,36 +240,47 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) heavy(
                             key[g][s] = place_of == s * WARP ? last : key[g][s];
                         bottom = -1;
                     }
-                    bool less = false;
+                    bool even = false, odd = false;
 #pragma unroll
                     for (int s = 0; s < G; s++) {
                         const unsigned twice =
                             (unsigned)__double_as_longlong(key[g][s]) & ((1u << SHIFT) - 1u);
-                        key[g][s] = __fma_rn(entry(twice), UNIT, key[g][s]);
-                        less |= key[g][s] < carry;
+#if HEADS == 1
+                        const double a = half_value(*(const u16 *)(row + twice));
+#else
+                        const double a = entry(its, t, twice);
+#endif
+                        key[g][s] = __fma_rn(a, UNIT, key[g][s]);
+                        if (s % 2)
+                            odd |= key[g][s] < carry;
+                        else
+                            even |= key[g][s] < carry;
                     }
-                    if (__any_sync(ALL_LANES, less)) {
+                    if (__any_sync(ALL_LANES, even | odd)) {
+                        unsigned some[G];  // lanes below the carry that comes in: no fewer than fall
+#pragma unroll
+                        for (int s = 0; s < G; s++)
+                            some[s] = __ballot_sync(ALL_LANES, key[g][s] < carry);
 #pragma unroll
                         for (int s = 0; s < G; s++) {
-                            unsigned lanes = __ballot_sync(ALL_LANES, key[g][s] < carry);
-                            if (lanes) {
-                                const int depth = recent + 1 + at + s * WARP + lane;
-                                if (__popc(lanes) <= FEW) {
-                                    do {
-                                        const int first = __ffs(lanes) - 1;
-                                        const double next =
-                                            __shfl_sync(ALL_LANES, key[g][s], first);
-                                        if (lane == first) {
-                                            move(hit, depth, next, carry);
-                                            key[g][s] = carry;
-                                        }
-                                        carry = next;
-                                        lanes = __ballot_sync(ALL_LANES, key[g][s] < carry);
-                                    } while (lanes);
-                                } else {
-                                    const Line line = fall(key[g][s], carry, hit + depth, lane);
+                            if (some[s]) {
+                                i64 *mass = hit + recent + 1 + at + s * WARP + lane;
+                                unsigned lanes = __ballot_sync(ALL_LANES, key[g][s] < carry);
+                                if (__popc(lanes) > FEW) {
+                                    const Line line = fall(key[g][s], carry, mass, lane);
                                     key[g][s] = line.key;
                                     carry = line.carry;
+                                    lanes = 0;
+                                }
+                                while (lanes) {
+                                    const int first = __ffs(lanes) - 1;
+                                    const double next = __shfl_sync(ALL_LANES, key[g][s], first);
+                                    if (lane == first) {
+                                        move(mass, 0, next, carry);
+                                        key[g][s] = carry;
+                                    }
+                                    carry = next;
+                                    lanes = __ballot_sync(ALL_LANES, key[g][s] < carry);
                                 }
                             }
                         }
@@ -299,16 +293,13 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) heavy(
                     bottom = outside;
                     if (lane == 0) add(&hit[t + 1], -score_of(carry));
                 }
-                if (lane == 0) handed[warp][t % HANDED] = carry;
+                if (lane == 0 && !leads) handed[turn & 1][warp + 1] = carry;
             }
         }
-        __syncwarp();
-        if (WARPS > 1 && lane == 0) {
-            FENCE();
-            done[warp] = t + 1;
-        }
-        stage = stage + 1 == STAGES ? 0 : stage + 1;
-        phase ^= stage == 0;
+        if (turn + 2 < n) COPY_WAIT(&ready[two], phases >> two & 1u);
+        phases ^= 1u << two;
+        block_barrier();
+        stage = one;
     }
 
     // What still lies in the stack has given its mass at its depth; the last one lies there too.
@@ -321,7 +312,7 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) heavy(
         }
     }
     if (lane == 0 && bottom >= 0) add(&hit[n], score_of(last));
-    if (warp == 0) {
+    if (leads) {
         if (lane < recent) add(&hit[1 + lane], (i64)(near * 16777216.0));
         if (lane == 0) add(&hit[0], (i64)(own * 16777216.0));
     }

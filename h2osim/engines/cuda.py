@@ -637,7 +637,7 @@ def heavy_shape(device: Device, n: int, heads: int, recent: int) -> dict[str, in
     groups = -(-n // (warps * device.warp * each))
     shift = max(1, (2 * n - 1).bit_length())
     row = (2 * n + 14 + 15) // 16 * 16
-    stages = 3 if warps == 1 else max(4, min(8, 28 * 1024 * warps // 2 // (heads * row)))
+    stages = warps + 2
     need = stages * heads * row + 8 * (min(recent, n) + 1)
     score_bits = 24 + (heads * n).bit_length()
     if warps * device.warp > min(device.threads, 256) or need > device.shared:
@@ -651,7 +651,6 @@ def heavy_shape(device: Device, n: int, heads: int, recent: int) -> dict[str, in
         "SHIFT": shift,
         "HEADS": heads,
         "ROW": row,
-        "STAGES": stages,
         "BLOCKS": max(1, 16 // warps),
         "bytes": need,
     }
