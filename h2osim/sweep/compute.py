@@ -260,7 +260,8 @@ def _found(chunk: Chunk) -> Found:
 ENGINES = {
     engine.name: engine
     for engine in (
-        Engine("naive", _naive, cores, 2.0, together=1),
+        # Some hundred times as slow as numba.
+        Engine("naive", _naive, cores, 0.01, together=1),
         Engine("numba", _numba, cores, 2.0),
         # A thousand times as fast as a core: chunks of that size keep a GPU busy for a second.
         Engine("cuda", _cuda, _gpu_lanes, 1000.0, missing=_no_cuda),
