@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment, linprog
 
 from h2osim import Trace, UserError, replay
 from h2osim.optimum import optimum
-from h2osim.optimum.bracket import bracket
+from h2osim.optimum.bracket import narrow
 from h2osim.optimum.exact import curve, future_mass
 from h2osim.synth import synth
 from h2osim.trace import Unit
@@ -113,7 +113,7 @@ def test_brute_force(n: int, kind: str, seed: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, n))
     expected = brute(rows_of(unit), k, p)
     assert curve(unit, p).kept[k] == expected
-    found = bracket(unit, k, p, 0.0)
+    found = narrow(unit, k, p, 0.0)
     assert found.lower <= expected <= found.upper
 
 
@@ -146,7 +146,7 @@ def test_bracket_contains_the_optimum(
 ) -> None:
     unit, p = make(n, kind, seed, 2), data.draw(st.integers(1, n - 1))
     rows, k = rows_of(unit), data.draw(st.integers(1, n))
-    found = bracket(unit, k, p, gap)
+    found = narrow(unit, k, p, gap)
     exact = int(curve(unit, p).kept[k])
     assert found.lower <= exact <= found.upper <= found.whole
     assert value(rows, found.evicted_at, k, p) == found.lower

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2osim.errors import UserError
-from h2osim.optimum.bracket import bracket
+from h2osim.optimum.bracket import narrow
 from h2osim.optimum.exact import curve
 from h2osim.trace import Trace, Unit
 
@@ -192,7 +192,7 @@ def _solve(
     unit: Unit, tokens: Sequence[int], p: int, gap: float, method: str, schedules: bool
 ) -> list[_Found]:
     if method == "bracket" or len(tokens) <= ONE_BY_ONE:
-        found = [bracket(unit, k, p, gap, READINGS) for k in tokens]
+        found = [narrow(unit, k, p, gap, READINGS) for k in tokens]
         if method == "bracket" or all(one.lower == one.upper for one in found):
             return [
                 _Found(one.lower, one.upper, one.whole, one.evicted_at, one.price) for one in found

@@ -141,7 +141,7 @@ def repair(
     """Move tokens between nodes until no node holds more or fewer than `room`, at least loss.
 
     Starts with every token at its stop (no loss at the present prices) and moves them along
-    shortest paths over the candidates, from nodes that lack tokens to nodes that have too many.
+    shortest paths over the candidates, from nodes that have too many to nodes that lack some.
     later[t]: the prices from node t on, so that worth of v at t = received - (later[v'] - later[t])
     with v' the first node open to v. `plan` is replaced by the new plan; rise[t] is what is to be
     added to later[t]. False when the candidates do not connect (never: the old plan is one).
