@@ -209,3 +209,14 @@ def test_mistakes_are_the_users() -> None:
     with pytest.raises(UserError, match="budget"):
         verify(trace, "h2o", 50)
     assert isinstance(verify(trace, "h2o", 5)[0], Line)
+
+
+def test_the_greedy_ratio_of_the_coverage_instance_is_that_of_c3() -> None:
+    trace = synth("coverage", 9, k=4, copies=0)
+    policy = "greedy:objective=coverage,scores=full"
+    found = [line.result for line in verify(trace, policy, 4) if line.result.guarantee == "T9"]
+    assert found[0].numbers["ratio"] == 4 / 7  # k / (2k - 1)
+    tried = verify(synth("powerlaw", 12, heads=2, group_size=2), policy, 4)
+    assert all(0 < line.result.numbers["ratio"] <= 1 for line in tried if "T9" in str(line.result))
+    large = verify(synth("powerlaw", 60), "greedy", 20)
+    assert any("too large" in line.result.note for line in large)

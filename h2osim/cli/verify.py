@@ -137,8 +137,9 @@ def table(lines: list[Line], name: str) -> Table:
     from rich.table import Table
 
     caption = (
-        "ratio: value kept over the best set's, least over the run; bound: what the statement "
-        "promises for it. Ranges are over the units; notes are of the first unit."
+        "ratio: value kept over the best set's, least over the run (T6: attention kept over the "
+        "offline optimum's; T6c: schedule over dual bound); bound: what the statement promises for "
+        "it. Ranges are over the units; notes are of the first unit."
     )
     shown = Table(title=name, caption=caption, title_justify="left", caption_justify="left")
     for column in ("policy", "statement", "budget", "verdict", "ratio", "bound", "note"):

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,16 @@ import numpy as np
 from h2osim.errors import UserError
 from h2osim.guarantees import checks
 from h2osim.guarantees.checks import Result, Verdict
+from h2osim.guarantees.greedy import best_set
 from h2osim.guarantees.history import History, Rows, Run, follow_all
+from h2osim.guarantees.setfunctions import (
+    IDENTITY,
+    LOG,
+    SQRT,
+    FacilityLocation,
+    SharedCache,
+    capped,
+)
 from h2osim.optimum import optimum
 from h2osim.policy import Configured, parse
 from h2osim.replay import Progress, decode_start, replay
@@ -32,6 +42,9 @@ it is deployed (half of the budget recent, cached scores), which the theorems do
 
 OFFLINE = "offline optimum"
 """Stands where a line's policy does in the lines about the optimum itself (T6, T6b, T6c)."""
+
+SETS = 300_000
+"""Most sets that the dynamic greedy's objective is compared with, over all steps."""
 
 OUTPUT_STEPS = 16
 """Steps of a run at which the attention output is compared (T5), evenly spread."""
@@ -184,6 +197,40 @@ def _of_run(how: Configured, history: History, unit: Unit, run: Run) -> Iterator
     yield checks.drift_certificate(history, outside)
     if "v" in unit.trace.tensors(unit.layer):
         yield output_errors(unit, run)
+    if how.policy.name == "greedy":
+        yield greedy_ratio(how, unit, run)
+
+
+def greedy_ratio(how: Configured, unit: Unit, run: Run, most: int = SETS) -> Result:
+    """The dynamic greedy's objective over the best set's, least over the steps (T9, C3).
+
+    T9 promises opt/k for a function that stays; over time rows change it, so its assumption fails
+    here and the ratio is a measurement. Tries all sets, hence for small units only (``most`` sets).
+    """
+    objective, n, k = str(how.values["objective"]), unit.n, run.k
+    if n * math.comb(n, min(k, n)) > most:
+        return Result("T9", Verdict.FAILS, None, {}, "too large to try all sets")
+    rows = np.zeros((len(unit.heads), n, n), object)
+    for t in range(n):
+        rows[:, t, : t + 1] = unit.head_rows(t)
+    rows = rows * Fraction(1, 2**24)
+    scores = rows if objective == "coverage" else np.add.accumulate(rows, axis=1)
+    shapes = {"mass": IDENTITY, "sqrt": SQRT, "log": LOG, "coverage": capped(Fraction(1, 2))}
+    least, where = 1.0, None
+    for t in range(max(run.prompt_len, k) - 1, n):
+        now = scores[:, t, : t + 1]
+        f = (
+            FacilityLocation(now)
+            if objective == "facility"
+            else SharedCache(now, shapes[objective])
+        )
+        best = f.value(best_set(f, k))
+        held = f.value(j for j in range(t + 1) if run.evicted_at[j] > t)
+        ratio = float(held) / float(best) if best else 1.0
+        if ratio < least:
+            least, where = ratio, t
+    note = "the objective changes with the rows; the ratio is measured"
+    return Result("T9", Verdict.FAILS, where, {"ratio": least, "bound": 1 / k}, note)
 
 
 def _against(best: Any, history: History) -> Result:
