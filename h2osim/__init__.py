@@ -19,6 +19,7 @@ __all__ = [
     "UserError",
     "__version__",
     "all_policies",
+    "allocate",
     "budget_for_recall",
     "certify",
     "open_trace",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from h2osim.allocate import allocate
     from h2osim.certify import certify
     from h2osim.curves import budget_for_recall
     from h2osim.errors import UserError
@@ -47,6 +49,7 @@ _PUBLIC = {
     "Unit": "h2osim.trace",
     "UserError": "h2osim.errors",
     "all_policies": "h2osim.policy",
+    "allocate": "h2osim.allocate",
     "budget_for_recall": "h2osim.curves",
     "certify": "h2osim.certify",
     "open_trace": "h2osim.trace",

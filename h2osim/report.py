@@ -393,6 +393,41 @@ def plot_prices(found: xr.Dataset, path: str | os.PathLike, title: str | None = 
     return target
 
 
+def plot_allocation(found: xr.Dataset, path: str | os.PathLike, title: str | None = None) -> Path:
+    """Heat maps of an allocation: slots over layer and unit, a panel a policy and rule."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    policies, rules = found["policy"].values, found["rule"].values
+    layers, units = found["layer"].values, found["unit"].values
+    size = (1.8 + 2.4 * len(rules), 1.0 + (0.8 + 0.28 * len(layers)) * len(policies))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(policies), len(rules), squeeze=False, sharex=True, sharey=True)
+    slots = found["slots"].transpose("policy", "rule", "layer", "unit").values
+    recall = found["overall"].transpose("policy", "rule").values
+    for (i, r), axes in np.ndenumerate(panels):
+        image = axes.imshow(slots[i, r], vmin=0, vmax=slots.max(), cmap="Greys", aspect="auto")
+        for (y, x), count in np.ndenumerate(slots[i, r]):
+            if slots[i, r].size <= 120:
+                dark = count > 0.6 * slots.max()
+                colour = "white" if dark else "black"
+                axes.text(x, y, count, ha="center", va="center", fontsize=7, color=colour)
+        axes.set_title(f"{policies[i]}, {rules[r]}: {recall[i, r]:.3f}", fontsize="small")
+        axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
+        axes.set_xticks(range(len(units)), [str(unit) for unit in units])
+    for axes in panels[:, 0]:
+        axes.set_ylabel("layer")
+    for axes in panels[-1]:
+        axes.set_xlabel("unit")
+    figure.colorbar(image, ax=panels, label="slots")
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize="medium")
+    target = Path(path)
+    with _replacing(target) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return target
+
+
 def plot_guarantees(
     series: Mapping[str, Mapping[str, np.ndarray]],
     path: str | os.PathLike,

@@ -11,7 +11,18 @@ from typing import Annotated
 import typer
 
 import h2osim
-from h2osim.cli import bench, compare, optimum, policies, record, sweep, synth, traces, verify
+from h2osim.cli import (
+    allocate,
+    bench,
+    compare,
+    optimum,
+    policies,
+    record,
+    sweep,
+    synth,
+    traces,
+    verify,
+)
 
 app = typer.Typer(
     name="h2osim",
@@ -41,5 +52,5 @@ def _root(
         typer.echo(context.get_help())
 
 
-for _group in (record, synth, traces, policies, compare, optimum, verify, sweep, bench):
+for _group in (record, synth, traces, policies, compare, optimum, allocate, verify, sweep, bench):
     _group.register(app)
