@@ -4,7 +4,7 @@
 // (the first- and second-level caches hold them), so a replay can stop after any row and go on in
 // the next launch. It does what engines/naive.py says; gpu/README.md explains the steps.
 //
-// Constants: T threads, HEADS.
+// Constant: T threads.
 #define WARPS (T / WARP)
 
 // The sum over the block, to every thread. `part` has WARPS + 1 places.
@@ -20,12 +20,13 @@ DEVICE i64 block_sum(i64 x, i64 *part) {
 
 // What the policy is shown of token j in row t, whose heads start at bits[place[h] + at].
 DEVICE double observe(
-    const u16 *bits, const i64 *place, i64 at, int j, int t, bool whole, const i64 *shown, int n
+    const u16 *bits, const i64 *place, i64 at, int j, int t, bool whole, const i64 *shown, int n,
+    int heads
 ) {
     double total = 0.0;
-    for (int h = 0; h < HEADS; h++) {
+    for (int h = 0; h < heads; h++) {
         const i64 x = fixed_point(bits[place[h] + at + j]);
-        const i64 seen = shown[(i64)h * n + t], mass = shown[((i64)HEADS + h) * n + t];
+        const i64 seen = shown[(i64)h * n + t], mass = shown[((i64)heads + h) * n + t];
         if (whole)
             total += (double)x * ONE;
         else if (seen > 0)
@@ -36,8 +37,8 @@ DEVICE double observe(
 
 extern "C" __global__ void __launch_bounds__(T) direct(
     const u16 *bits,       // packed rows; row t of head h at bits[place[unit, h] + tri(t)]
-    const i64 *places,     // [units, HEADS]
-    const i64 *masses,     // [units, HEADS, stop - start] whole mass of each new row
+    const i64 *places,     // [units, heads]
+    const i64 *masses,     // [units, heads, stop - start] whole mass of each new row
     const int *units,      // [jobs] the unit each block replays
     const int *budgets,    // [jobs]
     const int *cached,     // [jobs] whether the policy is shown renormalised rows
@@ -49,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(T) direct(
     int *left,             // [jobs, n] step after which a token left, n before
     i64 *kept,             // [jobs, n - p] mass attended in each decode step
     int *cells,            // [jobs, 2] tokens cached, most keys attended
-    unsigned char *scratch, i64 scratch_each, int n, int p, int start, int stop
+    unsigned char *scratch, i64 scratch_each, int n, int p, int heads, int start, int stop
 ) {
     const int tid = threadIdx.x, job = blockIdx.x;
     __shared__ i64 part[WARPS];
@@ -58,11 +59,11 @@ extern "C" __global__ void __launch_bounds__(T) direct(
 
     double *state = (double *)(scratch + job * scratch_each);  // [F, n] by position
     double *ranks = state + (i64)F * n;                        // [n] by slot
-    i64 *shown = (i64 *)(ranks + n);  // [2, HEADS, n] mass of each row attended, and in all
-    int *cache = (int *)(shown + (i64)2 * HEADS * n);          // [n] positions, in any order
+    i64 *shown = (i64 *)(ranks + n);  // [2, heads, n] mass of each row attended, and in all
+    int *cache = (int *)(shown + (i64)2 * heads * n);          // [n] positions, in any order
     int *spare = cache + n;                                    // [n]
 
-    const i64 *place = places + (i64)units[job] * HEADS;
+    const i64 *place = places + (i64)units[job] * heads;
     const int k = budgets[job], lag = lags[job];
     const bool full = !cached[job];
     const double *in = inputs + inputs_at[job];
@@ -80,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(T) direct(
         if (tid == 0) {
             cache[m] = t;
             gone[t] = n;
-            rule_init(own, in, ip, fp, t, t, k, p, n, HEADS);
+            rule_init(own, in, ip, fp, t, t, k, p, n, heads);
             for (int f = 0; f < F; f++) state[(i64)f * n + t] = own[f];
         }
         m++;
@@ -88,18 +89,18 @@ extern "C" __global__ void __launch_bounds__(T) direct(
 
         // Attend: the mass seen in each head, and how many keys gave it.
         i64 mass = 0, seen = 0;
-        for (int h = 0; h < HEADS; h++) {
+        for (int h = 0; h < heads; h++) {
             const u16 *row = bits + place[h] + at;
             i64 one = 0, keys = 0;
             for (int i = tid; i < m; i += T) {
                 const int j = cache[i];
-                if (dense || !HIDES || rule_visible(j, ip, fp, t, k, p, n, HEADS)) {
+                if (dense || !HIDES || rule_visible(j, ip, fp, t, k, p, n, heads)) {
                     one += fixed_point(row[j]);
                     keys++;
                 }
             }
             if (LINGERS) {
-                const int oldest = max(0, t - rule_linger(ip, fp, t, k, p, n, HEADS));
+                const int oldest = max(0, t - rule_linger(ip, fp, t, k, p, n, heads));
                 for (int j = oldest + tid; j < t; j += T) {
                     if (gone[j] < n) {
                         one += fixed_point(row[j]);
@@ -112,31 +113,31 @@ extern "C" __global__ void __launch_bounds__(T) direct(
             if (h == 0) seen = block_sum(keys, part);
             if (tid == 0) {
                 shown[(i64)h * n + t] = one;
-                shown[((i64)HEADS + h) * n + t] =
-                    masses[((i64)units[job] * HEADS + h) * (stop - start) + t - start];
+                shown[((i64)heads + h) * n + t] =
+                    masses[((i64)units[job] * heads + h) * (stop - start) + t - start];
             }
         }
         __syncthreads();
 
         // Update every cached token and, if one must go, find the least rank on the way.
-        const int keep = t >= p - 1 ? rule_keep(m, ip, fp, t, k, p, n, HEADS) : m;
+        const int keep = t >= p - 1 ? rule_keep(m, ip, fp, t, k, p, n, heads) : m;
         const bool evicting = m > keep || (EXPIRES && t >= p - 1);
         double least = INF;
         int least_pos = 0x7fffffff, least_slot = 0;
         for (int i = tid; i < m; i += T) {
             const int j = cache[i];
             double a = 0.0, old = 0.0;
-            if (dense || !HIDES || rule_visible(j, ip, fp, t, k, p, n, HEADS))
-                a = observe(bits, place, at, j, t, dense || full, shown, n);
+            if (dense || !HIDES || rule_visible(j, ip, fp, t, k, p, n, heads))
+                a = observe(bits, place, at, j, t, dense || full, shown, n, heads);
             const int u = t - lag;
             if (lag > 0 && u >= j)
-                if (u < p || !HIDES || rule_visible(j, ip, fp, u, k, p, n, HEADS))
-                    old = observe(bits, place, tri(u), j, u, u < p || full, shown, n);
+                if (u < p || !HIDES || rule_visible(j, ip, fp, u, k, p, n, heads))
+                    old = observe(bits, place, tri(u), j, u, u < p || full, shown, n, heads);
             for (int f = 0; f < F; f++) own[f] = state[(i64)f * n + j];
-            rule_update(own, a, old, in, ip, fp, j, t, k, p, n, HEADS);
+            rule_update(own, a, old, in, ip, fp, j, t, k, p, n, heads);
             for (int f = 0; f < F; f++) state[(i64)f * n + j] = own[f];
             if (evicting) {
-                const double r = rule_rank(own, in, ip, fp, j, t, k, p, n, HEADS);
+                const double r = rule_rank(own, in, ip, fp, j, t, k, p, n, heads);
                 ranks[i] = r;
                 if (below(r, j, least, least_pos)) least = r, least_pos = j, least_slot = i;
             }

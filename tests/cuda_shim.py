@@ -28,7 +28,7 @@ class Shim:
 
     warp = 4
     threads = 16
-    exhausted = MemoryError
+    exhausted: type[BaseException] = MemoryError
 
     def __init__(self, order: int = 0, shared: int = 1 << 20, memory: int = 1 << 40):
         self.order, self.shared, self._memory = order, shared, memory

@@ -10,7 +10,6 @@ nowhere else. Tests run the same text and this same module on the CPU.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -342,7 +341,7 @@ class _Direct:
         policy = job.configured.policy
         self._device, self._jobs = device, jobs
         self._threads = min(device.threads, 128)
-        self._text = kernel_text("direct", {"T": self._threads, "HEADS": heads}, policy)
+        self._text = kernel_text("direct", {"T": self._threads}, policy)
         ints, floats = _numbers(jobs)
         inputs, inputs_at = _inputs(jobs)
         self._each = _direct_bytes(policy, n, heads)
@@ -369,7 +368,8 @@ class _Direct:
         self._device.launch(
             self._text, "direct", len(self._jobs), self._threads, 0,
             [rows.bits, rows.places, masses, *self._given, self._scratch, np.int64(self._each),
-             *map(np.int32, (job.unit.n, job.prompt_len, rows.start, rows.stop))],
+             *map(np.int32, (job.unit.n, job.prompt_len, len(job.unit.heads))),
+             *map(np.int32, (rows.start, rows.stop))],
         )  # fmt: skip
 
     def outcomes(self) -> list[Outcome]:
@@ -632,7 +632,8 @@ def heavy_shape(device: Device, n: int, heads: int, recent: int) -> dict[str, in
 
     A key is below 2**53: 2**52 for itself, the score (up to heads * n * 2**24), twice the position.
     """
-    each, most = (8, 32) if device.warp == 32 else (2, 4)  # keys of a lane: of a group, at most
+    # keys of a lane: of a group, at most
+    each, most = (2, 4) if device.warp < 32 else (4, 16) if n <= 2048 else (8, 32)
     warps = -(-n // (device.warp * most))
     groups = -(-n // (warps * device.warp * each))
     shift = max(1, (2 * n - 1).bit_length())
@@ -651,7 +652,7 @@ def heavy_shape(device: Device, n: int, heads: int, recent: int) -> dict[str, in
         "SHIFT": shift,
         "HEADS": heads,
         "ROW": row,
-        "BLOCKS": max(1, 16 // warps),
+        "BLOCKS": max(1, 512 // (warps * most)),
         "bytes": need,
     }
 
@@ -736,9 +737,13 @@ def _by_unit(jobs: Sequence[Job]) -> dict[Unit, list[int]]:
     return order
 
 
+#: Entries of a unit's rows that are made at a time.
+ROOM = 2**25
+
+
 def _block_rows(n: int) -> int:
     """Rows of a `qk` trace that are made at a time."""
-    return int(os.environ.get("H2OSIM_CUDA_ROWS", 0)) or max(256, min(2048, 2**25 // n))
+    return max(256, min(2048, ROOM // n))
 
 
 def _spread(

@@ -1,0 +1,266 @@
+"""What the CUDA engine costs, as ratios from one run on one GPU; everything is checked first.
+
+``h2osim bench gpu``, or ``python -m h2osim.bench.gpu``. Scores are random: softmax of independent
+normal logits, rounded to float16, made on the device. Times are medians of CUDA events after a
+warm-up; CPU times are processor seconds of one core. The PyTorch baseline is measured where PyTorch
+is installed.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from h2osim.bench import Line, core_seconds
+from h2osim.engines import cuda
+from h2osim.engines.direct import DirectRun
+from h2osim.engines.job import Curve, Job
+from h2osim.engines.stack import StackRun
+from h2osim.fixedpoint import tri
+from h2osim.policy import parse
+from h2osim.trace import Trace, Unit
+
+UNITS = 1056  # eight for each of an H200's 132 multiprocessors
+RECENT = 32
+POLICY = f"h2o:recent={RECENT},scores=full"
+DECAYS = [f"decay:gamma={0.9 + 0.006 * i:.3f},recent={RECENT},scores=full" for i in range(16)]
+LONG = 32768
+
+
+def measure() -> list[Line]:
+    """Every line of the benchmark, on the first GPU."""
+    device = cuda.devices()[0]
+    copy = copy_bandwidth(device)
+    lines = [Line("device-to-device copy, bytes read and written", copy / 1e9, "GB/s")]
+    for n in (2048, 4096):
+        lines += accumulated(device, n, copy)
+    lines += others(device, 2048, copy)
+    lines += long_text(device)
+    return lines
+
+
+# --- tools ---------------------------------------------------------------------------------------
+
+
+def seconds(work: Callable[[], Any], repeats: int = 7) -> float:
+    """Median seconds of some work on the GPU, by events, after one that does not count."""
+    import cupy
+
+    work()
+    times = []
+    for _ in range(repeats):
+        start, end = cupy.cuda.Event(), cupy.cuda.Event()
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        times.append(cupy.cuda.get_elapsed_time(start, end) / 1e3)
+    return statistics.median(times)
+
+
+def copy_bandwidth(device: cuda.Gpu) -> float:
+    """Bytes read and written in a second by a large copy on the device."""
+    import cupy
+
+    source = device.empty(2**31, np.uint8)
+    source[:] = 7
+    target = cupy.empty_like(source)
+    return 2 * source.nbytes / seconds(lambda: cupy.copyto(target, source))
+
+
+def random_rows(device: cuda.Gpu, n: int, units: int = UNITS) -> Any:
+    """Random rows of some units on the device; the 100th unit comes back as a trace too."""
+    bits = device.empty(units * tri(n) + 8, np.uint16)
+    places = device.array(np.arange(units, dtype=np.int64) * tri(n))
+    device.launch(
+        cuda.kernel_text("random_rows", {"T": 256}), "random_rows", -(-units * n // 8), 256, 0,
+        [bits, np.uint64(2024), np.float32(1.0), np.int64(units * n), np.int32(n)],
+    )  # fmt: skip
+    return cuda._Rows(0, 0, n, bits, places)
+
+
+def as_unit(device: cuda.Gpu, rows: Any, n: int, index: int) -> Unit:
+    """One of the units of `random_rows` on the host."""
+    scores = np.zeros((n, n), np.float16)
+    packed = device.host(rows.bits[index * tri(n) : (index + 1) * tri(n)])
+    scores[np.tril_indices(n)] = packed.view(np.float16)
+    return Trace.from_scores(scores).units()[0]
+
+
+def on_one_core(job: Job) -> Curve:
+    """The numba stack engine, on this thread."""
+    run = StackRun(job)
+    for block in job.unit.blocks():
+        run.feed(block)
+    return run.result()
+
+
+# --- (a) (b) (c): accumulated scores -------------------------------------------------------------
+
+
+def accumulated(device: cuda.Gpu, n: int, copy: float) -> list[Line]:
+    """H2O at every budget: against the copy, one core, and PyTorch."""
+    rows = random_rows(device, n)
+    jobs = {i: Job(as_unit(device, rows, n, i), parse(POLICY), 1, 1) for i in (0, 100, UNITS - 1)}
+    job = jobs[100]
+    assert cuda._Heavy.fits(device, job)
+    run = cuda._Heavy(device, [job] * UNITS, range(UNITS))
+    run.feed(rows)
+    found = run.curves()
+    for i, one in jobs.items():
+        assert np.array_equal(found[i][0].kept, on_one_core(one).kept)
+
+    gpu = seconds(lambda: run.feed(rows))
+    read = UNITS * tri(n) * 2 / gpu
+    core = core_seconds(lambda: on_one_core(job), 3)
+    name = f"H2O, {UNITS} units of {n} tokens, every budget"
+    lines = [
+        Line(name, gpu * 1e3, "ms"),
+        Line(f"{name}: scores read once", read / 1e9, "GB/s"),
+        Line(f"{name}: share of the copy", 100 * read / copy, "%", 50),
+        Line(f"{name}: one core by numba / GPU", core * UNITS / gpu, "times", 1000),
+    ]
+    if n == 2048:
+        torch_seconds = pytorch(device, rows, n, n // 5, found)
+        if torch_seconds:
+            lines += [
+                Line(f"PyTorch, a step a turn, {UNITS} units, budget {n // 5}", torch_seconds, "s"),
+                Line("PyTorch / GPU, per unit and budget", torch_seconds / (gpu / n), "times", 500),
+            ]
+    return lines
+
+
+def pytorch(device: cuda.Gpu, rows: Any, n: int, budget: int, found: Any) -> float | None:
+    """Seconds of H2O in PyTorch on the same scores: all units at once, one budget, float32."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    index = torch.tril_indices(n, n, device="cuda")
+    flat = torch.as_tensor(rows.bits[: UNITS * tri(n)].view(np.float16), device="cuda")
+    scores = torch.zeros((UNITS, n, n), dtype=torch.float16, device="cuda")
+    for u in range(UNITS):
+        scores[u, index[0], index[1]] = flat[u * tri(n) : (u + 1) * tri(n)]
+
+    def run(scores: Any = scores) -> Any:
+        total = torch.zeros((UNITS, n), device="cuda")
+        cached = torch.zeros((UNITS, n), dtype=torch.bool, device="cuda")
+        kept = torch.zeros(UNITS, device="cuda", dtype=torch.float64)
+        for t in range(n):
+            row = scores[:, t, : t + 1].float()
+            total[:, : t + 1] += row
+            cached[:, t] = True
+            if t:
+                kept += (row * cached[:, : t + 1]).sum(1)
+            if t >= budget:
+                last = t + 1 - RECENT
+                worst = torch.where(cached[:, :last], total[:, :last], torch.inf).argmin(1)
+                cached.scatter_(1, worst[:, None], False)
+        return kept
+
+    torch.cuda.synchronize()
+    kept = run()
+    exact = np.array([int(found[u][0].kept[budget - 1]) for u in range(UNITS)]) * 2.0**-24
+    assert np.allclose(kept.cpu().numpy(), exact, rtol=1e-3)  # float32 sums may break near-ties
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    times = []
+    for _ in range(3):
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    del flat
+    torch.cuda.empty_cache()
+    return statistics.median(times)
+
+
+# --- (d): the kernels that run any rule ----------------------------------------------------------
+
+
+def others(device: cuda.Gpu, n: int, copy: float) -> list[Line]:
+    """One and sixteen values of decay at every budget, and cached H2O at one."""
+    rows = random_rows(device, n)
+    unit = as_unit(device, rows, n, 100)
+    decays = [Job(unit, parse(text), 1, 1) for text in DECAYS]
+    one = cuda._Stack(device, decays[5:6] * UNITS, list(range(UNITS)), (), 1)
+    one.feed(rows)
+    assert np.array_equal(one.curves()[100][0].kept, on_one_core(decays[5]).kept)
+    single = seconds(lambda: one.feed(rows), 3)
+    read = UNITS * tri(n) * 2 / single
+    lines = [
+        Line(f"decay, {UNITS} units of {n} tokens, every budget", single * 1e3, "ms"),
+        Line("decay: share of the copy", 100 * read / copy, "%"),
+    ]
+    every = [u for u in range(UNITS) for _ in decays]
+    best = np.inf
+    for together in (1, 2):
+        many = cuda._Stack(device, decays * UNITS, every, (), together)
+        many.feed(rows)
+        assert np.array_equal(many.curves()[1603][0].kept, on_one_core(decays[3]).kept)
+        best = min(best, seconds(lambda run=many: run.feed(rows), 3))  # type: ignore[misc]
+        del many
+    lines.append(Line("16 values of decay / one", best / single, "times", 6, False))
+
+    k = n // 5
+    job = Job(unit, parse(f"h2o:recent={RECENT}"), k, 1)
+    masses = cuda._masses(device, rows, UNITS)
+    direct = cuda._Direct(device, [job] * UNITS, range(UNITS))
+
+    def again() -> None:
+        direct._cells.fill(0)
+        direct.feed(rows, masses)
+
+    again()
+    run = DirectRun(job)
+    for block in unit.blocks():
+        run.feed(block)
+    expected, outcome = run.result(), direct.outcomes()[100]
+    assert np.array_equal(outcome.kept, expected.kept)
+    assert np.array_equal(outcome.evicted_at, expected.evicted_at)
+    name = f"cached H2O, {UNITS} units of {n} tokens, budget {k}"
+    return [*lines, Line(name, seconds(again, 3) * 1e3, "ms")]
+
+
+# --- (f): rows from queries and keys -------------------------------------------------------------
+
+
+def long_text(device: cuda.Gpu) -> list[Line]:
+    """A long text from queries and keys: the rows never exist all at once."""
+    rng = np.random.default_rng(7)
+
+    def trace(n: int, heads: int) -> Trace:
+        shape = (1, heads, n, 64)
+        q, k = rng.standard_normal(shape, np.float32), rng.standard_normal(shape, np.float32)
+        return Trace.from_qk(q, k, scale=0.125)
+
+    short = Job(trace(1500, 1).units()[0], parse(POLICY), 1, 1)
+    assert np.array_equal(cuda.curves([short], (), device)[0][0].kept, on_one_core(short).kept)
+
+    heads = 16
+    units = trace(LONG, heads).units()
+    jobs = [Job(unit, parse(POLICY), 1, 1) for unit in units]
+    block = cuda._block_rows(LONG)
+
+    def rows() -> None:
+        for _ in cuda._rows(device, units, block, 0):
+            pass
+
+    making = seconds(rows, 1)
+    whole = seconds(lambda: cuda.curves(jobs, (), device), 1)
+    return [
+        Line(f"H2O, {heads} units of {LONG} tokens from q and k, every budget", whole, "s"),
+        Line("  of which making the rows", making, "s"),
+    ]
+
+
+if __name__ == "__main__":
+    for line in measure():
+        goal = ""
+        if line.goal is not None:
+            word = "at least" if line.at_least else "at most"
+            goal = f"   goal {word} {line.goal:g}: {'met' if line.met else 'NOT met'}"
+        print(f"{line.what:<72} {line.value:12.4g} {line.unit}{goal}", flush=True)

@@ -1,0 +1,305 @@
+"""The CUDA engine: its kernels' text run on the CPU, and compiled for every architecture.
+
+`cuda_shim` runs the very text that a GPU runs, under the engine's own host code; decisions are
+compared with the naive engine with ==. Where there is a GPU and CuPy, the same tests run on it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cuda_shim import COMPILER, Shim
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import examples, qk_traces, traces
+
+from h2osim.engines import cuda, naive
+from h2osim.engines.job import Job
+from h2osim.engines.stack import StackRun
+from h2osim.errors import UserError
+from h2osim.policy import all_policies, parse
+from h2osim.trace import Trace, Unit
+
+GPU = cuda.available()
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+ARCHITECTURES = ("80", "90", "100")
+DIRECT = sorted(n for n, p in all_policies().items() if not cuda.refusal(parse(n), 1))
+STACK = [
+    "h2o:recent=0,scores=full", "h2o:recent=3,sinks=2,scores=full", "h2o:recent=2,when=prompt",
+    "decay:recent=1,scores=full", "tova:scores=full", "recency", "streaming:sinks=2", "full",
+    "lazy:window=4,scores=full", "future", "random", "h2o-mean:recent=2,scores=full", "h2o-alg1",
+    "vatp:recent=2,scores=full,sinks=1",
+]  # fmt: skip
+
+
+def devices() -> list[cuda.Device]:
+    """The shim, its threads in either order, and the GPU if there is one."""
+    return [Shim(0), Shim(1), *(cuda.devices()[:1] if GPU else ())]
+
+
+def a_prompt(data: st.DataObject, n: int) -> int:
+    return data.draw(st.integers(1, max(1, n - 1)), label="prompt")
+
+
+def check_direct(device: cuda.Device, jobs: list[Job]) -> None:
+    for job, (found, masses) in zip(jobs, cuda.direct(jobs, device), strict=True):
+        expected = naive.run(job)
+        assert found.kept.tolist() == expected.kept.tolist()
+        assert found.evicted_at.tolist() == expected.evicted_at.tolist()
+        assert found.held == expected.held
+        assert masses.tolist() == job.unit.row_masses()[job.prompt_len :].tolist()
+
+
+def check_curves(device: cuda.Device, jobs: list[Job], budgets: list[int], together: int) -> None:
+    found = cuda.curves(jobs, budgets, device, together=together)
+    for job, (curve, mass) in zip(jobs, found, strict=True):
+        assert mass == int(job.unit.row_masses()[job.prompt_len :].sum())
+        for b, k in enumerate(budgets):
+            expected = naive.run(Job(job.unit, job.configured, k, job.prompt_len))
+            assert int(curve.kept[k - 1]) == int(expected.kept.sum())
+            assert int(curve.held[k - 1]) == expected.held
+            assert curve.evicted_at[b].tolist() == expected.evicted_at.tolist()
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", DIRECT)
+@examples(8)
+@given(data=st.data())
+def test_direct_kernel_is_naive(name: str, data: st.DataObject) -> None:
+    trace = data.draw(traces(norms=True, max_n=16, max_layers=1))
+    configured = parse(name)
+    share = data.draw(st.sampled_from(["head", "group", "layer"]))
+    p, n = a_prompt(data, trace.n), trace.n
+    budgets = data.draw(st.sets(st.integers(1, n), min_size=1, max_size=3))
+    jobs = [Job(unit, configured, k, p) for unit in trace.units(share)[:2] for k in budgets]
+    check_direct(data.draw(st.sampled_from(devices())), jobs)
+
+
+@needs_compiler
+@pytest.mark.parametrize("text", STACK)
+@examples(8)
+@given(data=st.data())
+def test_stack_kernel_is_naive_at_every_budget(text: str, data: st.DataObject) -> None:
+    trace = data.draw(traces(norms=True, max_n=16, max_heads=1, max_layers=2))
+    jobs = [Job(unit, parse(text), 1, a_prompt(data, trace.n)) for unit in trace.units()[:1]]
+    check_curves(data.draw(st.sampled_from(devices())), jobs, list(range(1, trace.n + 1)), 1)
+
+
+@needs_compiler
+@examples(8)
+@given(data=st.data())
+def test_configurations_that_share_a_block(data: st.DataObject) -> None:
+    trace = data.draw(traces(max_n=14, max_heads=2, max_layers=1))
+    p = a_prompt(data, trace.n)
+    some = ["decay:gamma=0.5,recent=1,scores=full", "decay:gamma=1,recent=0,scores=full,sinks=1"]
+    some += ["decay:gamma=0.9,recent=2,scores=full"]
+    jobs = [Job(u, parse(text), 1, p) for u in trace.units("layer") for text in some]
+    # in shared memory, and in device memory where there is too little of it
+    device: cuda.Device = data.draw(st.sampled_from([*devices(), Shim(shared=64)]))
+    check_curves(device, jobs, [1, trace.n], 2)
+
+
+@needs_compiler
+@examples(20)
+@given(data=st.data())
+def test_kernel_of_accumulated_scores_is_the_stack_engine(data: st.DataObject) -> None:
+    trace = data.draw(traces(max_n=70, max_heads=2, max_layers=1))
+    recent = data.draw(st.integers(0, trace.n + 1))
+    jobs = [Job(u, parse(f"h2o:recent={recent},scores=full"), 1, 1) for u in trace.units("layer")]
+    device = data.draw(st.sampled_from(devices()))
+    assert cuda._Heavy.fits(device, jobs[0])
+    for job, (curve, mass) in zip(jobs, cuda.curves(jobs, (), device), strict=True):
+        run = StackRun(job)
+        for block in job.unit.blocks():
+            run.feed(block)
+        assert curve.kept.tolist() == run.result().kept.tolist()
+        assert curve.held.tolist() == run.result().held.tolist()
+        assert mass == int(run.masses.sum())
+
+
+def busy_unit(n: int, seed: int) -> Unit:
+    """Rows of few entries, so that tokens overtake one another all the time."""
+    rng = np.random.default_rng(seed)
+    scores = np.zeros((n, n))
+    for t in range(n):
+        np.add.at(scores[t], rng.integers(max(0, t - 90), t + 1, 4), 0.25)
+    return Trace.from_scores(scores).units()[0]
+
+
+@needs_compiler
+@pytest.mark.parametrize("recent", [0, 3, 40])
+def test_kernel_of_accumulated_scores_where_much_moves(recent: int) -> None:
+    unit = busy_unit(64, recent)
+    job = Job(unit, parse(f"h2o:recent={recent},scores=full"), 1, 1)
+    run = StackRun(job)
+    for block in unit.blocks():
+        run.feed(block)
+    for device in devices():
+        assert cuda._Heavy.fits(device, job)
+        ((curve, _),) = cuda.curves([job], (), device)
+        assert curve.kept.tolist() == run.result().kept.tolist()
+
+
+@needs_compiler
+@examples(15)
+@given(data=st.data())
+def test_rows_from_queries_and_keys_have_the_bits_of_rows_py(data: st.DataObject) -> None:
+    trace = data.draw(qk_traces(max_n=40, max_layers=2))
+    units = trace.units()
+    device = data.draw(st.sampled_from(devices()))
+    block, lag = data.draw(st.integers(1, 16)), data.draw(st.integers(0, 5))
+    theirs = [list(unit.blocks(block, lag)) for unit in units]
+    for i, rows in enumerate(cuda._rows(device, units, block, lag)):
+        bits, size = device.host(rows.bits), theirs[0][i].bits.size
+        for u in range(len(units)):
+            expected = theirs[u][i]
+            assert (rows.start, rows.stop, rows.first) == (
+                expected.start, expected.stop, expected.first,
+            )  # fmt: skip
+            assert bits[u * size : (u + 1) * size].tolist() == expected.bits.reshape(-1).tolist()
+
+
+@needs_compiler
+@pytest.mark.parametrize("text", ["scissorhands:window=5,recent=2", "h2o:recent=2,scores=full"])
+def test_replays_that_stop_and_go_on(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `qk` trace comes in blocks of rows, with state kept on the device in between."""
+    monkeypatch.setattr(cuda, "_block_rows", lambda n: 7)
+    rng = np.random.default_rng(5)
+    q, k = rng.standard_normal((1, 2, 30, 4)), rng.standard_normal((1, 1, 30, 4))
+    unit = Trace.from_qk(q, k, scale=1.0).units()[0]
+    job = Job(unit, parse(text), 6, 4)
+    check_direct(Shim(), [job])
+    if job.configured.inclusive(2):
+        for device in (Shim(), Shim(shared=64)):
+            check_curves(device, [job], [1, 6, 30], 1)
+
+
+@needs_compiler
+def test_out_of_device_memory_means_smaller_chunks() -> None:
+    trace = Trace.from_scores(np.tril(np.ones((8, 12, 12))) / np.arange(1, 13)[:, None])
+    jobs = [Job(u, parse("tova"), 3, 1) for u in trace.units()]
+    sizes: list[int] = []
+
+    class Small(Shim):
+        def empty(self, size: int, dtype: object) -> np.ndarray:
+            sizes.append(size)
+            return super().empty(size, dtype)
+
+    check_direct(Small(memory=2000), jobs)
+    assert max(sizes) > 2000 >= min(sizes)
+    with pytest.raises(UserError, match="out of device memory"):
+        cuda.direct(jobs, Shim(memory=100))
+
+
+@pytest.mark.skipif(GPU, reason="there is a GPU")
+def test_without_a_gpu_one_line_says_what_is_missing() -> None:
+    with pytest.raises(UserError, match=r"gpu-cuda13|NVIDIA GPU") as caught:
+        cuda.devices()
+    assert "\n" not in str(caught.value)
+
+
+def test_policies_that_stay_on_the_cpu_are_named() -> None:
+    refused = {n: cuda.refusal(parse(n), 1) for n in all_policies() if n not in DIRECT}
+    assert set(refused) >= {"nacl", "roco", "snapkv", "topk"}
+    for name, why in refused.items():
+        assert why and f"policy {name}:" in why and "\n" not in why
+
+
+# --- compiling ------------------------------------------------------------------------------------
+
+
+class Big:
+    """The numbers of a GPU, for choosing constants."""
+
+    warp, threads, shared = 32, 1024, 227 * 1024
+
+
+def kernel_texts() -> dict[str, str]:
+    """Every kernel as it is compiled on a GPU, and every policy's rules with the direct kernel."""
+    device: cuda.Device = Big()  # type: ignore[assignment]
+    found = {
+        "masses": cuda.kernel_text("masses", {"T": 256}),
+        "rows": cuda.kernel_text("rows", {"T": 256, "SIDE": 16, "TILE": 64}),
+        "random_rows": cuda.kernel_text("random_rows", {"T": 256}),
+    }
+    for n, heads in ((2048, 1), (4096, 1), (300, 4)):
+        shape = cuda.heavy_shape(device, n, heads, 32)
+        assert shape
+        shape.pop("bytes")
+        found[f"heavy {n} {heads}"] = cuda.kernel_text("heavy", shape)
+    for name in DIRECT:
+        policy = all_policies()[name]
+        found[f"direct {name}"] = cuda.kernel_text("direct", {"T": 128}, policy)
+    for name, n, together in (("h2o", 2048, 1), ("decay", 4096, 4), ("lazy", 40000, 1)):
+        shape = cuda.stack_shape(device, all_policies()[name], n, together)
+        shape.pop("bytes")
+        more = {"C": together, "HEADS": 2, "EVENTS": 1}
+        found[f"stack {name}"] = cuda.kernel_text("stack", shape | more, all_policies()[name])
+    return found
+
+
+@cache
+def nvrtc() -> ctypes.CDLL | None:
+    """NVIDIA's run-time compiler, from its wheel or the system; it needs no GPU."""
+    places = []
+    for package in ("nvidia.cu13", "nvidia.cuda_nvrtc"):
+        try:
+            spec = importlib.util.find_spec(package)
+        except ModuleNotFoundError:
+            continue
+        for place in (spec.submodule_search_locations or ()) if spec else ():
+            places += sorted(map(str, Path(place).glob("lib/libnvrtc.so*")))
+    for place in [*places, "libnvrtc.so"]:
+        try:
+            return ctypes.CDLL(place)
+        except OSError:
+            continue
+    return None
+
+
+def compile_with_nvrtc(text: str, architecture: str) -> str:
+    """What the compiler says, empty if it is content."""
+    library = nvrtc()
+    assert library
+    program = ctypes.c_void_p()
+    library.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"k.cu", 0, None, None)
+    options = [f"--gpu-architecture=sm_{architecture}", *cuda.OPTIONS]
+    given = (ctypes.c_char_p * len(options))(*[option.encode() for option in options])
+    failed = library.nvrtcCompileProgram(program, len(options), given)
+    size = ctypes.c_size_t()
+    library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    library.nvrtcGetProgramLog(program, log)
+    library.nvrtcDestroyProgram(ctypes.byref(program))
+    return log.value.decode() if failed else ""
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_cuda_text_compiles(architecture: str, tmp_path: Path) -> None:
+    texts = kernel_texts()
+    if architecture != "90":  # the rules are plain arithmetic: once each is enough
+        rules = [f"direct {name}" for name in DIRECT if name not in ("h2o", "lazy")]
+        texts = {name: text for name, text in texts.items() if name not in rules}
+    if nvrtc():
+        for name, text in texts.items():
+            said = compile_with_nvrtc(text, architecture)
+            assert not said, (name, said)
+        return
+    nvcc = shutil.which("nvcc")
+    if not nvcc:
+        pytest.skip("neither nvrtc (pip install nvidia-cuda-nvrtc) nor nvcc")
+    for i, (name, text) in enumerate(texts.items()):
+        source = tmp_path / f"{i}.cu"
+        source.write_text(text)
+        command = [nvcc, f"-arch=sm_{architecture}", *cuda.OPTIONS, "-cubin", "-o"]
+        done = subprocess.run(
+            [*command, str(tmp_path / "out"), str(source)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, (name, done.stderr)
