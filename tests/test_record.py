@@ -551,7 +551,7 @@ def test_folder_of_transformers(tmp_path: Path) -> None:
     }
 
 
-def write_gguf(path: Path, model: Any, architecture: str) -> None:
+def write_gguf(path: Path, model: Any, architecture: str, leave_out: str = "none") -> None:
     """A Llama model as llama.cpp's converter writes it: names, and permuted rows of q and k."""
     gguf = pytest.importorskip("gguf", reason="writing GGUF files needs the package gguf")
     config = model.config
@@ -575,6 +575,8 @@ def write_gguf(path: Path, model: Any, architecture: str) -> None:
     writer.add_eos_token_id(0)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, tensor in model.state_dict().items():
+        if leave_out in name:
+            continue
         data = tensor.numpy()
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
         for part, count in heads.items():
@@ -614,6 +616,19 @@ def test_gguf_of_an_architecture_nobody_knows(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"architecture 'oddity' cannot be loaded from GGUF"):
         record(str(tmp_path / "odd.gguf"), tokens=tokens(), out=tmp_path / "t")
     assert not (tmp_path / "t").exists()
+
+
+def test_missing_weights_are_not_made_up(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="transformers reads GGUF with accelerate")
+    model = make("LlamaConfig", {**GROUPED, "head_dim": 8})
+    write_gguf(tmp_path / "part.gguf", model, "llama", leave_out="1.self_attn.k_proj")
+    lacking = {
+        k: v for k, v in model.state_dict().items() if k != "model.layers.1.self_attn.k_proj.weight"
+    }
+    model.save_pretrained(tmp_path / "part", state_dict=lacking)
+    for name in ("part.gguf", "part"):
+        with pytest.raises(UserError, match=r"1 of the .* missing, such as model.layers.1.self_"):
+            record(str(tmp_path / name), tokens=tokens(), out=tmp_path / "t")
 
 
 # --- token texts ---------------------------------------------------------------------------------
@@ -673,7 +688,6 @@ def test_smollm2_against_its_own_attention(smollm2: models.Model, tmp_path: Path
         assert (np.abs(squares(trace, layer) - wanted) <= half_ulp(wanted) + NOISE).all()
 
 
-@PACKAGED
 @pytest.mark.parametrize("name", ["prose", "code", "chat"])
 def test_bundled_traces(name: str) -> None:
     """The folders hold together, tell their origin, and are as large as they may be."""
@@ -692,9 +706,17 @@ def test_bundled_traces(name: str) -> None:
         assert "".join(m["tokens"]["text"]).startswith(text.decode())
 
 
-def test_bundled_traces_are_small() -> None:
+def test_bundled_traces_are_small_and_listed() -> None:
     folders = [path.parent for path in (ROOT / "traces").glob("*/trace.json")]
-    assert {"prose", "code"} <= {folder.name for folder in folders}
+    assert {folder.name for folder in folders} == {"prose", "code", "chat"}
+    readme = (ROOT / "traces" / "README.md").read_text(encoding="utf-8")
+    for folder in (*folders, ROOT / "traces" / "texts"):
+        for file in folder.iterdir():
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            assert f"{digest}  {folder.name}/{file.name}\n" in readme
+    for folder in folders:
+        command = json.loads((folder / "trace.json").read_text(encoding="utf-8"))["command"]
+        assert f"\n{command}\n" in readme
     files = [file for folder in folders for file in folder.iterdir()]
     assert sum(file.stat().st_size for file in files) <= 16_000_000
 
