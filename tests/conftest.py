@@ -1,9 +1,18 @@
-"""Hypothesis profiles: `ci`, quick and the same every time, and `nightly` with 100 times the draws.
+"""Fixtures for command lines, and the hypothesis profiles.
 
-Chosen with ``pytest --hypothesis-profile nightly``; `ci` is the default.
+`ci` is the default, quick and the same every time; `nightly` makes 100 times the draws: chosen with
+``pytest --hypothesis-profile nightly``.
 """
 
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import Ended, Run
 from hypothesis import HealthCheck, settings
+
+import h2osim
+from h2osim import cli
 
 CI_EXAMPLES = 50
 
@@ -22,3 +31,27 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("ci")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command line inside this process, through the same function as the real command."""
+    monkeypatch.delenv("COLUMNS", raising=False)  # some test runners set it, as a terminal would
+
+    def call(*words: object) -> Ended:
+        capsys.readouterr()
+        code = cli.run([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return Ended(code, out, err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small trace on disk: two layers, two heads, 40 tokens."""
+    rng = np.random.default_rng(7)
+    scores = np.tril(rng.gamma(0.4, size=(2, 2, 40, 40)) + 1e-3)
+    scores /= scores.sum(-1, keepdims=True)
+    path = tmp_path_factory.mktemp("traces") / "small"
+    return h2osim.Trace.from_scores(scores, name="small").save(path)

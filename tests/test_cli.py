@@ -10,62 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import Run, fails
 
 import h2osim
-from h2osim import cli
 from h2osim.policy import all_policies, split_policies
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended: its exit code and what it printed."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ended]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command line inside this process, through the same function as the real command."""
-
-    def call(*words: object) -> Ended:
-        capsys.readouterr()
-        code = cli.run([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return Ended(code, out, err)
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small trace on disk: two layers, two heads, 40 tokens."""
-    rng = np.random.default_rng(7)
-    scores = np.tril(rng.gamma(0.4, size=(2, 2, 40, 40)) + 1e-3)
-    scores /= scores.sum(-1, keepdims=True)
-    path = tmp_path_factory.mktemp("traces") / "small"
-    return h2osim.Trace.from_scores(scores, name="small").save(path)
-
-
-def fails(ended: Ended, *parts: str) -> None:
-    """One clear line on standard error, exit code 2, nothing on standard output."""
-    assert ended.code == 2
-    assert ended.out == ""
-    assert ended.err.startswith("h2osim: error: ")
-    assert ended.err.count("\n") == 1
-    for part in parts:
-        assert part in ended.err
-
 
 # --- the entry point ------------------------------------------------------------------------
 

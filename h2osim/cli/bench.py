@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,4 +57,4 @@ def show(lines: list[Line], as_json: bool) -> None:
             table.add_row(line.what, f"{line.value:,.3g}", line.unit, goal)
         console().print(table)
     if any(line.met is False for line in lines):
-        sys.exit(1)
+        raise typer.Exit(1)
