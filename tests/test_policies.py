@@ -81,6 +81,9 @@ def test_streaming_keeps_the_first_tokens_and_a_window() -> None:
     assert gone(EVEN, "streaming:sinks=1", 3) == [6, 3, 4, 5, 6, 6]
     assert gone(EVEN, "streaming:sinks=2", 3) == [6, 6, 3, 4, 5, 6]
     assert gone(EVEN, "streaming:sinks=2", 3, p=5) == [6, 6, 4, 4, 5, 6]
+    # a budget below the sinks holds the first of them, with or without a prompt
+    assert gone(EVEN, "streaming:sinks=4", 2) == [6, 6, 2, 3, 4, 5]
+    assert gone(EVEN, "streaming:sinks=4", 2, p=5) == [6, 6, 4, 4, 4, 5]
 
 
 def test_random_ranks_tokens_by_a_hash_of_seed_and_position() -> None:

@@ -1,11 +1,11 @@
 """StreamingLLM: attention sinks and a sliding window."""
 
-from h2osim.policy import INF, Policy, shared
+from h2osim.policy import Policy, shared
 
 
-def rank(pos: int, sinks: int) -> float:
+def rank(pos: int, n: int, sinks: int) -> float:
     if pos < sinks:
-        return INF
+        return 2 * n - pos  # above every other; where the budget is less than the sinks, the first
     return pos
 
 
