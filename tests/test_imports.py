@@ -41,13 +41,13 @@ RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
 # Slow or optional libraries, and the only parts of the package that may name them at all.
 HOMES = {
-    "torch": {"record"},
+    "torch": {"record", "bench"},  # in bench to be measured against
     "transformers": {"record"},
     "tokenizers": {"record"},
     "gguf": {"record"},
     "matplotlib": {"report", "sweep"},
     "pyarrow": {"report"},
-    "cupy": {"engines"},
+    "cupy": {"engines", "bench"},
     "typer": {"cli"},
     "distributed": {"sweep"},
 }
