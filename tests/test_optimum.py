@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment, linprog
 
-from h2osim import Trace, UserError, replay
+from h2osim import Trace, UserError, open_trace, replay
 from h2osim.optimum import optimum
 from h2osim.optimum.bracket import narrow
 from h2osim.optimum.exact import curve, future_mass
@@ -274,3 +274,29 @@ def test_mistakes() -> None:
             optimum(trace, [8], **wrong)
     with pytest.raises(UserError):
         optimum(trace, [0])
+
+
+@pytest.mark.parametrize("name", ["prose", "code", "chat"])
+def test_bundled_traces(name: str) -> None:
+    """Two solvers that share nothing but the problem agree on real attention, scipy as well."""
+    trace = open_trace(name)
+    p = trace.prompt_len or 1
+    for number, unit in enumerate(trace.units()):
+        solved = curve(unit, p)
+        assert (np.diff(solved.kept[1:], 2) <= 0).all()
+        for share in (20, 5):
+            k = max(1, unit.n // share)
+            closed, close = narrow(unit, k, p, 0.0), narrow(unit, k, p, 1e-4)
+            assert closed.lower == closed.upper == solved.kept[k]
+            assert close.lower <= solved.kept[k] <= close.upper
+            assert close.upper - close.lower <= 1e-4 * close.upper and close.readings <= 300
+        if number == 0:
+            assert assignment(unit, unit.n // 5, p) == solved.whole - solved.kept[unit.n // 5]
+
+
+def test_bench() -> None:
+    pytest.importorskip("lap")
+    from h2osim.bench.optimum import measure
+
+    lines = measure(synth("powerlaw", 96, seed=1).units()[0])
+    assert len(lines) == 12 and all(line.value >= 0 for line in lines)

@@ -163,6 +163,10 @@ def repair(
         extra[2 * v + 1] = head[plan[v]]
         head[plan[v]] = 2 * v + 1
     rise[:] = 0
+    # the tokens that lose least by staying to the end
+    end_loss = base - at_end
+    bar = min(n, room[n - 1] + n // 16 + SHORT)
+    stayers = np.flatnonzero(end_loss <= np.partition(end_loss, bar - 1)[bar - 1])
     dist = np.empty(n, np.int64)
     by = np.empty(n, np.int64)
     cost_by = np.empty(n, np.int64)
@@ -182,6 +186,7 @@ def repair(
             heap = push(keys, items, place, 0, 0, s)
             seen = 0
             found = -1
+            within = INF  # a node with too many tokens has been seen this far away
             while heap > 0:
                 t = items[0]
                 heap = pop(keys, items, place, heap)
@@ -204,13 +209,14 @@ def repair(
                     cost[m] = base[v] - (at_plan[v] if link & 1 else at_stop[v]) - later[t]
                     m += 1
                     link = extra[link]
-                if t == first:
+                if t == first and room[t] > 1:
                     for v in range(t + 1):
                         cand[m] = v
                         cost[m] = base[v] - at_first[v] - later[t]
                         m += 1
                 if t == n - 1:
-                    for v in range(n):
+                    for i in range(stayers.shape[0]):
+                        v = stayers[i]
                         cand[m] = v
                         cost[m] = base[v] - at_end[v] - later[t]
                         m += 1
@@ -220,7 +226,9 @@ def repair(
                     if done[a]:
                         continue
                     far = d + (cost[i] - rise[t]) - (loss[v] - rise[a])
-                    if far < dist[a]:
+                    if far < dist[a] and far < within:
+                        if over[a] > 0:
+                            within = far
                         dist[a] = far
                         by[a] = v
                         cost_by[a] = cost[i]
