@@ -171,5 +171,10 @@ static unsigned long long atomicAdd(unsigned long long *to, unsigned long long x
     *to = old + x;
     return old;
 }
+static int atomicAdd(int *to, int x) {
+    int old = *to;
+    *to = old + x;
+    return old;
+}
 template <class X> static X min(X a, X b) { return b < a ? b : a; }
 template <class X> static X max(X a, X b) { return a < b ? b : a; }

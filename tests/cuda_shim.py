@@ -20,7 +20,10 @@ import numpy as np
 
 HEADER = Path(__file__).with_name("cuda_shim.h")
 COMPILER = shutil.which("g++") or shutil.which("clang++")
-KERNELS = ("stack", "heavy", "direct", "masses", "logits", "softmax")
+KERNELS = (
+    "stack", "heavy", "direct", "masses", "logits", "softmax", "price_rows", "price_step", "values",
+    "leave",
+)  # fmt: skip
 
 
 class Shim:
@@ -59,7 +62,7 @@ class Shim:
         assert shared <= self.shared
         assert threads % self.warp == 0
         pointers = (ctypes.c_void_p * len(args))()
-        held = []
+        held: list[Any] = []
         for i, arg in enumerate(args):
             if isinstance(arg, np.ndarray):
                 assert arg.flags.c_contiguous

@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 from strategies import examples, qk_traces, traces
 
 from h2osim.engines import cuda, naive
+from h2osim.engines.cuda_bracket import brackets
 from h2osim.engines.job import Job
 from h2osim.engines.stack import StackRun
 from h2osim.errors import UserError
+from h2osim.optimum.bracket import narrow
 from h2osim.policy import all_policies, parse
 from h2osim.trace import Trace, Unit
 
@@ -212,6 +214,34 @@ def test_policies_that_stay_on_the_cpu_are_named() -> None:
         assert why and f"policy {name}:" in why and "\n" not in why
 
 
+@needs_compiler
+@examples(15)
+@given(data=st.data())
+def test_bounds_hold_the_optimum_and_prove_it(data: st.DataObject) -> None:
+    trace = data.draw(traces(max_n=14, max_heads=2, max_layers=2))
+    n, p = trace.n, a_prompt(data, trace.n)
+    k = data.draw(st.integers(1, n), label="budget")
+    units = trace.units("layer")
+    device = data.draw(st.sampled_from(devices()))
+    for unit, found in zip(units, brackets(units, k, p, 1e-3, 64, device), strict=True):
+        exact = narrow(unit, k, p, 0.0)
+        assert exact.lower == exact.upper
+        assert found.lower <= exact.lower <= found.upper
+        # the schedule is feasible and keeps what it says; the prices prove what they say
+        gone, kept, dual = found.evicted_at, 0, k * int(found.price.sum())
+        first = min(max(k, p - 1), n - 1)
+        worth, best = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        for t in range(p, n):
+            row = unit.row(t)
+            older = np.flatnonzero(gone[:t] >= t)
+            assert len(older) <= max(k, 0) or t <= first
+            kept += int(row[older].sum() + row[t])
+            dual += int(row[t])
+            worth[:t] += row[:t] - (found.price[t] if t > first else 0)
+            best[:t] = worth[:t] if t <= first else np.maximum(best[:t], worth[:t])
+        assert (kept, dual + int(best.sum())) == (found.lower, found.upper)
+
+
 # --- compiling ------------------------------------------------------------------------------------
 
 
@@ -227,6 +257,7 @@ def kernel_texts() -> dict[str, str]:
     found = {
         "masses": cuda.kernel_text("masses", {"T": 256}),
         "rows": cuda.kernel_text("rows", {"T": 256, "SIDE": 16, "TILE": 64}),
+        "bracket": cuda.kernel_text("bracket", {"T": 256}),
         "random_rows": cuda.kernel_text("random_rows", {"T": 256}),
     }
     for n, heads in ((2048, 1), (4096, 1), (300, 4)):

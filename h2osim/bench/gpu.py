@@ -16,10 +16,12 @@ import numpy as np
 
 from h2osim.bench import Line, core_seconds
 from h2osim.engines import cuda
+from h2osim.engines.cuda_bracket import Bounds, search
 from h2osim.engines.direct import DirectRun
 from h2osim.engines.job import Curve, Job
 from h2osim.engines.stack import StackRun
 from h2osim.fixedpoint import tri
+from h2osim.optimum.bracket import narrow
 from h2osim.policy import parse
 from h2osim.trace import Trace, Unit
 
@@ -38,6 +40,7 @@ def measure() -> list[Line]:
     for n in (2048, 4096):
         lines += accumulated(device, n, copy)
     lines += others(device, 2048, copy)
+    lines += optimum(device, 2048, copy)
     lines += long_text(device)
     return lines
 
@@ -223,6 +226,37 @@ def others(device: cuda.Gpu, n: int, copy: float) -> list[Line]:
     assert np.array_equal(outcome.evicted_at, expected.evicted_at)
     name = f"cached H2O, {UNITS} units of {n} tokens, budget {k}"
     return [*lines, Line(name, seconds(again, 3) * 1e3, "ms")]
+
+
+# --- (e): the offline optimum ---------------------------------------------------------------------
+
+
+def optimum(device: cuda.Gpu, n: int, copy: float) -> list[Line]:
+    """Bounds on the optimum of one budget for all units, in readings at the copy's bandwidth."""
+    rows = random_rows(device, n)
+    k, gap = n // 5, 1e-3
+
+    def run() -> list[Bounds]:
+        return search(device, rows, UNITS, 1, n, k, 1, gap, 448)
+
+    found = run()
+    exact = narrow(as_unit(device, rows, n, 100), k, 1, 1e-5)
+    assert found[100].lower <= exact.upper and exact.lower <= found[100].upper
+    whole = seconds(run, 3)
+    worst = max((one.upper - one.lower) / one.upper for one in found)
+    name = f"bounds on the optimum, {UNITS} units of {n} tokens, budget {k}"
+    return [
+        Line(f"{name}: largest gap", worst, "", gap, False),
+        Line(f"{name}: readings, median", statistics.median(o.readings for o in found), ""),
+        Line(name, whole * 1e3, "ms"),
+        Line(
+            f"{name}: as readings at copy speed",
+            whole * copy / (UNITS * tri(n) * 2),
+            "",
+            400,
+            False,
+        ),
+    ]
 
 
 # --- (f): rows from queries and keys -------------------------------------------------------------

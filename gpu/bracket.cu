@@ -1,0 +1,173 @@
+// Bounds on the offline optimum of one budget, many units at once: prices and their dual value, and
+// the schedule that leaves by Lagrangian value. gpu/README.md states the method.
+//
+// Follows common.cuh. All sums are of integers below 2^53, so float64 adds them exactly. A *node* is
+// a step after which tokens leave; `first` is the first of them. Constant: T threads.
+#define WARPS (T / WARP)
+
+DEVICE double entry(const u16 *bits, const i64 *place, int heads, i64 at) {
+    int x = 0;
+    for (int h = 0; h < heads; h++) x += fixed_point(bits[place[h] + at]);
+    return (double)x;
+}
+
+// The sum over the block, to every thread.
+DEVICE double block_sum(double x) {
+    __shared__ double part[WARPS];
+    for (int far = WARP / 2; far; far /= 2) x += __shfl_xor_sync(ALL_LANES, x, far);
+    __syncthreads();
+    if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = x;
+    __syncthreads();
+    double sum = 0.0;
+    for (int w = 0; w < WARPS; w++) sum += part[w];
+    return sum;
+}
+
+// Reads the rows at given prices, a thread a token: the token's best worth at a node, and where.
+extern "C" __global__ void __launch_bounds__(T) price_rows(
+    const u16 *bits, const i64 *places, const int *active, const double *prices, double *best,
+    int *stops, int heads, int n, int p, int first
+) {
+    const int blocks = (n + T - 1) / T;
+    const int u = active[blockIdx.x / blocks], j = blockIdx.x % blocks * T + (int)threadIdx.x;
+    const i64 *place = places + (i64)u * heads;
+    const double *price = prices + (i64)u * n;
+    double worth = 0.0, most = 0.0;
+    int stop = max(j, first);
+    for (int t = max(p, j - (int)threadIdx.x % WARP + 1); t < n; t++) {
+        if (j >= t) continue;
+        worth += entry(bits, place, heads, tri(t) + j);
+        if (t <= first) {
+            most = worth;
+        } else {
+            worth -= price[t];
+            if (worth > most) most = worth, stop = t;
+        }
+    }
+    if (j < n) {
+        best[(i64)u * n + j] = most;
+        stops[(i64)u * n + j] = stop;
+    }
+}
+
+// The dual value at these prices, and the next prices: a Polyak step towards the best schedule.
+extern "C" __global__ void __launch_bounds__(T) price_step(
+    const u16 *bits, const i64 *places, const int *active, double *prices, const double *best,
+    const int *stops, double *best_prices, double *bounds, int *change, int heads, int n, int p,
+    int first, int k
+) {
+    const int u = active[blockIdx.x], tid = threadIdx.x;
+    const i64 *place = places + (i64)u * heads;
+    double *price = prices + (i64)u * n, *lower = bounds + 2 * u, *upper = lower + 1;
+    int *held = change + (i64)u * (n + 2);
+    __shared__ int counts[T];
+    double sum = 0.0;
+    for (int t = tid; t < n; t += T) {
+        sum += (double)k * price[t] + best[(i64)u * n + t];
+        if (t >= p) sum += entry(bits, place, heads, tri(t) + t);
+    }
+    for (int t = tid; t < n + 2; t += T) held[t] = 0;
+    const double here = block_sum(sum);
+    const double before = *upper, goal = *lower > 0.0 ? *lower : 0.95 * min(before, here);
+    __syncthreads();
+    if (here < before) {
+        if (tid == 0) *upper = here;
+        for (int t = tid; t < n; t += T) best_prices[(i64)u * n + t] = price[t];
+    }
+    // How many older tokens would be held in each step, less k: the slope.
+    for (int j = tid; j < n; j += T) {
+        atomicAdd(&held[max(j, first) + 1], 1);
+        atomicAdd(&held[stops[(i64)u * n + j] + 1], -1);
+    }
+    __syncthreads();
+    const int length = (n + T - 1) / T, low = min(n, tid * length), high = min(n, low + length);
+    int count = 0;
+    for (int t = low; t < high; t++) count += held[t];
+    counts[tid] = count;
+    __syncthreads();
+    count = 0;
+    for (int i = 0; i < tid; i++) count += counts[i];
+    double square = 0.0;
+    for (int t = low; t < high; t++) {
+        count += held[t];
+        int slope = count - k;
+        if (t <= first || (price[t] == 0.0 && slope < 0)) slope = 0;
+        held[t] = slope;
+        square += (double)slope * slope;
+    }
+    square = block_sum(square);
+    const double size = max(here - goal, 2e-4 * here) / max(1.0, square);
+    for (int t = low; t < high; t++)
+        price[t] = max(0.0, floor(price[t] + size * held[t] + 0.5));
+}
+
+// What holding each token after each step is still worth at the best prices, a thread a token.
+extern "C" __global__ void __launch_bounds__(T) values(
+    const u16 *bits, const i64 *places, const int *active, const double *prices, float *value,
+    int heads, int n, int first
+) {
+    const int blocks = (n + T - 1) / T, b = blockIdx.x / blocks;
+    const int u = active[b], j = blockIdx.x % blocks * T + (int)threadIdx.x;
+    const i64 *place = places + (i64)u * heads;
+    const double *price = prices + (i64)u * n;
+    float *mine = value + (i64)b * tri(n);
+    double worth = 0.0;
+    if (j >= n) return;
+    for (int t = n - 1; t >= max(j, first); t--) {
+        mine[tri(t) + j] = (float)worth;
+        if (t > j) worth = max(0.0, worth + entry(bits, place, heads, tri(t) + j) - price[t]);
+    }
+}
+
+// The schedule that evicts the least value, the oldest first among equals, and the mass it keeps.
+extern "C" __global__ void __launch_bounds__(T) leave(
+    const u16 *bits, const i64 *places, const int *active, const float *value, int *cached,
+    int *gone, double *kept, int heads, int n, int p, int first, int k
+) {
+    const int u = active[blockIdx.x], tid = threadIdx.x;
+    const i64 *place = places + (i64)u * heads;
+    const float *worth = value + (i64)blockIdx.x * tri(n);
+    int *cache = cached + (i64)u * (n + 1), *left = gone + (i64)u * n;
+    __shared__ float least[WARPS];
+    __shared__ int position[WARPS], where[WARPS];
+    double sum = 0.0;
+    int m = 0;
+    for (int t = 0; t < n; t++) {
+        if (tid == 0) cache[m] = t, left[t] = n;
+        m++;
+        __syncthreads();
+        if (t >= p)
+            for (int i = tid; i < m; i += T) sum += entry(bits, place, heads, tri(t) + cache[i]);
+        for (; t >= first && t < n - 1 && m > k; m--) {
+            float best = 3.4e38f;
+            int pos = 0x7fffffff, at = 0;
+            for (int i = tid; i < m; i += T) {
+                const int j = cache[i];
+                const float x = worth[tri(t) + j];
+                if (x < best || (x == best && j < pos)) best = x, pos = j, at = i;
+            }
+            for (int far = WARP / 2; far; far /= 2) {
+                const float x = __shfl_xor_sync(ALL_LANES, best, far);
+                const int j = __shfl_xor_sync(ALL_LANES, pos, far);
+                const int i = __shfl_xor_sync(ALL_LANES, at, far);
+                if (x < best || (x == best && j < pos)) best = x, pos = j, at = i;
+            }
+            if (tid % WARP == 0) {
+                least[tid / WARP] = best;
+                position[tid / WARP] = pos;
+                where[tid / WARP] = at;
+            }
+            __syncthreads();
+            if (tid == 0) {
+                for (int w = 1; w < WARPS; w++)
+                    if (least[w] < best || (least[w] == best && position[w] < pos))
+                        best = least[w], pos = position[w], at = where[w];
+                left[pos] = t;
+                cache[at] = cache[m - 1];
+            }
+            __syncthreads();
+        }
+    }
+    sum = block_sum(sum);
+    if (tid == 0) kept[u] = sum;
+}
