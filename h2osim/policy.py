@@ -36,6 +36,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import linecache
 import math
 import pkgutil
 import re
@@ -116,7 +117,9 @@ def resolve_window(window: float, k: int) -> int:
 
 #: The shared parameters; a policy picks its default with :func:`shared`.
 _SHARED = {
-    "sinks": Param("sinks", 0, "oldest tokens that are never evicted"),
+    "sinks": Param(
+        "sinks", 0, "oldest tokens that are never evicted (if all that is protected fits)"
+    ),
     "recent": Param("recent", 0.5, "newest tokens that are never evicted", "window"),
     "scores": Param(
         "scores",
@@ -251,6 +254,8 @@ class Policy:
     def __post_init__(self) -> None:
         if (self.rank is None) == (self.rank_cache is None):
             raise TypeError(f"policy {self.name}: give exactly one of rank and rank_cache")
+        if self.inclusive is not False:
+            self._check_inclusive()
         for role, rule in self.rules().items():
             known = ROLES[role] | ({p.name for p in self.params} - {"scores"})
             if role in _PER_TOKEN:
@@ -261,6 +266,15 @@ class Policy:
                     f"policy {self.name}: {role} asks for {', '.join(sorted(unknown))}; it may "
                     f"name {', '.join(sorted(known))}"
                 )
+
+    def _check_inclusive(self) -> None:
+        # What T7 rules out by its form; the rest is tested (and `keep` again before every pass).
+        for name in ("visible", "linger", "expires", "lag"):
+            if getattr(self, name):
+                raise TypeError(f"policy {self.name}: {name} can not go with inclusive (T7)")
+        for role, rule in self.rules().items():
+            if role != "keep" and "k" in arguments(rule):
+                raise TypeError(f"policy {self.name}: inclusive, but {role} asks for the budget k")
 
     def rules(self) -> dict[str, Rule]:
         """The functions given, by role."""
@@ -357,21 +371,27 @@ def find(name: str) -> Policy:
     return known[name]
 
 
-@cache
 def _from_file(path: str) -> Policy:
     file = Path(path)
     if not file.is_file():
         raise UserError(f"policy file {path}: no such file")
+    return _load(file, file.stat().st_mtime_ns)
+
+
+@cache
+def _load(file: Path, changed: int) -> Policy:
+    """The file's policy; ``changed`` makes an edited file a new one."""
+    linecache.checkcache(str(file))  # the engines read the rules' source through it
     spec = importlib.util.spec_from_file_location(f"h2osim_user_{file.stem}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file raises, it is one line to the user
-        raise UserError(f"policy file {path}: {type(error).__name__}: {error}") from error
+        raise UserError(f"policy file {file}: {type(error).__name__}: {error}") from error
     policy = getattr(module, "POLICY", None)
     if not isinstance(policy, Policy):
-        raise UserError(f"policy file {path}: expected a module-level POLICY = Policy(…)")
+        raise UserError(f"policy file {file}: expected a module-level POLICY = Policy(…)")
     return policy
 
 

@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import math
 import os
+import re
 import sys
 import tempfile
 import textwrap
@@ -26,6 +27,7 @@ from typing import Any
 from h2osim.errors import UserError
 from h2osim.policy import ROLES, SCORE_KINDS, Policy, Rule, arguments
 
+LOOPS = ("direct_loop", "stack_loop")
 _LOCK = threading.Lock()
 _MODULES: dict[tuple[int, str], tuple[Policy, ModuleType]] = {}
 
@@ -99,6 +101,12 @@ def _collect(rule: Rule, policy: str, found: dict[str, str]) -> None:
         text = textwrap.dedent(inspect.getsource(rule))
     except OSError:
         raise UserError(f"policy {policy}: {rule.__name__}: its source can not be read") from None
+    if rule.__closure__:
+        names = ", ".join(rule.__code__.co_freevars)
+        raise UserError(
+            f"policy {policy}: {rule.__name__} closes over {names}; make it a parameter"
+        )
+    _check_name(rule.__name__, policy)
     known = found.setdefault(rule.__name__, text)
     if known != text:
         raise UserError(f"policy {policy}: two different rules are called {rule.__name__}")
@@ -119,6 +127,7 @@ def _collect(rule: Rule, policy: str, found: dict[str, str]) -> None:
         if isinstance(value, FunctionType):
             _collect(value, policy, found)
         elif isinstance(value, (int, float)):
+            _check_name(node.id, policy)
             text = f'float("{value}")' if isinstance(value, float) else repr(value)
             found[node.id] = f"{node.id} = {text}\n"
         elif value is not math and getattr(value, "__name__", "") != "numpy":
@@ -126,6 +135,28 @@ def _collect(rule: Rule, policy: str, found: dict[str, str]) -> None:
                 f"policy {policy}: {rule.__name__} uses {node.id}; a rule may use its arguments, "
                 "numbers, math, numpy and other plain functions"
             )
+
+
+def _check_name(name: str, policy: str) -> None:
+    if name in _reserved():
+        raise UserError(f"policy {policy}: the engines use the name {name} themselves; rename it")
+
+
+@cache
+def _reserved() -> frozenset[str]:
+    """Names that the loops and their prelude define or use: a rule must not shadow them."""
+    names = {"np", "math", "njit"}
+    for text in (_PRELUDE, *(_loop_text(loop) for loop in LOOPS)):
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Name) and node.id.isupper():
+                names.add(node.id)
+    return frozenset(names - {"INF"})
+
+
+def _loop_text(loop: str) -> str:
+    return importlib.resources.files("h2osim.engines").joinpath(f"{loop}.py").read_text()
 
 
 def _stored(name: ast.Name) -> bool:
@@ -170,14 +201,14 @@ def text_for(policy: Policy, loop: str) -> str:
     }
     constants += [f"{name} = {value}\n" for name, value in flags.items()]
     constants += [f"{kind.upper()} = {i}\n" for i, kind in enumerate(SCORE_KINDS)]
-    body = importlib.resources.files("h2osim.engines").joinpath(f"{loop}.py").read_text()
+    body = _loop_text(loop)
     wrappers = [wrapper(policy, role) for role in _WRAPPERS]
     parts = [_PRELUDE.format(name=policy.name), "".join(constants), *functions[::-1], *wrappers]
     return "\n\n".join([*parts, body])
 
 
 def _module(text: str, name: str) -> ModuleType:
-    stem = f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    stem = f"{re.sub(r'[^a-zA-Z0-9]', '_', name)}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     file = _cache_folder() / f"{stem}.py"
     if not file.exists():
         handle, partial = tempfile.mkstemp(dir=file.parent, suffix=".partial")

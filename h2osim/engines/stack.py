@@ -8,6 +8,8 @@ import numpy as np
 
 from h2osim.engines.job import Curve, Job
 from h2osim.engines.specialise import compiled, number_slots
+from h2osim.errors import UserError
+from h2osim.policy import arguments
 from h2osim.trace import Block
 
 
@@ -19,6 +21,7 @@ class StackRun:
 
     def __init__(self, job: Job, budgets: Sequence[int] = ()):
         policy, n, p = job.configured.policy, job.unit.n, job.prompt_len
+        _check_timing(job)
         ints, floats = number_slots(policy)
         self._job = job
         self._budgets = np.array(budgets, np.int64)
@@ -83,3 +86,26 @@ class StackRun:
                 held = np.maximum(held, np.minimum(k, stacked) + pending)
                 deepest = stacked
         return held
+
+
+def _check_timing(job: Job) -> None:
+    """Refuse a policy that says it is inclusive, and whose moment or measure depends on k."""
+    policy, n, p = job.configured.policy, job.unit.n, job.prompt_len
+    if policy.keep is None:
+        if policy.rank_cache and p < n:
+            raise UserError(f"policy {policy.name}: inclusive, but it ranks the whole cache again")
+        return
+    known, size = dict(job.scalars), n + 1
+    for t in range(p - 1, n):
+        kept = {}
+        for k in (1, 2, n):
+            known |= {"t": t, "k": k, "size": size}
+            kept[k] = policy.keep(*[known[name] for name in arguments(policy.keep)])
+        everywhere = all(kept[k] == k for k in kept) or all(kept[k] == size for k in kept)
+        again = policy.rank_cache is not None and t >= p and kept[1] != size
+        if not everywhere or again:
+            raise UserError(
+                f"policy {policy.name}: it says that it is inclusive, but in step {t} keep gives "
+                f"{kept} of {size} tokens; expected k for every budget k, or all tokens"
+                + (" (a rule that ranks the whole cache evicts once)" if again else "")
+            )

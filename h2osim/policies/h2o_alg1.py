@@ -21,4 +21,6 @@ POLICY = Policy(
     update=latest,
     rank=rank,
     inclusive=True,
+    notes="The paper has no prompt phase: replay it with prompt_len=1. After a prompt it keeps "
+    "what the prompt's last row attends most, its own token excepted.",
 )
