@@ -2,13 +2,24 @@
 // the schedule that leaves by Lagrangian value. gpu/README.md states the method.
 //
 // Follows common.cuh. All sums are of integers below 2^53, so float64 adds them exactly. A *node* is
-// a step after which tokens leave; `first` is the first of them. Constant: T threads.
+// a step after which tokens leave; `first` is the first of them. Constants: T threads, HEADS.
 #define WARPS (T / WARP)
+#define BATCH 16
 
-DEVICE double entry(const u16 *bits, const i64 *place, int heads, i64 at) {
-    int x = 0;
-    for (int h = 0; h < heads; h++) x += fixed_point(bits[place[h] + at]);
-    return (double)x;
+#ifndef H2OSIM_SHIM
+DEVICE double half_value(u16 bits) {
+    double value;
+    asm("cvt.f64.f16 %0, %1;" : "=d"(value) : "h"(bits));
+    return value;
+}
+#endif
+
+// A row's entry in fixed point, summed over the unit's heads.
+DEVICE double entry(const u16 *bits, const i64 *place, i64 at) {
+    double x = half_value(bits[place[0] + at]);
+#pragma unroll
+    for (int h = 1; h < HEADS; h++) x += half_value(bits[place[h] + at]);
+    return x * 16777216.0;
 }
 
 // The sum over the block, to every thread.
@@ -26,24 +37,71 @@ DEVICE double block_sum(double x) {
 // Reads the rows at given prices, a thread a token: the token's best worth at a node, and where.
 extern "C" __global__ void __launch_bounds__(T) price_rows(
     const u16 *bits, const i64 *places, const int *active, const double *prices, double *best,
-    int *stops, int heads, int n, int p, int first
+    int *stops, int n, int p, int first
 ) {
     const int blocks = (n + T - 1) / T;
     const int u = active[blockIdx.x / blocks], j = blockIdx.x % blocks * T + (int)threadIdx.x;
-    const i64 *place = places + (i64)u * heads;
+    const i64 *place = places + (i64)u * HEADS;
     const double *price = prices + (i64)u * n;
     double worth = 0.0, most = 0.0;
-    int stop = max(j, first);
-    for (int t = max(p, j - (int)threadIdx.x % WARP + 1); t < n; t++) {
-        if (j >= t) continue;
-        worth += entry(bits, place, heads, tri(t) + j);
-        if (t <= first) {
+    // A warp's lanes go through the rows together; the first rows have only some of its tokens.
+    const int lane = threadIdx.x % WARP, free_until = min(n - 1, first);
+    int stop = max(j, first), t = max(p, j - lane + 1);
+    i64 at[HEADS];
+#pragma unroll
+    for (int h = 0; h < HEADS; h++) at[h] = place[h] + tri(t) + j;
+    auto next = [&]() {  // this token's entry in row t, and on to the next row
+        double x = 0.0;
+#pragma unroll
+        for (int h = 0; h < HEADS; h++) {
+            x += half_value(bits[at[h]]);
+            at[h] += t + 1;
+        }
+        t++;
+        return x * 16777216.0;
+    };
+    auto priced = [&]() {
+        const double cost = price[t];
+        worth = worth + next() - cost;
+        if (worth > most) most = worth, stop = t - 1;
+    };
+    while (t < min(n, j - lane + WARP)) {
+        if (j >= t) {
+#pragma unroll
+            for (int h = 0; h < HEADS; h++) at[h] += t + 1;
+            t++;
+        } else if (t <= first) {
+            worth += next();
             most = worth;
         } else {
-            worth -= price[t];
-            if (worth > most) most = worth, stop = t;
+            priced();
         }
     }
+    // Entries are asked for BATCH rows at a time, so that many loads are under way.
+    double x[BATCH], cost[BATCH];
+    if (t <= free_until) {
+        while (t + BATCH - 1 <= free_until) {
+#pragma unroll
+            for (int i = 0; i < BATCH; i++) x[i] = next();
+#pragma unroll
+            for (int i = 0; i < BATCH; i++) worth += x[i];
+        }
+        while (t <= free_until) worth += next();
+        most = worth;
+    }
+    while (t + BATCH <= n) {
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            cost[i] = price[t];
+            x[i] = next();
+        }
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            worth = worth + x[i] - cost[i];
+            if (worth > most) most = worth, stop = t - BATCH + i;
+        }
+    }
+    while (t < n) priced();
     if (j < n) {
         best[(i64)u * n + j] = most;
         stops[(i64)u * n + j] = stop;
@@ -53,18 +111,18 @@ extern "C" __global__ void __launch_bounds__(T) price_rows(
 // The dual value at these prices, and the next prices: a Polyak step towards the best schedule.
 extern "C" __global__ void __launch_bounds__(T) price_step(
     const u16 *bits, const i64 *places, const int *active, double *prices, const double *best,
-    const int *stops, double *best_prices, double *bounds, int *change, int heads, int n, int p,
+    const int *stops, double *best_prices, double *bounds, int *change, int n, int p,
     int first, int k
 ) {
     const int u = active[blockIdx.x], tid = threadIdx.x;
-    const i64 *place = places + (i64)u * heads;
+    const i64 *place = places + (i64)u * HEADS;
     double *price = prices + (i64)u * n, *lower = bounds + 2 * u, *upper = lower + 1;
     int *held = change + (i64)u * (n + 2);
     __shared__ int counts[T];
     double sum = 0.0;
     for (int t = tid; t < n; t += T) {
         sum += (double)k * price[t] + best[(i64)u * n + t];
-        if (t >= p) sum += entry(bits, place, heads, tri(t) + t);
+        if (t >= p) sum += entry(bits, place, tri(t) + t);
     }
     for (int t = tid; t < n + 2; t += T) held[t] = 0;
     const double here = block_sum(sum);
@@ -104,28 +162,42 @@ extern "C" __global__ void __launch_bounds__(T) price_step(
 // What holding each token after each step is still worth at the best prices, a thread a token.
 extern "C" __global__ void __launch_bounds__(T) values(
     const u16 *bits, const i64 *places, const int *active, const double *prices, float *value,
-    int heads, int n, int first
+    int n, int first
 ) {
     const int blocks = (n + T - 1) / T, b = blockIdx.x / blocks;
     const int u = active[b], j = blockIdx.x % blocks * T + (int)threadIdx.x;
-    const i64 *place = places + (i64)u * heads;
+    const i64 *place = places + (i64)u * HEADS;
     const double *price = prices + (i64)u * n;
     float *mine = value + (i64)b * tri(n);
     double worth = 0.0;
     if (j >= n) return;
-    for (int t = n - 1; t >= max(j, first); t--) {
-        mine[tri(t) + j] = (float)worth;
-        if (t > j) worth = max(0.0, worth + entry(bits, place, heads, tri(t) + j) - price[t]);
+    const int last = max(j, first);
+    int t = n - 1;
+    double x[BATCH];
+    for (; t - BATCH >= last; t -= BATCH) {
+#pragma unroll
+        for (int i = 0; i < BATCH; i++)
+            x[i] = entry(bits, place, tri(t - i) + j) - price[t - i];
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            mine[tri(t - i) + j] = (float)worth;
+            worth = max(0.0, worth + x[i]);
+        }
     }
+    for (; t > last; t--) {
+        mine[tri(t) + j] = (float)worth;
+        worth = max(0.0, worth + entry(bits, place, tri(t) + j) - price[t]);
+    }
+    mine[tri(last) + j] = (float)worth;
 }
 
 // The schedule that evicts the least value, the oldest first among equals, and the mass it keeps.
 extern "C" __global__ void __launch_bounds__(T) leave(
     const u16 *bits, const i64 *places, const int *active, const float *value, int *cached,
-    int *gone, double *kept, int heads, int n, int p, int first, int k
+    int *gone, double *kept, int n, int p, int first, int k
 ) {
     const int u = active[blockIdx.x], tid = threadIdx.x;
-    const i64 *place = places + (i64)u * heads;
+    const i64 *place = places + (i64)u * HEADS;
     const float *worth = value + (i64)blockIdx.x * tri(n);
     int *cache = cached + (i64)u * (n + 1), *left = gone + (i64)u * n;
     __shared__ float least[WARPS];
@@ -137,7 +209,7 @@ extern "C" __global__ void __launch_bounds__(T) leave(
         m++;
         __syncthreads();
         if (t >= p)
-            for (int i = tid; i < m; i += T) sum += entry(bits, place, heads, tri(t) + cache[i]);
+            for (int i = tid; i < m; i += T) sum += entry(bits, place, tri(t) + cache[i]);
         for (; t >= first && t < n - 1 && m > k; m--) {
             float best = 3.4e38f;
             int pos = 0x7fffffff, at = 0;

@@ -257,7 +257,7 @@ def kernel_texts() -> dict[str, str]:
     found = {
         "masses": cuda.kernel_text("masses", {"T": 256}),
         "rows": cuda.kernel_text("rows", {"T": 256, "SIDE": 16, "TILE": 64}),
-        "bracket": cuda.kernel_text("bracket", {"T": 256}),
+        "bracket": cuda.kernel_text("bracket", {"T": 256, "HEADS": 2}),
         "random_rows": cuda.kernel_text("random_rows", {"T": 256}),
     }
     for n, heads in ((2048, 1), (4096, 1), (300, 4)):

@@ -23,7 +23,7 @@ from h2osim.fixedpoint import tri
 from h2osim.trace import Unit
 
 #: Rounds after which a schedule is made: early, then ever more rarely.
-SCHEDULES = (8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320, 384, 448)
+SCHEDULES = (16, 56, 72, 88, 104, 128, 160, 192, 224, 256, 320, 384, 448)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def search(
 ) -> list[Bounds]:
     """`brackets` of `many` units whose rows are on the device."""
     threads = min(256, device.threads)
-    text = cuda.kernel_text("bracket", {"T": threads})
+    text = cuda.kernel_text("bracket", {"T": threads, "HEADS": heads})
     first = min(max(k, p - 1), n - 1)
     blocks = -(-n // threads)
     prices = device.full((many, n), np.float64)
@@ -93,7 +93,7 @@ def search(
     gone = device.full((many, n), np.int32, n)
     cached = device.empty(many * (n + 1), np.int32)
     scores = [rows.bits, rows.places]
-    sizes = [np.int32(heads), np.int32(n)]
+    sizes = [np.int32(n)]
     ends = [np.int32(p), np.int32(first)]
     active = np.arange(many, dtype=np.int32)
     told = np.zeros((many, 2))
