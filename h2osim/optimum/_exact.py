@@ -37,10 +37,11 @@ from numba import njit
 
 INF = 1 << 60
 CLASSES = 32  # classes of tokens by the price at their node; class 0: kept tokens
-LONGEST = 160  # tokens on a node's list
-AIM = 80  # the length that lists are steered to
-LEFT = 64  # so many tokens of classes whose alarm went off are looked at one by one
+LONGEST = 200  # tokens on a node's list
+AIM = 100  # the length that lists are steered to
+LEFT = 16  # so many tokens of classes whose alarm went off are looked at one by one
 RECLASS = 4  # budgets between two assignments of tokens to classes
+FARTHEST = 2.0**56  # no bound is set further beyond a price; no sum of masses comes near
 SLACK = 0.03  # of the highest price: how far neighbouring prices are taken to stray
 
 
@@ -180,7 +181,7 @@ def relist(
     while True:
         for b in range(CLASSES):
             ahead = SLACK * highest + max(0, u[t] - floor[b])
-            away[b] = u[t] + 1 + np.int64(size * ahead) - fallen[b]
+            away[b] = u[t] + 1 + np.int64(min(size * ahead, FARTHEST)) - fallen[b]
         for v in range(t + 1):
             limit[v] = away[label[v]]
         for v in range(t + 1):
@@ -211,7 +212,7 @@ def relist(
     length[t] = count
     bound[t] = away
     if 2 * count < AIM:
-        size *= 1.5
+        size = min(1.5 * size, 1e6)  # where there are fewer tokens, nothing is gained by more
     elif count > AIM:
         size *= 0.8
     return found, size
