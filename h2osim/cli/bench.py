@@ -11,6 +11,7 @@ from h2osim.cli.common import console, notice, print_json
 
 if TYPE_CHECKING:
     from h2osim.bench import Line
+    from h2osim.trace import Unit
 
 bench = typer.Typer(help="Measure speed, as ratios from one run; checked before it is timed.")
 
@@ -27,17 +28,48 @@ def register(app: typer.Typer) -> None:
     app.add_typer(bench, name="bench")
 
 
+@bench.callback(invoke_without_command=True)
+def default(context: typer.Context, json: AsJson = False) -> None:
+    """Measure speed, as ratios from one run; checked before it is timed. Alone: curve."""
+    if context.invoked_subcommand is None:
+        curve(json=json)
+
+
 @bench.command("curve")
 def curve(trace: Where = None, n: Tokens = 4096, json: AsJson = False) -> None:
     """All budgets in one pass, against direct runs and plain NumPy, on one core."""
     from h2osim.bench.curve import measure
+
+    show(measure(_unit(trace, n)), json)
+
+
+@bench.command("optimum")
+def optimum(trace: Where = None, n: Tokens = 2048, json: AsJson = False) -> None:
+    """The exact optimum of every budget, against other solvers on one, on one core (needs lapx)."""
+    from h2osim.bench.optimum import measure
+
+    unit = _unit(trace, n)
+    # SciPy's solver takes minutes beyond this.
+    show(measure(unit, scipy=unit.n <= 2048), json)
+
+
+@bench.command("gpu")
+def gpu(json: AsJson = False) -> None:
+    """The kernels on a GPU: against its copy bandwidth, one CPU core and PyTorch."""
+    from h2osim.bench.gpu import measure
+
+    show(measure(), json)
+
+
+def _unit(trace: str | None, n: int) -> Unit:
     from h2osim.synth import synth
     from h2osim.trace import open_trace
 
     recorded = open_trace(trace) if trace else synth("powerlaw", n, seed=0)
+    recorded.verify()
     unit = recorded.units("group")[0]
     notice(f"measuring on {recorded.name}, {unit.label}, {unit.n} tokens")
-    show(measure(unit), json)
+    return unit
 
 
 def show(lines: list[Line], as_json: bool) -> None:
