@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
 from h2osim.engines.job import Curve, Job
 from h2osim.engines.specialise import compiled, number_slots
 from h2osim.errors import UserError
-from h2osim.policy import arguments
+from h2osim.policy import Rule, arguments
 from h2osim.trace import Block
 
 
@@ -21,7 +22,7 @@ class StackRun:
 
     def __init__(self, job: Job, budgets: Sequence[int] = ()):
         policy, n, p = job.configured.policy, job.unit.n, job.prompt_len
-        _check_timing(job)
+        _check_timing(policy.name, policy.keep, policy.rank_cache is not None, p, _known(job))
         ints, floats = number_slots(policy)
         self._job = job
         self._budgets = np.array(budgets, np.int64)
@@ -88,24 +89,32 @@ class StackRun:
         return held
 
 
-def _check_timing(job: Job) -> None:
+def _known(job: Job) -> tuple[tuple[str, float], ...]:
+    return tuple(sorted(job.scalars.items()))
+
+
+@lru_cache(maxsize=256)  # the same for every unit of a trace, and as slow as a pass
+def _check_timing(
+    name: str, keep: Rule | None, whole: bool, p: int, scalars: tuple[tuple[str, float], ...]
+) -> None:
     """Refuse a policy that says it is inclusive, and whose moment or measure depends on k."""
-    policy, n, p = job.configured.policy, job.unit.n, job.prompt_len
-    if policy.keep is None:
-        if policy.rank_cache and p < n:
-            raise UserError(f"policy {policy.name}: inclusive, but it ranks the whole cache again")
+    known = dict(scalars)
+    n = int(known["n"])
+    if keep is None:
+        if whole and p < n:
+            raise UserError(f"policy {name}: inclusive, but it ranks the whole cache again")
         return
-    known, size = dict(job.scalars), n + 1
+    size = n + 1
     for t in range(p - 1, n):
         kept = {}
         for k in (1, 2, n):
             known |= {"t": t, "k": k, "size": size}
-            kept[k] = policy.keep(*[known[name] for name in arguments(policy.keep)])
+            kept[k] = keep(*[known[value] for value in arguments(keep)])
         everywhere = all(kept[k] == k for k in kept) or all(kept[k] == size for k in kept)
-        again = policy.rank_cache is not None and t >= p and kept[1] != size
+        again = whole and t >= p and kept[1] != size
         if not everywhere or again:
             raise UserError(
-                f"policy {policy.name}: it says that it is inclusive, but in step {t} keep gives "
+                f"policy {name}: it says that it is inclusive, but in step {t} keep gives "
                 f"{kept} of {size} tokens; expected k for every budget k, or all tokens"
                 + (" (a rule that ranks the whole cache evicts once)" if again else "")
             )
