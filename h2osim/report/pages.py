@@ -1,0 +1,221 @@
+"""Tables and pages about what there is: policies, generators, traces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from h2osim.policy import Policy
+from h2osim.report.comparison import beyond
+from h2osim.report.files import flat
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+    from h2osim.describe import TraceFacts
+    from h2osim.synth import Generator
+    from h2osim.trace import Trace
+
+
+# --- policies -------------------------------------------------------------------------------
+
+
+def policy_record(policy: Policy) -> dict[str, Any]:
+    """A policy's declaration as plain values: rule, source, parameters and facts."""
+    return {
+        "name": policy.name,
+        "summary": policy.summary,
+        "source": policy.source,
+        "params": [
+            {"name": p.name, "default": p.default, "range": p.range, "doc": p.doc}
+            for p in policy.params
+        ],
+        "kind": beyond(policy) or "online",
+        "one_pass": _one_pass(policy),
+        "within_budget": policy.with_params().within_budget(),
+        "needs": policy.needs,
+        "notes": policy.notes,
+    }
+
+
+def _one_pass(policy: Policy) -> str:
+    """Whether one pass gives every budget (T7): yes, one head (only), by parameters, or no."""
+    if not callable(policy.inclusive):
+        return "yes" if policy.inclusive else "no"
+    default = policy.with_params()
+    if default.inclusive(2):
+        return "yes"
+    return "one head" if default.inclusive(1) else "by parameters"
+
+
+def policies_table(policies: Sequence[Policy]) -> Table:
+    """One row a policy: name and parameters with their defaults, rule, source, facts."""
+    from rich.table import Table
+
+    table = Table(
+        caption="one pass: whether one pass over a trace gives every budget (theorem T7); "
+        "`h2osim policies NAME` shows one in full",
+        caption_justify="left",
+        title_justify="left",
+    )
+    for header in ("policy", "rule", "parameters", "one pass", "source", "remarks"):
+        table.add_column(header, overflow="fold")
+    for policy in policies:
+        defaults = ", ".join(f"{p.name}={p.default}" for p in policy.params)
+        remarks = [beyond(policy)]
+        if not policy.with_params().within_budget():
+            remarks.append("may hold more than the budget")
+        if policy.needs:
+            remarks.append(f"needs {policy.needs}")
+        table.add_row(
+            policy.name,
+            policy.summary,
+            defaults,
+            _one_pass(policy),
+            policy.source,
+            ", ".join(filter(None, remarks)),
+        )
+    return table
+
+
+def policy_page(policy: Policy) -> Group:
+    """Everything that is declared about one policy."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    record = policy_record(policy)
+    facts = {
+        "source": record["source"],
+        "kind": record["kind"],
+        "one pass": record["one_pass"],
+        "needs": record["needs"] or "attention rows only",
+        "budget": "kept in every decode step" if record["within_budget"] else "may be exceeded",
+        "notes": record["notes"],
+    }
+    grid = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        if value:
+            grid.add_row(name, Text(str(value)))
+    parts: list[Any] = [Text(f"{policy.name}: {policy.summary}"), grid]
+    if policy.params:
+        table = Table(title="parameters", title_justify="left")
+        for header in ("name", "default", "values", "meaning"):
+            table.add_column(header, overflow="fold")
+        for p in policy.params:
+            table.add_row(p.name, str(p.default), p.range, p.doc)
+        parts.append(table)
+    written = ",".join(f"{p.name}={p.default}" for p in policy.params)
+    also = f" or {policy.name}:{written}" if written else ""
+    parts.append(Text(f"written {policy.name}{also}"))
+    return Group(*parts)
+
+
+# --- generators -----------------------------------------------------------------------------
+
+
+def generators_table(generators: Sequence[Generator]) -> Table:
+    """One row a generator of synthetic traces, then a row for each of its parameters."""
+    from rich.table import Table
+
+    table = Table()
+    for header in ("generator", "parameter", "default", "values", "meaning"):
+        table.add_column(header, overflow="fold")
+    for generator in generators:
+        table.add_row(generator.name, "", "", "", generator.summary)
+        for p in generator.params:
+            default = "from n" if callable(p.default) else f"{p.default:g}"
+            table.add_row("", p.name, default, p.range, p.doc)
+        table.add_section()
+    return table
+
+
+# --- traces ---------------------------------------------------------------------------------
+
+
+def trace_record(trace: Trace) -> dict[str, Any]:
+    """What the manifest says about a trace, in a few plain values; reads no scores."""
+    model = trace.manifest.get("model") or {}
+    text = trace.manifest.get("text") or {}
+    return {
+        "name": trace.name,
+        "tokens": trace.n,
+        "prompt": trace.prompt_len,
+        "layers": list(trace.layers),
+        "heads": len(trace.heads),
+        "group_size": trace.group_size,
+        "stores": list(trace.stores),
+        "model": model.get("name"),
+        "text": text.get("name"),
+        "license": text.get("license"),
+        "megabytes": round(sum(f["bytes"] for f in trace.manifest["layers"]) / 1e6, 1),
+    }
+
+
+def traces_table(records: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a trace, from :func:`trace_record`."""
+    from rich.table import Table
+
+    table = Table()
+    for header in ("trace", "tokens", "layers", "heads", "store", "model", "text", "MB"):
+        table.add_column(header, justify="right" if header in ("tokens", "MB") else "left")
+    for r in records:
+        heads = f"{r['heads']} in groups of {r['group_size']}"
+        layers, stores = (str(flat(r[name])) for name in ("layers", "stores"))
+        model, text = r["model"] or "–", r["text"] or "–"
+        table.add_row(
+            r["name"], str(r["tokens"]), layers, heads, stores, model, text, str(r["megabytes"])
+        )
+    return table
+
+
+def info_page(facts: TraceFacts) -> Group:
+    """What :func:`h2osim.describe.describe` found: the manifest's facts, then a row a layer."""
+    from rich.console import Group
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    prompt = f"prompt of {facts.prompt_len}" if facts.prompt_len else "no prompt of its own"
+    size = "in memory" if facts.bytes is None else f"{facts.bytes / 1e6:.1f} MB"
+    shape = f"{facts.heads} heads of {facts.kv_heads} KV heads"
+    lines = {
+        "trace": facts.name,
+        "path": facts.path,
+        "model": " ".join(filter(None, (facts.model, _bracketed(facts.architecture)))),
+        "text": " ".join(filter(None, (facts.text, _bracketed(facts.license)))),
+        "tokens": f"{facts.n} ({prompt})",
+        "shape": f"{len(facts.layers)} layers, {shape} (groups of {facts.group_size})",
+        "store": f"{' and '.join(facts.stores)}: {', '.join(facts.tensors)}; {size}",
+        "made by": facts.created_by,
+        "command": facts.command,
+    }
+    for name, value in lines.items():
+        if value:
+            grid.add_row(name, value)
+    table = Table(
+        caption="% of entries under 1 % of their row's maximum and exactly 0; % of the attention "
+        "mass on the first 4 tokens (sinks), the newest 32 (recent), the tenth most attended of "
+        "the others (heavy) and the rest; largest mass a row lost to float16; power-law exponent "
+        "of the mass tokens receive",
+        caption_justify="left",
+    )
+    columns = ("layer", "sparse", "zero", "sinks", "recent", "heavy", "rest", "lost", "exponent")
+    for header in columns:
+        table.add_column(header, justify="right")
+    windowed = any(layer.window is not None for layer in facts.layers)
+    if windowed:
+        table.add_column("window", justify="right")
+    for layer in facts.layers:
+        shares = (layer.sparsity, layer.zeros, layer.sinks, layer.recent, layer.heavy, layer.rest)
+        row = [str(layer.layer), *(f"{100 * share:.1f}" for share in shares)]
+        row.append("–" if layer.lost_max is None else f"{layer.lost_max:.1g}")
+        row.append("–" if layer.exponent is None else f"{layer.exponent:.2f}")
+        if windowed:
+            row.append(str(layer.window or "–"))
+        table.add_row(*row)
+    return Group(grid, table)
+
+
+def _bracketed(text: str | None) -> str | None:
+    return f"({text})" if text else None

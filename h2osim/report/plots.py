@@ -1,0 +1,240 @@
+"""Plots: recall against budget, prices, allocations, guarantees over time, attention itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from h2osim.policy import parse
+from h2osim.report.comparison import beyond, budget_label
+from h2osim.report.files import replacing, require
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from h2osim.trace import Trace
+
+PLOT_SUFFIXES = (".png", ".pdf", ".svg")
+
+
+def require_matplotlib() -> None:
+    """UserError, naming the extra, where plots cannot be drawn."""
+    require("matplotlib", "plot", "drawing plots")
+
+
+# Lightness, dashes and markers all differ, so that a line is told from its neighbours in grey; the
+# three lengths have no common factor, so that combinations repeat late.
+_COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_DASHES = (
+    "-", "--", "-.", ":", (0, (7, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (9, 3, 2, 3))
+)  # fmt: skip
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
+
+
+def plot_recall(
+    results: xr.Dataset,
+    path: str | os.PathLike,
+    title: str | None = None,
+    asked: Mapping[int, float] | None = None,
+    log: bool = False,
+) -> Path:
+    """Draw recall against budget, one line a policy: the mean over the units.
+
+    ``log`` gives the budgets a logarithmic axis; ``asked`` is as in :func:`comparison_table`. The
+    file's ending chooses the format.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    target = Path(path)
+    budgets, n = results["budget"].values.tolist(), int(results.attrs["n"])
+    mean = results["recall"].mean(("layer", "unit")).transpose("policy", "budget").values
+    few = len(budgets) <= 20
+    figure = Figure(figsize=(8, 5) if few else (11, 5), layout="constrained")
+    # Whole curves are drawn twice: small budgets need the logarithmic axis, large ones the other.
+    panels = figure.subplots(1, 1 if few else 2, sharey=True, squeeze=False)[0]
+    axes = panels[-1]
+    # The legend stands in the order of the lines at the smallest budget, where they differ most.
+    for i in sorted(range(len(mean)), key=lambda i: -mean[i][0]):
+        text = str(results["policy"].values[i])
+        policy = parse(text).policy
+        remarks = [beyond(policy)]
+        if bool((results["held"].isel(policy=i) > results["budget"]).any()):
+            remarks.append("holds more than the budget")
+        remark = ", ".join(filter(None, remarks))
+        for panel in panels:
+            panel.plot(
+                budgets,
+                mean[i],
+                color=_COLOURS[i % len(_COLOURS)],
+                linestyle=_DASHES[i % len(_DASHES)],
+                marker=_MARKERS[i % len(_MARKERS)] if few else None,
+                markersize=5,
+                linewidth=1.0 if beyond(policy) else 1.6,
+                label=f"{text} ({remark})" if remark else text,
+            )
+    if "optimum" in results:
+        best = results["optimum"].mean(("layer", "unit")).values
+        for panel in panels:
+            panel.plot(budgets, best, color="0.35", linewidth=0.8, label="offline optimum")
+    if log or not few:
+        axes.set_xscale("log")
+    if len(budgets) <= 10:
+        axes.set_xticks(budgets, [f"{k}\n{budget_label(k, n, asked)}" for k in budgets])
+        axes.set_xticks([], minor=True)
+    for panel in panels:
+        panel.set_xlabel("budget (tokens, share of the trace)" if few else "budget (tokens)")
+        panel.grid(True, color="0.9", linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("attention-mass recall (mean over units)")
+    axes.legend(frameon=False, loc="lower right", handlelength=4)
+    if title:
+        panels[0].set_title(title, loc="left", fontsize="medium")
+    with replacing(target) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return target
+
+
+def plot_prices(found: xr.Dataset, path: str | os.PathLike, title: str | None = None) -> Path:
+    """Draw λ_t of an optimum, a panel a layer (its first unit), one line a budget."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    layers = found["layer"].values
+    figure = Figure(figsize=(9, 1.2 + 1.6 * len(layers)), layout="constrained")
+    panels = figure.subplots(len(layers), 1, sharex=True, squeeze=False)[:, 0]
+    for layer, axes in zip(layers, panels, strict=True):
+        for b, budget in enumerate(found["budget"].values):
+            price = found["price"].sel(layer=layer).isel(unit=0, budget=b).values
+            colour = _COLOURS[b % len(_COLOURS)]
+            axes.plot(price, color=colour, ls=_DASHES[b % len(_DASHES)], lw=0.9, label=str(budget))
+        axes.set_ylabel(f"layer {layer}")
+        axes.grid(True, color="0.9", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(frameon=False, title="budget", ncols=4, loc="upper right", fontsize="small")
+    panels[-1].set_xlabel("step (price of one cache slot, in attention mass)")
+    if title:
+        panels[0].set_title(title, loc="left", fontsize="medium")
+    target = Path(path)
+    with replacing(target) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return target
+
+
+def plot_allocation(found: xr.Dataset, path: str | os.PathLike, title: str | None = None) -> Path:
+    """Heat maps of an allocation: slots over layer and unit, a panel a policy and rule."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    policies, rules = found["policy"].values, found["rule"].values
+    layers, units = found["layer"].values, found["unit"].values
+    size = (1.8 + 2.4 * len(rules), 1.0 + (0.8 + 0.28 * len(layers)) * len(policies))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(policies), len(rules), squeeze=False, sharex=True, sharey=True)
+    slots = found["slots"].transpose("policy", "rule", "layer", "unit").values
+    recall = found["overall"].transpose("policy", "rule").values
+    for (i, r), axes in np.ndenumerate(panels):
+        image = axes.imshow(slots[i, r], vmin=0, vmax=slots.max(), cmap="Greys", aspect="auto")
+        for (y, x), count in np.ndenumerate(slots[i, r]):
+            if slots[i, r].size <= 120:
+                dark = count > 0.6 * slots.max()
+                colour = "white" if dark else "black"
+                axes.text(x, y, count, ha="center", va="center", fontsize=7, color=colour)
+        axes.set_title(f"{policies[i]}, {rules[r]}: {recall[i, r]:.3f}", fontsize="small")
+        axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
+        axes.set_xticks(range(len(units)), [str(unit) for unit in units])
+    for axes in panels[:, 0]:
+        axes.set_ylabel("layer")
+    for axes in panels[-1]:
+        axes.set_xlabel("unit")
+    figure.colorbar(image, ax=panels, label="slots")
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize="medium")
+    target = Path(path)
+    with replacing(target) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return target
+
+
+def plot_guarantees(
+    series: Mapping[str, Mapping[str, np.ndarray]],
+    path: str | os.PathLike,
+    title: str | None = None,
+) -> Path:
+    """Draw what `guarantees.verify.over_time` gives, a panel a policy.
+
+    The ratio to the best set over time, beside the bounds of T2 or T3, the certificate of T4 and
+    its clipped form, and below it the share of the best value that came after an eviction.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    lines = {
+        "ratio": ("ratio kept / best", "-", "#000000", 1.8),
+        "t2": ("T2: less mass after eviction", "--", "#0072b2", 1.4),
+        "t3": ("T3: less missed mass too", "-.", "#d55e00", 1.4),
+        "certificate": ("T4: drift certificate", ":", "#009e73", 1.6),
+        "clipped": ("T4 clipped to 1 a step", (0, (7, 2)), "#cc79a7", 1.2),
+    }
+    figure = Figure(figsize=(4.6 * len(series), 6), layout="constrained")
+    rows = figure.subplots(2, len(series), sharex="col", squeeze=False, height_ratios=(3, 1))
+    for (text, run), (upper, lower) in zip(series.items(), rows.T, strict=True):
+        for name, (label, dashes, colour, width) in lines.items():
+            upper.plot(run["step"], run[name], ls=dashes, color=colour, lw=width, label=label)
+        upper.set_ylim(-0.05, 1.1)
+        upper.set_title(text, loc="left", fontsize="medium")
+        lower.plot(run["step"], run["late"], color="#000000", lw=1.2)
+        lower.set_xlabel("step")
+        for axes in (upper, lower):
+            axes.grid(True, color="0.9", linewidth=0.6)
+            axes.spines[["top", "right"]].set_visible(False)
+    rows[0, 0].set_ylabel("of the best set's value")
+    rows[1, 0].set_ylabel("after eviction")
+    rows[0, 0].legend(frameon=False, loc="lower left", fontsize="small")
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize="medium")
+    target = Path(path)
+    with replacing(target) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return target
+
+
+def plot_attention(trace: Trace, path: str | os.PathLike, cells: int = 256) -> Path:
+    """Draw the attention of the first KV group of every layer, queries down, keys to the right.
+
+    Grey is logarithmic, from 1e-4 (white) to 1 (black); a cell shows the largest mean over the
+    group's heads among its entries (see :func:`h2osim.describe.heatmap`).
+    """
+    require_matplotlib()
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    from h2osim.describe import heatmap
+
+    target = Path(path)
+    units = [unit for unit in trace.units("group") if unit.index == 0]
+    columns = min(5, len(units))
+    rows = -(-len(units) // columns)
+    figure = Figure(figsize=(2.6 * columns + 0.8, 2.8 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    norm = LogNorm(1e-4, 1, clip=True)
+    for axes, unit in zip(grid.flat, units, strict=False):
+        picture = heatmap(unit, cells)
+        picture = np.where(np.isnan(picture), np.nan, np.maximum(picture, 1e-4))
+        extent = (0, unit.n, unit.n, 0)
+        axes.imshow(picture, cmap="Greys", norm=norm, extent=extent)
+        axes.set_title(f"layer {unit.layer}", fontsize="medium")
+        axes.tick_params(labelsize="x-small")
+    for axes in list(grid.flat)[len(units) :]:
+        axes.set_visible(False)
+    grid[0, 0].set_ylabel("query")
+    grid[-1, 0].set_xlabel("key")
+    figure.colorbar(ScalarMappable(norm, "Greys"), ax=grid, shrink=0.8, label="attention")
+    with replacing(target) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return target
