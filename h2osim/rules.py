@@ -72,7 +72,8 @@ def sigmoid(x: float) -> float:
 def log1p(z: float) -> float:
     """log(1 + z) for z >= 0, to an absolute error below 1e-12, in the same sense as :func:`exp`.
 
-    1 + z (rounded) is halved into (0.75, 1.5], where log x = 2 artanh((x - 1) / (x + 1)) converges fast.
+    1 + z (rounded) is halved into (0.75, 1.5], where the series of
+    log x = 2 artanh((x - 1) / (x + 1)) converges fast.
     """
     x = 1.0 + z
     halvings = 0

@@ -164,9 +164,7 @@ def test_sdist_holds_tests_and_docs(built: tuple[Path, Path]) -> None:
     assert not any(name.startswith("traces/local") for name in names)
 
 
-def test_wheel_works_from_elsewhere(
-    built: tuple[Path, Path], fresh: Path, tmp_path: Path
-) -> None:
+def test_wheel_works_from_elsewhere(built: tuple[Path, Path], fresh: Path, tmp_path: Path) -> None:
     install(fresh, built[1])
     found = probe(fresh, tmp_path)
     assert found["package"].startswith(str(tmp_path))
