@@ -149,6 +149,8 @@ def test_without_a_gpu_cuda_is_refused_in_one_line(run: Run, folder: Path) -> No
         assert run("compare", folder, "--engine", "cuda").code == 0
     else:
         fails(run("compare", folder, "--engine", "cuda"), "engine=cuda")
+        fails(run("optimum", folder, "--engine", "cuda"), "engine=cuda")
+    fails(run("optimum", folder, "--engine", "cuda", "-b", "all"), "engine=cuda", "listed budgets")
 
 
 def test_bench_checks_and_prints_ratios(run: Run) -> None:

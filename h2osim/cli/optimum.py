@@ -34,6 +34,13 @@ class Method(StrEnum):
     bracket = "bracket"
 
 
+class Solver(StrEnum):
+    """What solves."""
+
+    numba = "numba"
+    cuda = "cuda"
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command("optimum")(optimum)
@@ -63,6 +70,9 @@ def optimum(
         Method, typer.Option("--method", help="Exact, or a bracket that stops at --gap.")
     ] = Method.auto,
     gap: Annotated[float, typer.Option("--gap", help="Relative gap of a bracket.")] = 1e-4,
+    engine: Annotated[
+        Solver, typer.Option("--engine", help="cuda brackets many units at once on a GPU.")
+    ] = Solver.numba,
     format_: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.table,
     certificate: Annotated[
         Path | None,
@@ -103,6 +113,7 @@ def optimum(
             layers=parse_integers(layers, "--layers"),
             method=method.value,
             gap=gap,
+            engine=engine.value,
             progress=progress,
         )
     if certificate is not None:

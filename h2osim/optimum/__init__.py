@@ -43,6 +43,7 @@ def optimum(
     share: str = "group",
     method: str = "auto",
     gap: float = 1e-4,
+    engine: str = "numba",
     layers: Iterable[int] | None = None,
     schedules: bool | None = None,
     progress: Callable[[float, float, str], None] | None = None,
@@ -75,6 +76,10 @@ def optimum(
         ``auto``: exact for ``"all"`` and for n up to 8192, else bracket.
     gap
         Relative gap at which a bracket is good enough.
+    engine
+        ``numba``, or ``cuda``: a bracket for all units at once on the GPUs, by price steps alone.
+        It needs recorded scores, and stops after 448 readings though the gap may be wider (1e-3 is
+        what it is made for; the bounds hold whatever the gap).
     schedules
         Whether to return schedules and prices. Default: unless every budget is asked for (they are
         n² numbers each).
@@ -104,6 +109,14 @@ def optimum(
 
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}; expected {', '.join(METHODS)}")
+    if engine not in ("numba", "cuda"):
+        raise UserError(f"unknown engine {engine!r}; expected numba or cuda")
+    if engine == "cuda" and (method == "exact" or isinstance(budgets, str)):
+        raise UserError("engine=cuda brackets listed budgets; the exact optimum is engine=numba's")
+    if engine == "cuda" and "scores" not in trace.stores:
+        raise UserError(
+            f"engine=cuda: trace {trace.name} stores no scores; engine=numba makes rows"
+        )
     if not 0 <= gap < 1:
         raise UserError(f"gap {gap:g}: expected 0 up to, and not, 1")
     tokens = budget_list(budgets, trace.n)
@@ -111,6 +124,8 @@ def optimum(
     chosen = chosen_layers(trace, layers)
     if schedules is None:
         schedules = not isinstance(budgets, str)
+    if engine == "cuda":
+        method = "bracket"
     if method == "auto":
         every = isinstance(budgets, str)
         method = "exact" if every or trace.n <= EXACT_N else "bracket"
@@ -128,7 +143,8 @@ def optimum(
     def work(unit: Unit) -> list[_Found]:
         return _solve(unit, tokens, p, 0.0 if method == "exact" else gap, method, bool(schedules))
 
-    for done, (at, found) in enumerate(_each(units, work)):
+    solved = _on_gpu(units, tokens, p, gap) if engine == "cuda" else _each(units, work)
+    for done, (at, found) in enumerate(solved):
         where = divmod(at, per_layer)
         for b, one in enumerate(found):
             kept[(*where, b)], bound[(*where, b)], mass[where] = one.lower, one.upper, one.whole
@@ -205,6 +221,19 @@ def _solve(
         )
         for k in tokens
     ]  # fmt: skip
+
+
+def _on_gpu(
+    units: Sequence[Unit], tokens: Sequence[int], p: int, gap: float
+) -> Iterable[tuple[int, list[_Found]]]:
+    """Brackets of all units, budget by budget; (index, result) of each."""
+    from h2osim.engines.cuda_bracket import SCHEDULES, brackets
+
+    found = [brackets(units, k, p, gap, SCHEDULES[-1]) for k in tokens]
+    for i, unit in enumerate(units):
+        whole = int(unit.row_masses()[p:].sum())
+        mine = [bounds[i] for bounds in found]
+        yield i, [_Found(b.lower, b.upper, whole, b.evicted_at, b.price) for b in mine]
 
 
 def _each(units: Sequence[Unit], work: Callable[[Unit], Any]) -> Iterable[tuple[int, Any]]:
