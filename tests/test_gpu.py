@@ -1,0 +1,58 @@
+"""The whole way on a real GPU, through `replay`, `optimum` and `sweep`. Skipped without one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray
+
+import h2osim
+from h2osim.engines import cuda
+from h2osim.policy import all_policies
+
+pytestmark = pytest.mark.skipif(not cuda.available(), reason="no NVIDIA GPU with CuPy")
+
+
+@pytest.mark.parametrize("name", ["prose", "code", "chat"])
+def test_every_policy_on_the_bundled_traces(name: str) -> None:
+    trace = h2osim.open_trace(name)
+    policies = [*all_policies(), "h2o:recent=32,scores=full", "decay:recent=16,scores=full"]
+    budgets = [1, 0.05, 0.2, 1.0]
+    ours = h2osim.replay(trace, policies, budgets, engine="cuda")
+    theirs = h2osim.replay(trace, policies, budgets, engine="numba")
+    assert "cuda" in ours.engine.values
+    xarray.testing.assert_identical(ours.drop_vars("engine"), theirs.drop_vars("engine"))
+
+
+@pytest.mark.parametrize("share", ["head", "layer"])
+def test_whole_curves(share: str) -> None:
+    trace = h2osim.open_trace("chat")
+    policies = [p for p, one in all_policies().items() if one.inclusive and p != "full"]
+    policies += ["h2o:recent=8,scores=full", "tova:scores=full"]
+    ours = h2osim.replay(trace, policies, "all", share=share, engine="cuda")
+    theirs = h2osim.replay(trace, policies, "all", share=share, engine="numba")
+    xarray.testing.assert_identical(ours.drop_vars("engine"), theirs.drop_vars("engine"))
+
+
+def test_rows_of_a_qk_trace() -> None:
+    rng = np.random.default_rng(5)
+    q, k = (rng.normal(size=(1, h, 700, 16)).astype(np.float32) for h in (4, 2))
+    trace = h2osim.Trace.from_qk(q, k, scale=0.25)
+    policies = ["h2o", "h2o:recent=16,scores=full", "tova", "streaming"]
+    ours = h2osim.replay(trace, policies, [35, 140], engine="cuda")
+    theirs = h2osim.replay(trace, policies, [35, 140], engine="numba")
+    xarray.testing.assert_identical(ours.drop_vars("engine"), theirs.drop_vars("engine"))
+
+
+def test_brackets_hold_the_optimum() -> None:
+    trace = h2osim.open_trace("code")
+    near = h2osim.optimum(trace, [0.1, 0.2], engine="cuda", gap=1e-3)
+    exact = h2osim.optimum(trace, [0.1, 0.2], method="exact")
+    assert (near.kept <= exact.kept).all() and (exact.kept <= near.bound).all()
+    assert float(((near.bound - near.kept) / near.bound).max()) < 1e-2
+
+
+def test_a_sweep() -> None:
+    words = "decay:recent=8,scores=full,gamma=0.9..1.0:0.02"
+    ours, theirs = (h2osim.sweep("chat", words, [20, 80], engine=e) for e in ("cuda", "numba"))
+    assert np.array_equal(ours.recall.values, theirs.recall.values)
