@@ -502,3 +502,15 @@ def test_every_policy_has_an_example_here() -> None:
     text = Path(__file__).read_text(encoding="utf-8")
     missing = [name for name in all_policies() if not re.search(rf'"{name}[":]', text)]
     assert not missing, "a policy comes with an example worked out by hand"
+
+
+@pytest.mark.parametrize("engine", ["naive", "numba"])
+@examples(20)
+@given(drawn=traces())
+def test_a_modular_objective_makes_the_dynamic_greedy_h2o(drawn: Trace, engine: str) -> None:
+    both = ["greedy:objective=mass,scores=full", "h2o:recent=0,scores=full"]
+    for prompt_len in {1, max(1, drawn.n // 2)}:
+        budgets = sorted({1, max(1, drawn.n // 3), drawn.n})
+        found = replay(drawn, both, budgets, engine=engine, prompt_len=prompt_len)
+        gone = found.evicted_at.values
+        assert (gone[0] == gone[1]).all()
