@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from commands import Run
 
 from h2osim import cli
 
@@ -40,14 +41,14 @@ def test_the_first_two_blocks_set_up_run_and_test() -> None:
 
 
 def test_the_main_command_ends_with_the_table_and_draws_the_plot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     (words,) = h2osim_commands(BLOCKS[0][1])
     monkeypatch.chdir(tmp_path)
-    assert cli.run(words) == 0
-    table = capsys.readouterr().out
+    ended = run(*words)
+    assert ended.code == 0
     for text in ("│ h2o ", "│ streaming ", "│ tova ", "(5 %)", "(20 %)"):
-        assert text in table
+        assert text in ended.out
     assert (tmp_path / "recall.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -19,6 +19,7 @@ from h2osim.cli.common import (
     print_json,
     progress_bar,
 )
+from h2osim.cli.options import FormatOption, Layers, PromptLen, ShareOption, TraceName
 
 if TYPE_CHECKING:
     import xarray
@@ -39,9 +40,7 @@ def register(app: typer.Typer) -> None:
 
 
 def allocate(
-    trace: Annotated[
-        str, typer.Argument(metavar="TRACE", help="A trace folder, or the name of a bundled trace.")
-    ],
+    trace: TraceName,
     slots: Annotated[
         int, typer.Option("--slots", min=1, help="Cache slots in all, over every unit.")
     ],
@@ -49,19 +48,13 @@ def allocate(
         str | None,
         typer.Option("--policies", "-p", help="Policies whose own curves are split as well."),
     ] = None,
-    prompt_len: Annotated[
-        int | None, typer.Option("--prompt-len", min=1, help="Tokens of the prompt.")
-    ] = None,
-    share: Annotated[
-        Share, typer.Option("--share", help="Which heads share one cache.")
-    ] = Share.group,
-    layers: Annotated[
-        str | None, typer.Option("--layers", help="Only these model layers: 0,9,16")
-    ] = None,
+    prompt_len: PromptLen = None,
+    share: ShareOption = Share.group,
+    layers: Layers = None,
     method: Annotated[
         Split, typer.Option("--method", help="For policies: exact (dp) or by concave hulls.")
     ] = Split.auto,
-    format_: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.table,
+    format_: FormatOption = Format.table,
     plot: Annotated[
         Path | None,
         typer.Option("--plot", help="Heat map of slots over layer and unit (.png, .pdf, .svg)."),

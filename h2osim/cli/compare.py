@@ -20,6 +20,7 @@ from h2osim.cli.common import (
     print_json,
     progress_bar,
 )
+from h2osim.cli.options import EngineOption, FormatOption, Layers, PromptLen, ShareOption, TraceName
 from h2osim.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,9 +35,7 @@ def register(app: typer.Typer) -> None:
 
 
 def compare(
-    trace: Annotated[
-        str, typer.Argument(metavar="TRACE", help="A trace folder, or the name of a bundled trace.")
-    ],
+    trace: TraceName,
     policies: Annotated[
         str,
         typer.Option(
@@ -60,30 +59,17 @@ def compare(
             "--target-recall", help="The smallest budget at which each policy reaches this recall."
         ),
     ] = None,
-    prompt_len: Annotated[
-        int | None,
-        typer.Option(
-            "--prompt-len",
-            min=1,
-            help="Tokens of the prompt; default: the recorded run's own, else 1.",
-        ),
-    ] = None,
-    share: Annotated[
-        Share, typer.Option("--share", help="Which heads share one cache.")
-    ] = Share.group,
-    engine: Annotated[
-        Engine, typer.Option("--engine", help="What replays; every engine evicts the same.")
-    ] = Engine.auto,
-    layers: Annotated[
-        str | None, typer.Option("--layers", help="Only these model layers: 0,9,16")
-    ] = None,
+    prompt_len: PromptLen = None,
+    share: ShareOption = Share.group,
+    engine: EngineOption = Engine.auto,
+    layers: Layers = None,
     optimum: Annotated[
         bool,
         typer.Option(
             "--optimum", help="Compare with the exact offline optimum: regret and gap closed."
         ),
     ] = False,
-    format_: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.table,
+    format_: FormatOption = Format.table,
     plot: Annotated[
         Path | None,
         typer.Option("--plot", help="Draw recall against budget into this .png, .pdf or .svg."),

@@ -20,6 +20,7 @@ from h2osim.cli.common import (
     print_json,
     progress_bar,
 )
+from h2osim.cli.options import FormatOption, Layers, PromptLen, ShareOption, TraceName
 from h2osim.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,25 +48,14 @@ def register(app: typer.Typer) -> None:
     app.command("certify")(certify)
 
 
-TraceName = Annotated[
-    str, typer.Argument(metavar="TRACE", help="A trace folder, or the name of a bundled trace.")
-]
-
-
 def optimum(
     trace: TraceName,
     budgets: Annotated[
         str, typer.Option("--budgets", "-b", help="As for compare.")
     ] = "0.05,0.1,0.2",
-    prompt_len: Annotated[
-        int | None, typer.Option("--prompt-len", min=1, help="Tokens of the prompt.")
-    ] = None,
-    share: Annotated[
-        Share, typer.Option("--share", help="Which heads share one cache.")
-    ] = Share.group,
-    layers: Annotated[
-        str | None, typer.Option("--layers", help="Only these model layers: 0,9,16")
-    ] = None,
+    prompt_len: PromptLen = None,
+    share: ShareOption = Share.group,
+    layers: Layers = None,
     method: Annotated[
         Method, typer.Option("--method", help="Exact, or a bracket that stops at --gap.")
     ] = Method.auto,
@@ -73,7 +63,7 @@ def optimum(
     engine: Annotated[
         Solver, typer.Option("--engine", help="cuda brackets many units at once on a GPU.")
     ] = Solver.numba,
-    format_: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.table,
+    format_: FormatOption = Format.table,
     certificate: Annotated[
         Path | None,
         typer.Option("--certificate", help="Save schedules and prices for `h2osim certify`."),
@@ -161,7 +151,7 @@ def optimum_records(found: xarray.Dataset) -> list[dict[str, Any]]:
 def certify(
     certificate: Annotated[Path, typer.Argument(metavar="FILE", help="A saved certificate.")],
     trace: TraceName,
-    format_: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.table,
+    format_: FormatOption = Format.table,
 ) -> None:
     """Check a certificate against its trace, in integers; exit code 2 at the first thing wrong."""
     from h2osim.certify import certify as check

@@ -23,6 +23,7 @@ from h2osim.cli.common import (
     print_csv,
     print_json,
 )
+from h2osim.cli.options import FormatOption, Layers, PromptLen, ShareOption
 
 if TYPE_CHECKING:
     from h2osim.sweep.plan import Plan
@@ -61,23 +62,12 @@ def sweep(
             help="A folder for all results (Zarr). The same command continues what was killed.",
         ),
     ] = None,
-    prompt_len: Annotated[
-        int | None,
-        typer.Option(
-            "--prompt-len",
-            min=1,
-            help="Tokens of the prompt; default: the recorded run's own, else 1.",
-        ),
-    ] = None,
-    share: Annotated[
-        Share, typer.Option("--share", help="Which heads share one cache.")
-    ] = Share.group,
+    prompt_len: PromptLen = None,
+    share: ShareOption = Share.group,
     engine: Annotated[
         str, typer.Option("--engine", help="auto, numba, cuda or naive; all evict the same.")
     ] = "auto",
-    layers: Annotated[
-        str | None, typer.Option("--layers", help="Only these model layers: 0,9,16")
-    ] = None,
+    layers: Layers = None,
     dask: Annotated[
         str | None,
         typer.Option(
@@ -90,7 +80,7 @@ def sweep(
         Path | None,
         typer.Option("--plot", help="Draw recall over two parameters into this .png, .pdf, .svg."),
     ] = None,
-    format_: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.table,
+    format_: FormatOption = Format.table,
     best: Annotated[
         int, typer.Option("--best", min=1, help="How many settings to print for each budget.")
     ] = 3,

@@ -22,6 +22,7 @@ from h2osim.cli.common import (
     print_json,
     progress_bar,
 )
+from h2osim.cli.options import EngineOption, FormatOption, Layers, PromptLen, ShareOption, TraceName
 from h2osim.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,9 +37,7 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
-    trace: Annotated[
-        str, typer.Argument(metavar="TRACE", help="A trace folder, or the name of a bundled trace.")
-    ],
+    trace: TraceName,
     policies: Annotated[
         str | None,
         typer.Option(
@@ -51,17 +50,11 @@ def verify(
     budgets: Annotated[
         str, typer.Option("--budgets", "-b", help="As for compare.")
     ] = "0.05,0.1,0.2",
-    prompt_len: Annotated[
-        int | None, typer.Option("--prompt-len", min=1, help="Tokens of the prompt.")
-    ] = None,
-    share: Annotated[
-        Share, typer.Option("--share", help="Which heads share one cache.")
-    ] = Share.group,
-    engine: Annotated[Engine, typer.Option("--engine", help="What replays.")] = Engine.auto,
-    layers: Annotated[
-        str | None, typer.Option("--layers", help="Only these model layers: 0,9,16")
-    ] = None,
-    format_: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.table,
+    prompt_len: PromptLen = None,
+    share: ShareOption = Share.group,
+    engine: EngineOption = Engine.auto,
+    layers: Layers = None,
+    format_: FormatOption = Format.table,
     plot: Annotated[
         Path | None,
         typer.Option("--plot", help="Draw the ratio over time with its certificates (.png, …)."),
