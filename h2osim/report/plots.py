@@ -168,7 +168,9 @@ def plot_guarantees(
     """Draw what `guarantees.verify.over_time` gives, a panel a policy.
 
     The ratio to the best set over time, beside the bounds of T2 or T3, the certificate of T4 and
-    its clipped form, and below it the share of the best value that came after an eviction.
+    its clipped form; below it the share of the best value that came after an eviction, and the α
+    that the paper's theorem needs for the text's first n tokens (a row does not know what follows,
+    so a prefix of a run is the run of the prefix), against n.
     """
     require_matplotlib()
     from matplotlib.figure import Figure
@@ -180,20 +182,25 @@ def plot_guarantees(
         "certificate": ("T4: drift certificate", ":", "#009e73", 1.6),
         "clipped": ("T4 clipped to 1 a step", (0, (7, 2)), "#cc79a7", 1.2),
     }
-    figure = Figure(figsize=(4.6 * len(series), 6), layout="constrained")
-    rows = figure.subplots(2, len(series), sharex="col", squeeze=False, height_ratios=(3, 1))
-    for (text, run), (upper, lower) in zip(series.items(), rows.T, strict=True):
+    figure = Figure(figsize=(4.6 * len(series), 7.5), layout="constrained")
+    rows = figure.subplots(3, len(series), sharex="col", squeeze=False, height_ratios=(3, 1, 1))
+    for (text, run), (upper, lower, needed) in zip(series.items(), rows.T, strict=True):
         for name, (label, dashes, colour, width) in lines.items():
             upper.plot(run["step"], run[name], ls=dashes, color=colour, lw=width, label=label)
         upper.set_ylim(-0.05, 1.1)
         upper.set_title(text, loc="left", fontsize="medium")
         lower.plot(run["step"], run["late"], color="#000000", lw=1.2)
-        lower.set_xlabel("step")
-        for axes in (upper, lower):
+        length = run["step"] + 1
+        alpha = np.maximum.accumulate(run["alpha"]) * length / length[-1]  # 10 n max(theta, gamma)
+        needed.semilogy(run["step"][1:], alpha[1:], color="#000000", lw=1.2)
+        needed.axhline(1, color="0.5", lw=0.8)
+        needed.set_xlabel("step (n - 1)")
+        for axes in (upper, lower, needed):
             axes.grid(True, color="0.9", linewidth=0.6)
             axes.spines[["top", "right"]].set_visible(False)
     rows[0, 0].set_ylabel("of the best set's value")
     rows[1, 0].set_ylabel("after eviction")
+    rows[2, 0].set_ylabel("α needed, < 1")
     rows[0, 0].legend(frameon=False, loc="lower left", fontsize="small")
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize="medium")
