@@ -14,6 +14,11 @@ def accumulate(score: float, a: float) -> float:
     return score + a
 
 
+def fade(score: float, a: float, gamma: float) -> float:
+    """The sum of the attention received, every row's share multiplied by gamma a step."""
+    return gamma * score + a
+
+
 def latest(a: float) -> float:
     """The attention received in this step."""
     return a

@@ -153,6 +153,14 @@ static unsigned __reduce_or_sync(unsigned, unsigned x) {
     for (int lane = 0; lane < WARP; lane++) found |= shim::exchange(x, lane);
     return found;
 }
+static unsigned __reduce_min_sync(unsigned, unsigned x) {
+    unsigned least = x;
+    for (int lane = 0; lane < WARP; lane++) {
+        const unsigned other = shim::exchange(x, lane);
+        least = other < least ? other : least;
+    }
+    return least;
+}
 static int __popc(unsigned x) { return __builtin_popcount(x); }
 static int __ffs(unsigned x) { return __builtin_ffs((int)x); }
 static double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
@@ -160,6 +168,11 @@ static long long __double_as_longlong(double x) {
     long long bits;
     std::memcpy(&bits, &x, sizeof bits);
     return bits;
+}
+static double __longlong_as_double(long long bits) {
+    double x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
 }
 static double half_value(unsigned short bits) {
     int exponent = bits >> 10, fraction = bits & 1023;

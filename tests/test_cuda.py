@@ -108,22 +108,37 @@ def test_configurations_that_share_a_block(data: st.DataObject) -> None:
     check_curves(device, jobs, [1, trace.n], 2)
 
 
-@needs_compiler
-@examples(20)
-@given(data=st.data())
-def test_kernel_of_accumulated_scores_is_the_stack_engine(data: st.DataObject) -> None:
-    trace = data.draw(traces(max_n=70, max_heads=2, max_layers=1))
-    recent = data.draw(st.integers(0, trace.n + 1))
-    jobs = [Job(u, parse(f"h2o:recent={recent},scores=full"), 1, 1) for u in trace.units("layer")]
-    device = data.draw(st.sampled_from(devices()))
-    assert cuda._Heavy.fits(device, jobs[0])
-    for job, (curve, mass) in zip(jobs, cuda.curves(jobs, (), device), strict=True):
-        run = StackRun(job)
+def check_lines(device: cuda.Device, jobs: list[Job], budgets: list[int], together: int) -> None:
+    """The kernel `lines` against the numba stack engine, which the naive engine vouches for."""
+    assert all(cuda._Lines.fits(device, job) for job in jobs)
+    found = cuda.curves(jobs, budgets, device, together=together)
+    for job, (curve, mass) in zip(jobs, found, strict=True):
+        run = StackRun(job, budgets)
         for block in job.unit.blocks():
             run.feed(block)
-        assert curve.kept.tolist() == run.result().kept.tolist()
-        assert curve.held.tolist() == run.result().held.tolist()
+        expected = run.result()
+        assert curve.kept.tolist() == expected.kept.tolist()
+        assert curve.held.tolist() == expected.held.tolist()
+        assert curve.evicted_at.tolist() == expected.evicted_at.tolist()
         assert mass == int(run.masses.sum())
+
+
+@needs_compiler
+@examples(30)
+@given(data=st.data())
+def test_kernel_of_scores_is_the_stack_engine(data: st.DataObject) -> None:
+    trace = data.draw(traces(max_n=70, max_heads=2, max_layers=1))
+    n, p = trace.n, a_prompt(data, trace.n)
+    texts = []
+    for _ in range(data.draw(st.integers(1, 3), label="configurations")):
+        recent, sinks = (data.draw(st.integers(0, n + 1)) for _ in range(2))
+        gamma = data.draw(st.sampled_from([None, 0.0, 0.5, 0.98, 1.0]))
+        name = "h2o:" if gamma is None else f"decay:gamma={gamma},"
+        texts.append(f"{name}recent={recent},sinks={sinks},scores=full")
+    jobs = [Job(u, parse(text), 1, p) for u in trace.units("layer") for text in texts]
+    # with listed budgets tokens of a line fall one by one, without them together
+    budgets = data.draw(st.sets(st.integers(1, n), max_size=4).map(sorted))
+    check_lines(data.draw(st.sampled_from(devices())), jobs, budgets, data.draw(st.integers(1, 2)))
 
 
 def busy_unit(n: int, seed: int) -> Unit:
@@ -137,16 +152,23 @@ def busy_unit(n: int, seed: int) -> Unit:
 
 @needs_compiler
 @pytest.mark.parametrize("recent", [0, 3, 40])
-def test_kernel_of_accumulated_scores_where_much_moves(recent: int) -> None:
-    unit = busy_unit(64, recent)
-    job = Job(unit, parse(f"h2o:recent={recent},scores=full"), 1, 1)
-    run = StackRun(job)
-    for block in unit.blocks():
-        run.feed(block)
+@pytest.mark.parametrize("prompt", [1, 50])
+def test_kernel_of_scores_where_much_moves(recent: int, prompt: int) -> None:
+    texts = [f"h2o:recent={recent},scores=full", f"decay:gamma=0.9,recent={recent},scores=full"]
+    unit = busy_unit(120, recent)
+    jobs = [Job(unit, parse(text), 1, prompt) for text in texts]
     for device in devices():
-        assert cuda._Heavy.fits(device, job)
-        ((curve, _),) = cuda.curves([job], (), device)
-        assert curve.kept.tolist() == run.result().kept.tolist()
+        check_lines(device, jobs, [], 1)
+
+
+@needs_compiler
+def test_kernel_of_scores_counts_past_32_bits() -> None:
+    """One token that gets all there is: 300 rows of 2^24 each."""
+    scores = np.zeros((300, 300))
+    scores[:, 0] = 1.0
+    job = Job(Trace.from_scores(scores).units()[0], parse("h2o:recent=1,scores=full"), 1, 1)
+    for device in devices():
+        check_lines(device, [job], [1, 2, 300], 1)
 
 
 @needs_compiler
@@ -260,11 +282,12 @@ def kernel_texts() -> dict[str, str]:
         "bracket": cuda.kernel_text("bracket", {"T": 256, "HEADS": 2}),
         "random_rows": cuda.kernel_text("random_rows", {"T": 256}),
     }
-    for n, heads in ((2048, 1), (4096, 1), (300, 4)):
-        shape = cuda.heavy_shape(device, n, heads, 32)
+    for n, heads, decays, together in ((2048, 1, 0, 1), (4096, 1, 0, 4), (300, 4, 1, 2)):
+        shape = cuda.lines_shape(device, n, heads, together, together, bool(decays))
         assert shape
         shape.pop("bytes")
-        found[f"heavy {n} {heads}"] = cuda.kernel_text("heavy", shape)
+        text = cuda.kernel_text("lines", {**shape, "EVENTS": decays})
+        found[f"lines {n} {heads}"] = text
     for name in DIRECT:
         policy = all_policies()[name]
         found[f"direct {name}"] = cuda.kernel_text("direct", {"T": 128}, policy)

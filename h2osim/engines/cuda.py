@@ -26,7 +26,7 @@ from h2osim.engines.translate import LARGEST, Untranslatable, rules_text
 from h2osim.errors import UserError
 from h2osim.fixedpoint import tri
 from h2osim.policy import Configured, Policy, arguments
-from h2osim.rules import accumulate, guarded_score
+from h2osim.rules import accumulate, fade, guarded_score
 from h2osim.trace import Unit
 
 R = TypeVar("R")
@@ -574,85 +574,133 @@ def stack_shape(device: Device, policy: Policy, n: int, together: int) -> dict[s
     }  # fmt: skip
 
 
-class _Heavy:
-    """Jobs of accumulated scores on the kernel that is written for them alone."""
+class _Lines:
+    """Jobs whose rank is a score that rows add to, on the kernel that is written for them."""
 
-    def __init__(self, device: Device, jobs: Sequence[Job], unit_of: Sequence[int]):
-        self._n = n = jobs[0].unit.n
-        self._device, self._jobs, heads = device, jobs, len(jobs[0].unit.heads)
-        windows = [int(job.scalars["recent"]) for job in jobs]
-        shape = heavy_shape(device, n, heads, max(windows))
+    def __init__(
+        self,
+        device: Device,
+        jobs: Sequence[Job],
+        unit_of: Sequence[int],
+        budgets: Sequence[int],
+        together: int,
+    ):
+        n, heads = jobs[0].unit.n, len(jobs[0].unit.heads)
+        self._n, self._device = n, device
+        self._held = _held(np.ones(n, np.uint8), jobs[0].prompt_len)
+        decays = jobs[0].configured.policy.update is fade
+        # A block's configurations share the unit and, where they can, the factor.
+        alike: dict[int, list[int]] = {}
+        for i, unit in enumerate(unit_of):
+            alike.setdefault(unit, []).append(i)
+        while not lines_shape(device, n, heads, together, together if decays else 1, decays):
+            together = max(1, together // 2)
+        together = min(together, max(map(len, alike.values())))
+        self._blocks: list[list[int]] = []
+        units, factors, factor_of = [], [], []
+        for unit, mine in alike.items():
+            if decays:
+                mine.sort(key=lambda i: float(jobs[i].scalars["gamma"]))
+            for a in range(0, len(mine), together):
+                block = mine[a : a + together]
+                gammas = [float(jobs[i].scalars["gamma"]) if decays else 1.0 for i in block]
+                known = list(dict.fromkeys(gammas))
+                self._blocks.append(block)
+                units.append(unit)
+                factors.append(known)
+                factor_of.append([known.index(gamma) for gamma in gammas])
+        most = max(map(len, factors))
+        shape = lines_shape(device, n, heads, together, most, decays)
         assert shape is not None
         self._shared, self._threads = shape.pop("bytes"), shape["T"]
-        self._text = kernel_text("heavy", shape)
-        self._hits = device.full(len(jobs) * (n + 1), np.int64)
+        self._text = kernel_text("lines", {**shape, "EVENTS": int(bool(len(budgets)))})
+        self._hits = device.full((len(self._blocks), together, n + 1), np.int64)
+        self._evicted = device.full(
+            (len(self._blocks), together, max(1, len(budgets)), n), np.int32, n
+        )
+
+        def filled(lists: list[list[Any]], width: int, value: Any, dtype: Any) -> Any:
+            return device.array(
+                np.array([[*one, *[value] * (width - len(one))] for one in lists], dtype)
+            )
+
+        def numbers(name: str) -> list[list[Any]]:
+            return [[min(n, int(jobs[i].scalars[name])) for i in b] for b in self._blocks]
+
         self._given = [
-            device.array(np.array(unit_of, np.int32)),
-            device.array(np.minimum(windows, n).astype(np.int32)),
+            device.array(np.array(units, np.int32)),
+            filled(numbers("recent"), together, -1, np.int32),
+            filled(numbers("sinks"), together, 0, np.int32),
+            filled(factor_of, together, 0, np.int32),
+            filled(factors, most, 1.0, np.float64),
+            device.array(np.array([*budgets, 0], np.int32)),
+            device.array(np.searchsorted(budgets, np.arange(n + 2)).astype(np.int32)),
+            self._evicted,
             self._hits,
-            np.int32(n),
+            *map(np.int32, (len(budgets), n, jobs[0].prompt_len)),
         ]
+        self._budgets = len(budgets)
 
     @staticmethod
     def fits(device: Device, job: Job) -> bool:
-        """Whether the kernel knows this job's rule and has room for its keys."""
-        policy, values = job.configured.policy, job.scalars
-        known = policy.update is accumulate and policy.rank is guarded_score
+        """Whether the kernel knows this job's rule and has room for its scores."""
+        policy = job.configured.policy
         return (
-            known
+            policy.update in (accumulate, fade)
+            and policy.rank is guarded_score
             and policy.init is None
             and len(policy.state) == 1
-            and values["sinks"] == 0
-            and job.prompt_len == 1
             and _recorded(job.unit)
-            and bool(_evicting(job).all())
-            and heavy_shape(device, job.unit.n, len(job.unit.heads), int(values["recent"]))
+            and bool(_evicting(job)[job.prompt_len - 1 :].all())
+            and lines_shape(device, job.unit.n, len(job.unit.heads), 1, 1, policy.update is fade)
             is not None
         )
 
     def feed(self, rows: _Rows) -> None:
         self._device.launch(
-            self._text, "heavy", len(self._jobs), self._threads, self._shared,
+            self._text, "lines", len(self._blocks), self._threads, self._shared,
             [rows.bits, rows.places, *self._given],
         )  # fmt: skip
 
     def curves(self) -> dict[int, tuple[Curve, int]]:
-        n = self._n
-        hits = self._device.host(self._hits).reshape(len(self._jobs), n + 1)
-        held = _held(np.ones(n, np.uint8), 1)
+        hits, evicted = self._device.host(self._hits), self._device.host(self._evicted)
         found = {}
-        for i, hit in enumerate(hits):
-            mass = np.cumsum(hit)
-            found[i] = (Curve(mass[1:], held, np.zeros((0, n), np.int32)), int(mass[-1]))
+        for b, mine in enumerate(self._blocks):
+            for c, i in enumerate(mine):
+                mass = np.cumsum(hits[b, c])
+                gone = evicted[b, c, : self._budgets]
+                found[i] = (Curve(mass[1:], self._held, gone), int(mass[-1]))
         return found
 
 
-def heavy_shape(device: Device, n: int, heads: int, recent: int) -> dict[str, int] | None:
-    """The constants of the kernel of accumulated scores, or None if its keys have no room.
-
-    A key is below 2**53: 2**52 for itself, the score (up to heads * n * 2**24), twice the position.
-    """
-    # keys of a lane: of a group, at most
-    each, most = (2, 4) if device.warp < 32 else (4, 16) if n <= 2048 else (8, 32)
-    warps = -(-n // (device.warp * most))
-    groups = -(-n // (warps * device.warp * each))
-    shift = max(1, (2 * n - 1).bit_length())
-    row = (2 * n + 14 + 15) // 16 * 16
-    stages = warps + 2
-    need = stages * heads * row + 8 * (min(recent, n) + 1)
-    score_bits = 24 + (heads * n).bit_length()
-    if warps * device.warp > min(device.threads, 256) or need > device.shared:
+def lines_shape(
+    device: Device, n: int, heads: int, configurations: int, factors: int, decays: bool
+) -> dict[str, int] | None:
+    """The constants of the kernel `lines`, or None if a unit has no room in shared memory."""
+    warps = 2
+    while warps < device.threads // device.warp and warps * device.warp * 16 < n:
+        warps *= 2
+    warps = min(warps, device.threads // device.warp - configurations)
+    if warps < 1:
         return None
-    if score_bits + shift > 52:
+    threads = (warps + configurations) * device.warp
+    tokens = -(-n // (warps * device.warp))
+    if tokens > 2:  # few variants, so that few are compiled
+        tokens = -(-tokens // 4) * 4
+    row = (2 * n + 14 + 15) // 16 * 16
+    need = 3 * heads * row + n * (5 + 2 * configurations + (8 * factors if decays else 0))
+    if need > device.shared or tokens > 32 or heads * n >= 2**16:  # a score has 40 bits
         return None
     return {
-        "T": warps * device.warp,
-        "G": each,
-        "GROUPS": groups,
-        "SHIFT": shift,
+        "T": threads,
+        "C": configurations,
+        "NS": tokens,
         "HEADS": heads,
         "ROW": row,
-        "BLOCKS": max(1, 512 // (warps * most)),
+        "LINES": -(-n // device.warp**2),
+        "S": factors,
+        "DECAYS": int(decays),
+        "BLOCKS": max(1, min((device.shared + 1024) // (need + 1024), 1344 // threads)),
         "bytes": need,
     }
 
@@ -691,17 +739,18 @@ def curves(
     }
 
     def work(device: Device, units: list[Unit]) -> dict[int, tuple[Curve, int]]:
-        kinds: dict[int, list[int]] = {}
+        kinds: dict[tuple[type[_Lines] | type[_Stack], int], list[int]] = {}
         for unit in units:
             for i in order[unit]:
-                kinds.setdefault(id(jobs[i].configured.policy), []).append(i)
+                kernel = _Lines if _Lines.fits(device, jobs[i]) else _Stack
+                kinds.setdefault((kernel, id(jobs[i].configured.policy)), []).append(i)
         place = {unit: u for u, unit in enumerate(units)}
         runs = {
-            policy: _Stack(
+            (kernel, policy): kernel(
                 device, [jobs[i] for i in mine], [place[jobs[i].unit] for i in mine], budgets,
                 together,
             )
-            for policy, mine in kinds.items()
+            for (kernel, policy), mine in kinds.items()
         }  # fmt: skip
         for rows in _rows(device, units, block, 0):
             for run in runs.values():

@@ -1,12 +1,7 @@
 """Accumulated attention that forgets (A2SF)."""
 
 from h2osim.policy import Policy, fixed_window, shared
-from h2osim.rules import guarded_score
-
-
-def update(score: float, a: float, gamma: float) -> float:
-    return gamma * score + a
-
+from h2osim.rules import fade, guarded_score
 
 POLICY = Policy(
     name="decay",
@@ -19,7 +14,7 @@ POLICY = Policy(
         shared("sinks", 0),
     ),
     state=("score",),
-    update=update,
+    update=fade,
     rank=guarded_score,
     inclusive=fixed_window,
     notes="The old score is multiplied, the new row counts in full. The default of gamma is ours.",
