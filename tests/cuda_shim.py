@@ -31,13 +31,20 @@ class Shim:
 
     warp = 4
     threads = 16
+    lanes = 1
     exhausted: type[BaseException] = MemoryError
 
     def __init__(self, order: int = 0, shared: int = 1 << 20, memory: int = 1 << 40):
         self.order, self.shared, self._memory = order, shared, memory
 
+    def enter(self, lane: int) -> None:
+        pass
+
     def array(self, values: Any) -> np.ndarray:
         return np.array(values, order="C")
+
+    def put(self, values: np.ndarray, target: np.ndarray, start: int) -> None:
+        target[start : start + len(values)] = values
 
     def full(self, shape: Any, dtype: Any, value: int = 0) -> np.ndarray:
         return np.full(shape, value, dtype)

@@ -286,7 +286,7 @@ def kernel_texts() -> dict[str, str]:
         shape = cuda.lines_shape(device, n, heads, together, together, bool(decays))
         assert shape
         shape.pop("bytes")
-        text = cuda.kernel_text("lines", {**shape, "EVENTS": decays})
+        text = cuda.kernel_text("lines", {**shape, "SINKS": decays, "EVENTS": decays})
         found[f"lines {n} {heads}"] = text
     for name in DIRECT:
         policy = all_policies()[name]

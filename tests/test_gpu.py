@@ -34,6 +34,35 @@ def test_whole_curves(share: str) -> None:
     xarray.testing.assert_identical(ours.drop_vars("engine"), theirs.drop_vars("engine"))
 
 
+@pytest.mark.skipif(not cuda.available() or len(cuda.devices()) < 2, reason="fewer than two GPUs")
+def test_several_gpus_share_the_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: set[int] = set()
+    put = cuda.Gpu.put
+
+    def seen(self: cuda.Gpu, *args: object) -> None:
+        used.add(id(self))
+        put(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cuda.Gpu, "put", seen)
+    monkeypatch.setattr(cuda, "PIECE", 2**16)  # many small chunks, copied while others are computed
+    trace = h2osim.open_trace("prose")
+    policies = ["h2o:recent=16,scores=full", "decay:recent=16,scores=full", "h2o"]
+    ours = h2osim.replay(trace, policies, [0.05, 0.2], engine="cuda")
+    theirs = h2osim.replay(trace, policies, [0.05, 0.2], engine="numba")
+    xarray.testing.assert_identical(ours.drop_vars("engine"), theirs.drop_vars("engine"))
+    assert len(used) == len(cuda.devices())
+
+
+def test_chunks_copied_while_others_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "PIECE", 2**16)
+    trace = h2osim.open_trace("code")
+    policies = ["h2o:recent=16,scores=full", "tova:scores=full"]
+    theirs = h2osim.replay(trace, policies, "all", engine="numba")
+    for _ in range(5):  # streams that did not wait for each other would show now and then
+        ours = h2osim.replay(trace, policies, "all", engine="cuda")
+        xarray.testing.assert_identical(ours.drop_vars("engine"), theirs.drop_vars("engine"))
+
+
 def test_rows_of_a_qk_trace() -> None:
     rng = np.random.default_rng(5)
     q, k = (rng.normal(size=(1, h, 700, 16)).astype(np.float32) for h in (4, 2))

@@ -9,11 +9,13 @@ is installed.
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+import h2osim
 from h2osim.bench import Line, core_seconds
 from h2osim.engines import cuda
 from h2osim.engines.cuda_bracket import Bounds, search
@@ -40,6 +42,7 @@ def measure() -> list[Line]:
     for n in (2048, 4096):
         lines += accumulated(device, n, copy)
     lines += others(device, 2048, copy)
+    lines += sweeps(device, 2048)
     lines += optimum(device, 2048, copy)
     lines += long_text(device)
     return lines
@@ -109,8 +112,8 @@ def accumulated(device: cuda.Gpu, n: int, copy: float) -> list[Line]:
     rows = random_rows(device, n)
     jobs = {i: Job(as_unit(device, rows, n, i), parse(POLICY), 1, 1) for i in (0, 100, UNITS - 1)}
     job = jobs[100]
-    assert cuda._Heavy.fits(device, job)
-    run = cuda._Heavy(device, [job] * UNITS, range(UNITS))
+    assert cuda._Lines.fits(device, job)
+    run = cuda._Lines(device, [job] * UNITS, range(UNITS), (), 1)
     run.feed(rows)
     found = run.curves()
     for i, one in jobs.items():
@@ -181,32 +184,85 @@ def pytorch(device: cuda.Gpu, rows: Any, n: int, budget: int, found: Any) -> flo
     return statistics.median(times)
 
 
-# --- (d): the kernels that run any rule ----------------------------------------------------------
+# --- (d): several values, and cached scores ------------------------------------------------------
+
+
+def sweeps(device: cuda.Gpu, n: int, units: int = 128) -> list[Line]:
+    """`h2osim.sweep` from scores in host memory: 16 values against one, and what copying costs."""
+    packed = random_rows(device, n, units)
+    scores = np.zeros((1, units, n, n), np.float16)
+    below = np.tril_indices(n)
+    for u in range(units):
+        rows = device.host(packed.bits[u * tri(n) : (u + 1) * tri(n)])
+        scores[0, u][below] = rows.view(np.float16)
+    del packed
+    trace = Trace.from_scores(scores)
+    del scores
+
+    def clock(work: Callable[[], Any]) -> float:
+        work()
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+    def sweep(texts: list[str]) -> Any:
+        return h2osim.sweep(trace, ",".join(texts), "all", engine="cuda")
+
+    jobs = [Job(unit, parse(text), 1, 1) for unit in trace.units() for text in DECAYS]
+    few = jobs[5 :: len(DECAYS)]
+
+    def copying() -> None:
+        def work(mine: cuda.Device, some: list[Unit]) -> dict[int, Any]:
+            for rows in cuda._rows(mine, some, n, 0):
+                mine.host(rows.places)
+            return {}
+
+        cuda._spread(trace.units(), dict.fromkeys(trace.units(), 2 * tri(n)), work, device)
+
+    one, many = clock(lambda: sweep(DECAYS[5:6])), clock(lambda: sweep(DECAYS))
+    alone, light = clock(copying), clock(lambda: cuda.curves(few, (), device))
+    heavy = clock(lambda: cuda.curves(jobs, (), device))
+    lines = [
+        Line(f"sweep of one decay value, {units} units of {n} tokens in host memory", one, "s"),
+        Line("sweep of 16 decay values / of one", many / one, "times", 6, False),
+        Line("copying those rows to the GPU, nothing else", alone * 1e3, "ms"),
+        Line("  and one value's curves computed from them", light * 1e3, "ms"),
+        Line("  and 16 values' curves", heavy * 1e3, "ms"),
+    ]
+    gpus = len(cuda.devices())
+    if gpus > 1:
+        shared = clock(lambda: cuda.curves(jobs))
+        lines.append(Line(f"  16 values' curves, one GPU / {gpus} GPUs", heavy / shared, "times"))
+    return lines
 
 
 def others(device: cuda.Gpu, n: int, copy: float) -> list[Line]:
-    """One and sixteen values of decay at every budget, and cached H2O at one."""
+    """One and sixteen values of a parameter at every budget, and cached H2O at one."""
     rows = random_rows(device, n)
     unit = as_unit(device, rows, n, 100)
     decays = [Job(unit, parse(text), 1, 1) for text in DECAYS]
-    one = cuda._Stack(device, decays[5:6] * UNITS, list(range(UNITS)), (), 1)
-    one.feed(rows)
-    assert np.array_equal(one.curves()[100][0].kept, on_one_core(decays[5]).kept)
-    single = seconds(lambda: one.feed(rows), 3)
-    read = UNITS * tri(n) * 2 / single
-    lines = [
-        Line(f"decay, {UNITS} units of {n} tokens, every budget", single * 1e3, "ms"),
-        Line("decay: share of the copy", 100 * read / copy, "%"),
+    windows = [
+        Job(unit, parse(f"h2o:recent={recent},scores=full"), 1, 1) for recent in range(0, 256, 16)
     ]
-    every = [u for u in range(UNITS) for _ in decays]
-    best = np.inf
-    for together in (1, 2):
-        many = cuda._Stack(device, decays * UNITS, every, (), together)
+    lines = []
+    for what, jobs in (("decay", decays), ("h2o, windows", windows)):
+        one = cuda._Lines(device, jobs[5:6] * UNITS, list(range(UNITS)), (), 1)
+        one.feed(rows)
+        assert np.array_equal(one.curves()[100][0].kept, on_one_core(jobs[5]).kept)
+        single = seconds(lambda run=one: run.feed(rows), 3)  # type: ignore[misc]
+        every = [u for u in range(UNITS) for _ in jobs]
+        many = cuda._Lines(device, jobs * UNITS, every, (), cuda.TOGETHER)
         many.feed(rows)
-        assert np.array_equal(many.curves()[1603][0].kept, on_one_core(decays[3]).kept)
-        best = min(best, seconds(lambda run=many: run.feed(rows), 3))  # type: ignore[misc]
-        del many
-    lines.append(Line("16 values of decay / one", best / single, "times", 6, False))
+        assert np.array_equal(many.curves()[1603][0].kept, on_one_core(jobs[3]).kept)
+        sixteen = seconds(lambda run=many: run.feed(rows), 3)  # type: ignore[misc]
+        del one, many
+        lines += [
+            Line(f"{what}: one, {UNITS} units of {n} tokens, every budget", single * 1e3, "ms"),
+            Line(f"{what}: 16 / one, kernels alone", sixteen / single, "times"),
+        ]
 
     k = n // 5
     job = Job(unit, parse(f"h2o:recent={RECENT}"), k, 1)

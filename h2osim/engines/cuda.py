@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol, TypeVar
@@ -40,9 +41,16 @@ class Device(Protocol):
     threads: int  # most threads of a block
     shared: int  # bytes of shared memory that a block may ask for
     exhausted: type[BaseException]  # what running out of memory raises
+    lanes: int  # threads that may use it at once, one copying while another computes
+
+    def enter(self, lane: int) -> None:
+        """From now on this thread works in that lane."""
 
     def array(self, values: Any) -> Any:
         """A copy on the device."""
+
+    def put(self, values: np.ndarray, target: Any, start: int) -> None:
+        """Copy values into a flat array of the device."""
 
     def full(self, shape: Any, dtype: Any, value: int = 0) -> Any:
         """A filled array on the device."""
@@ -69,9 +77,10 @@ class Device(Protocol):
 
 
 class Gpu:
-    """One NVIDIA GPU through CuPy."""
+    """One NVIDIA GPU through CuPy. A lane is a stream of its own."""
 
     warp = 32
+    lanes = 2
 
     def __init__(self, index: int = 0):
         self._cupy = _cupy()
@@ -79,16 +88,31 @@ class Gpu:
         with self._cupy.cuda.Device(index) as device:
             self.threads = int(device.attributes["MaxThreadsPerBlock"])
             self.shared = int(device.attributes["MaxSharedMemoryPerBlockOptin"])
+            self._streams = [self._cupy.cuda.Stream(non_blocking=True) for _ in range(self.lanes)]
         self.exhausted = self._cupy.cuda.memory.OutOfMemoryError
         self._kernels: dict[tuple[str, str], Any] = {}
+        self._compiling = threading.Lock()
+        self._thread = threading.local()
 
-    def _here(self) -> Any:
-        return self._cupy.cuda.Device(self._index)
+    def enter(self, lane: int) -> None:
+        """From now on this thread works on that lane's stream."""
+        self._thread.stream = self._streams[lane]
+
+    @contextmanager
+    def _here(self) -> Iterator[None]:
+        stream = getattr(self._thread, "stream", None)
+        with self._cupy.cuda.Device(self._index), stream or nullcontext():
+            yield
 
     def array(self, values: Any) -> Any:
         """A copy on the device."""
         with self._here():
             return self._cupy.asarray(np.ascontiguousarray(values))
+
+    def put(self, values: np.ndarray, target: Any, start: int) -> None:
+        """Copy values into a flat array of the device, through pinned memory."""
+        with self._here():
+            target[start : start + len(values)] = self._cupy.asarray(values)
 
     def full(self, shape: Any, dtype: Any, value: int = 0) -> Any:
         """A filled array on the device."""
@@ -119,9 +143,10 @@ class Gpu:
     def kernel(self, text: str, name: str) -> Any:
         """A compiled kernel; CuPy keeps compiled texts in its cache folder."""
         key = (text, name)
-        if key not in self._kernels:
-            module = self._cupy.RawModule(code=text, options=OPTIONS)
-            self._kernels[key] = module.get_function(name)
+        with self._compiling:
+            if key not in self._kernels:
+                module = self._cupy.RawModule(code=text, options=OPTIONS)
+                self._kernels[key] = module.get_function(name)
         return self._kernels[key]
 
     def launch(
@@ -235,8 +260,7 @@ def _rows(device: Device, units: Sequence[Unit], block: int, lag: int) -> Iterat
         # kernels read whole pieces of 16 bytes
         bits = device.empty(len(units) * heads * tri(n) + 8, np.uint16)
         for i, unit in enumerate(units):
-            source = next(iter(unit.blocks())).bits.reshape(-1)
-            bits[i * heads * tri(n) : (i + 1) * heads * tri(n)] = device.array(source)
+            device.put(next(iter(unit.blocks())).bits.reshape(-1), bits, i * heads * tri(n))
         places = np.arange(len(units) * heads, dtype=np.int64) * tri(n)
         yield _Rows(0, 0, n, bits, device.array(places))
         return
@@ -613,7 +637,10 @@ class _Lines:
         shape = lines_shape(device, n, heads, together, most, decays)
         assert shape is not None
         self._shared, self._threads = shape.pop("bytes"), shape["T"]
-        self._text = kernel_text("lines", {**shape, "EVENTS": int(bool(len(budgets)))})
+        sinks = any(int(job.scalars["sinks"]) for job in jobs)
+        self._text = kernel_text(
+            "lines", {**shape, "SINKS": int(sinks), "EVENTS": int(bool(len(budgets)))}
+        )
         self._hits = device.full((len(self._blocks), together, n + 1), np.int64)
         self._evicted = device.full(
             (len(self._blocks), together, max(1, len(budgets)), n), np.int32, n
@@ -678,7 +705,7 @@ def lines_shape(
 ) -> dict[str, int] | None:
     """The constants of the kernel `lines`, or None if a unit has no room in shared memory."""
     warps = 2
-    while warps < device.threads // device.warp and warps * device.warp * 16 < n:
+    while warps < device.threads // device.warp and warps * device.warp * 32 < n:
         warps *= 2
     warps = min(warps, device.threads // device.warp - configurations)
     if warps < 1:
@@ -688,7 +715,8 @@ def lines_shape(
     if tokens > 2:  # few variants, so that few are compiled
         tokens = -(-tokens // 4) * 4
     row = (2 * n + 14 + 15) // 16 * 16
-    need = 3 * heads * row + n * (5 + 2 * configurations + (8 * factors if decays else 0))
+    most = tokens * warps * device.warp
+    need = 3 * heads * row + most * (5 + 2 * configurations + (8 * factors if decays else 0))
     if need > device.shared or tokens > 32 or heads * n >= 2**16:  # a score has 40 bits
         return None
     return {
@@ -711,12 +739,16 @@ def _stack_bytes(policy: Policy, n: int, together: int, threads: int, tokens: in
     return (each + 15) // 16 * 16
 
 
+#: Configurations of a unit that share the loading of its rows.
+TOGETHER = 4
+
+
 def curves(
     jobs: Sequence[Job],
     budgets: Sequence[int] = (),
     device: Device | None = None,
     tick: Ticker | None = None,
-    together: int = 4,
+    together: int = TOGETHER,
 ) -> list[tuple[Curve, int]]:
     """Every budget of inclusive policies of one trace, one pass a job (theorem T7).
 
@@ -795,32 +827,45 @@ def _block_rows(n: int) -> int:
     return max(256, min(2048, ROOM // n))
 
 
+#: Bytes that a chunk of units may always have; more where there is much to do.
+PIECE = 2**28
+
+
 def _spread(
     units: list[Unit],
     cost: dict[Unit, int],
     work: Callable[[Device, list[Unit]], dict[int, R]],
     device: Device | None,
 ) -> dict[int, R]:
-    """Work through units in chunks that fit, one worker a device; halve a chunk that does not."""
-    workers: Sequence[Device] = [device] if device is not None else devices()
+    """Work through units in chunks that fit the memory of every device.
+
+    A device has several lanes, each a thread that takes the next chunk when it is done with one:
+    the rows of one chunk are copied while another is computed. A chunk that does not fit is halved.
+    """
+    workers = [
+        (one, lane)
+        for one in ([device] if device is not None else devices())
+        for lane in range(one.lanes)
+    ]
     todo, lock = list(units), threading.Lock()
+    piece = max(PIECE, sum(cost[unit] for unit in units) // (4 * len(workers)))
     found: dict[int, R] = {}
 
     def take(room: int, most: int) -> list[Unit]:
         with lock:
-            fair = -(-len(todo) // len(workers))
             chunk: list[Unit] = []
             while (
                 todo
-                and len(chunk) < min(most, fair)
+                and len(chunk) < most
                 and (not chunk or sum(cost[u] for u in chunk) + cost[todo[0]] <= room)
             ):
                 chunk.append(todo.pop(0))
             return chunk
 
-    def run(mine: Device) -> None:
+    def run(mine: Device, lane: int) -> None:
+        mine.enter(lane)
         most = len(units)
-        while chunk := take(int(mine.free() * 0.8), most):
+        while chunk := take(min(piece, int(mine.free() * 0.8) // mine.lanes), most):
             try:
                 result = work(mine, chunk)
             except mine.exhausted:
@@ -838,9 +883,14 @@ def _spread(
                 found.update(result)
 
     if len(workers) == 1:
-        run(workers[0])
+        run(*workers[0])
         return found
     with ThreadPoolExecutor(len(workers)) as pool:
-        for done in [pool.submit(run, worker) for worker in workers]:
-            done.result()
+        running = [pool.submit(run, *worker) for worker in workers]
+        try:
+            for done in running:
+                done.result()
+        finally:
+            with lock:
+                todo.clear()  # after an error or Ctrl-C the others stop at their next chunk
     return found
