@@ -211,7 +211,8 @@ def sweeps(device: cuda.Gpu, n: int, units: int = 128) -> list[Line]:
     def sweep(texts: list[str]) -> Any:
         return h2osim.sweep(trace, ",".join(texts), "all", engine="cuda")
 
-    jobs = [Job(unit, parse(text), 1, 1) for unit in trace.units() for text in DECAYS]
+    values = [parse(text) for text in DECAYS]
+    jobs = [Job(unit, one, 1, 1) for unit in trace.units() for one in values]
     few = jobs[5 :: len(DECAYS)]
 
     def copying() -> None:

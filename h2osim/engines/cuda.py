@@ -704,8 +704,10 @@ def lines_shape(
     device: Device, n: int, heads: int, configurations: int, factors: int, decays: bool
 ) -> dict[str, int] | None:
     """The constants of the kernel `lines`, or None if a unit has no room in shared memory."""
-    warps = 2
-    while warps < device.threads // device.warp and warps * device.warp * 32 < n:
+    warps, share = 2, 32  # tokens of an updater
+    if decays:  # several factors are more work a token
+        share = 16 if factors == 1 else 8
+    while warps < device.threads // device.warp and warps * device.warp * share < n:
         warps *= 2
     warps = min(warps, device.threads // device.warp - configurations)
     if warps < 1:
@@ -827,8 +829,8 @@ def _block_rows(n: int) -> int:
     return max(256, min(2048, ROOM // n))
 
 
-#: Bytes that a chunk of units may always have; more where there is much to do.
-PIECE = 2**28
+#: Bytes of recorded rows that are worth a chunk of their own, so that copying overlaps computing.
+PIECE = 2**29
 
 
 def _spread(
@@ -840,15 +842,18 @@ def _spread(
     """Work through units in chunks that fit the memory of every device.
 
     A device has several lanes, each a thread that takes the next chunk when it is done with one:
-    the rows of one chunk are copied while another is computed. A chunk that does not fit is halved.
+    the rows of one chunk are copied while another is computed. Where rows are made on the device
+    there is little to copy, and chunks are as large as they can be: few blocks take as long as
+    many. A chunk that does not fit is halved.
     """
-    workers = [
-        (one, lane)
-        for one in ([device] if device is not None else devices())
-        for lane in range(one.lanes)
-    ]
+    present = [device] if device is not None else devices()
+    workers = [(one, lane) for lane in range(present[0].lanes) for one in present]
     todo, lock = list(units), threading.Lock()
-    piece = max(PIECE, sum(cost[unit] for unit in units) // (4 * len(workers)))
+    total = sum(cost[unit] for unit in units)
+    if _recorded(units[0]):
+        piece = max(PIECE, total // (4 * len(workers)))
+    else:
+        piece = -(-total // len(present))
     found: dict[int, R] = {}
 
     def take(room: int, most: int) -> list[Unit]:
