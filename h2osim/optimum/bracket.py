@@ -4,20 +4,26 @@ The dual bound D(λ) (see `h2osim.optimum.optimum`) needs one reading of the row
 Subgradient steps on λ alone need hundreds of readings, and a schedule made from them greedily stays
 1e-4 or more short of the optimum. Instead:
 
-1. a flat price, then some subgradient steps, give prices of the right size;
-2. a second reading at the same prices collects *candidates*: for each step, some dozens of tokens
+1. a flat price, then a few subgradient steps, give prices of the right size;
+2. such prices are wrong in *waves*: for hundreds of steps nobody wants to leave, then everybody
+   does. With the steps in groups the problem is small enough to be solved on all tokens, roughly,
+   by an auction: a group that lacks tokens raises its price until they come. What that changes,
+   interpolated, is added to the prices;
+3. a second reading at the same prices collects *candidates*: for each step, some dozens of tokens
    that lose least by leaving there (a token's loss there: its best worth less its worth after that
    step), besides the step where each is best off and the one where the last schedule drops it;
-3. on these few thousand pairs the assignment of tokens to steps is solved exactly, starting from
-   everyone's best step and moving tokens along shortest paths from steps where too many leave to
-   those where too few do. That gives a schedule, which is feasible, and new prices;
-4. reading the rows at the new prices gives the value of the schedule (lower bound) and D (upper
+4. on these pairs alone the assignment of tokens to steps is solved: in the first round by auctions
+   with falling tolerance, in later ones exactly, by moving tokens along shortest paths from steps
+   where too many leave to those where too few do. That gives a schedule, which is feasible, and new
+   prices;
+5. reading the rows at the new prices gives the value of the schedule (lower bound) and D (upper
    bound). They meet once the candidates hold all pairs that matter; candidates are kept from round
-   to round, so two or three rounds reach 1e-4 and a few more the exact optimum.
+   to round, so one round reaches 1e-4 and a second one nearly always the exact optimum.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +34,14 @@ from h2osim.trace import Unit
 
 Ints = NDArray[np.int64]
 LEVELS = 6  # readings at most to find the level of a flat price
-SUBGRADIENT = 16  # price steps before the first round
+SUBGRADIENT = 4  # price steps before the first round
+GROUPS = 192  # groups of steps to correct waves in
+# Tolerances of auctions, relative to the bound and summed over all tokens: falling ones are faster,
+# since the first, coarse ones bridge most of the way.
+DEALS = (4e-3, 1e-3, 2e-4)  # in groups
+AUCTIONS = (1e-3, 2e-4, 5e-5)  # in the first round
+CLOSER = 1e-5  # in the second round, and an eighth of it in every further one
+RAISES = 100  # times the number of nodes: raises of prices after which an auction gives up
 
 
 @dataclass(frozen=True)
@@ -64,9 +77,15 @@ def narrow(
                 break
             prices = search.step(prices)
             search.read(prices)
-        while not search.within(gap) and search.readings < readings:
-            prices = search.repair(prices)
+        if not search.within(gap):
+            prices = search.deal(prices)
             search.read(prices)
+        tolerances: tuple[float, ...] = AUCTIONS
+        closer = CLOSER
+        while not search.within(gap) and search.readings < readings:
+            prices = search.repair(prices, tolerances, exact=tolerances is not AUCTIONS)
+            search.read(prices)
+            tolerances, closer = (closer,), closer / 8
     gone = search.best_plan.copy()
     gone[gone == unit.n - 1] = unit.n
     return Bracket(
@@ -168,8 +187,36 @@ class _Search:
         size = ahead / max(1.0, float((slope * slope).sum()))
         return np.maximum(np.rint(prices - size * slope), 0).astype(np.int64)
 
-    def repair(self, prices: Ints) -> Ints:
-        """Collect candidates at these prices and solve on them: a new plan, and new prices."""
+    def deal(self, prices: Ints) -> Ints:
+        """Correct waves in the prices: the problem with steps in groups, solved roughly."""
+        from h2osim.optimum import _bracket
+
+        n, first = self.n, self.first
+        group = -(-(n - 1 - first) // GROUPS)
+        ends = np.array([first, *range(n - 2, first, -group)[::-1], n - 1], np.int64)
+        row, received = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        gains = np.zeros((len(ends), n), np.int64)
+        for block in self.unit.blocks():
+            _bracket.snapshots(
+                block.bits, tri(block.first), block.start, block.stop, self.p, ends, row, received,
+                gains,
+            )  # fmt: skip
+        self.readings += 1
+        room = np.diff(np.cumsum(self.room)[ends], prepend=0)
+        later = self.later(prices)
+        level = later[ends]
+        for tolerance in DEALS:
+            one = max(1, round(tolerance * self.upper / n))
+            _bracket.deal(ends, room, gains, level, one, RAISES * len(ends))
+        change = np.interp(np.arange(n), ends, level - later[ends])
+        return self.prices(later + np.rint(change).astype(np.int64))
+
+    def repair(self, prices: Ints, tolerances: Sequence[float], exact: bool) -> Ints:
+        """Collect candidates at these prices and solve on them: a new plan, and new prices.
+
+        By auctions with smaller and smaller tolerances (relative, summed over all tokens), and then
+        by shortest paths if it is to be exact on the candidates or the last auction gave up.
+        """
         from h2osim.optimum import _bracket
 
         n, first = self.n, self.first
@@ -177,7 +224,7 @@ class _Search:
             tokens = np.zeros((n, _bracket.ROOM), np.int32)
             self.candidates = tokens, np.zeros(tokens.shape, np.int64), np.zeros(n, np.int64)
             self.depth = 1.0 + self.whole / n / n / 100
-        row, worth, received, rise, *ends = (np.zeros(n, np.int64) for _ in range(8))
+        row, worth, received, *ends = (np.zeros(n, np.int64) for _ in range(7))
         away = np.zeros(n + _bracket.ROOM, np.int64)
         mark = np.full(n, -1, np.int64)
         for block in self.unit.blocks():
@@ -187,18 +234,38 @@ class _Search:
                 *self.candidates, *ends,
             )  # fmt: skip
         self.readings += 1
-        later = np.zeros(n, np.int64)
-        later[first : n - 1] = np.cumsum(prices[:first:-1])[::-1]
-        found = _bracket.repair(
-            n, first, self.room, later, self.stops, self.best, self.plan, *self.candidates,
-            *ends, rise,
-        )  # fmt: skip
-        if not found:
-            raise AssertionError("the plan before is among the candidates, so a plan exists")
-        # An optimal dual falls with t (see exact.slot_prices); on candidates alone it may not, and
-        # raising it to the largest of what follows costs nothing.
-        later += rise - rise[n - 1]
-        later = np.maximum.accumulate(later[::-1])[::-1]
-        after = np.zeros(n, np.int64)
-        after[first + 1 :] = later[first : n - 1] - later[first + 1 :]
-        return after
+        later = self.later(prices)
+        end_loss = self.best + later[np.maximum(np.arange(n), first)] - ends[1]
+        pairs = _bracket.pairs(
+            n, first, self.room, end_loss, self.stops, self.plan, *self.candidates, *ends
+        )
+        at, got = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        done = False
+        for tolerance in tolerances:
+            one = max(1, round(tolerance * self.upper / n))
+            _bracket.settle(*pairs, later, at, got)
+            done = _bracket.auction(self.room, *pairs, later, at, got, one, RAISES * n)
+        if exact or not done:
+            _bracket.settle(*pairs, later, at, got)
+            if not _bracket.repair(self.room, *pairs, later, at, got):
+                raise AssertionError("the plan before is among the pairs, so a plan exists")
+        self.plan = at
+        return self.prices(later)
+
+    def later(self, prices: Ints) -> Ints:
+        """Per node: the sum of the prices of the steps after it."""
+        later = np.zeros(self.n, np.int64)
+        later[self.first : self.n - 1] = np.cumsum(prices[: self.first : -1])[::-1]
+        return later
+
+    def prices(self, later: Ints) -> Ints:
+        """The prices with these sums, once they are made to fall with t.
+
+        An optimal dual falls with t (see exact.slot_prices); on some pairs alone it may not, and
+        raising it to the largest of what follows costs nothing.
+        """
+        n, first = self.n, self.first
+        falling = np.maximum.accumulate((later - later[n - 1])[::-1])[::-1]
+        prices = np.zeros(n, np.int64)
+        prices[first + 1 :] = falling[first : n - 1] - falling[first + 1 :]
+        return prices
