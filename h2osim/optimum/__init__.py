@@ -2,7 +2,7 @@
 
 `optimum` is the entry. Three ways to the same number (docs/optimum.md derives them):
 
-* `h2osim.optimum.exact` solves every budget in one run, in O(n²) memory;
+* `h2osim.optimum.exact` solves many budgets in one run, from 0 up or from n down, in O(n²) memory;
 * `h2osim.optimum.bracket` closes in on one budget from both sides, reading the rows a few times,
   in memory linear in n; asked for no gap it ends at the exact optimum;
 * `h2osim.optimum.certificate` saves a result so that `h2osim.certify` can check it.
@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2osim.errors import UserError
-from h2osim.optimum.bracket import narrow
-from h2osim.optimum.exact import curve
+from h2osim.optimum.bracket import CLOSING, narrow
+from h2osim.optimum.exact import cost_above, cost_below, curve
 from h2osim.trace import Trace, Unit
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["optimum", "optimum_curves"]
 
 METHODS = ("auto", "exact", "bracket")
-ONE_BY_ONE = 10  # a run for every budget costs as much as about so many single ones (measured)
-EXACT_N = 8192  # above, `auto` brackets: C would take more than 270 MB a unit
+EXACT_N = 8192  # above, C would take more than 270 MB a unit: `auto` brackets, and `exact` closes
+FEW = 10  # brackets up to so many budgets, whatever would be faster
 READINGS = 300
 
 
@@ -71,8 +71,9 @@ def optimum(
     prompt_len, share, layers
         As in :func:`h2osim.replay`.
     method
-        ``exact``: gap 0, by one run over all budgets or, for up to 10 of them, by closing a bracket
-        for each. ``bracket``: until upper - lower <= ``gap`` * upper; memory linear in n.
+        ``exact``: gap 0, by closing a bracket for each budget, by a run over all budgets up to the
+        largest, or by one down to the least, whichever should be fastest. ``bracket``: until
+        upper - lower <= ``gap`` * upper; memory linear in n.
         ``auto``: exact for ``"all"`` and for n up to 8192, else bracket.
     gap
         Relative gap at which a bracket is good enough.
@@ -207,13 +208,13 @@ class _Found:
 def _solve(
     unit: Unit, tokens: Sequence[int], p: int, gap: float, method: str, schedules: bool
 ) -> list[_Found]:
-    if method == "bracket" or len(tokens) <= ONE_BY_ONE:
+    if method == "bracket" or one_by_one(unit.n, p, tokens):
         found = [narrow(unit, k, p, gap, READINGS) for k in tokens]
         if method == "bracket" or all(one.lower == one.upper for one in found):
             return [
                 _Found(one.lower, one.upper, one.whole, one.evicted_at, one.price) for one in found
             ]
-    solved = curve(unit, p, wanted=tokens if schedules else (), least=min(tokens))
+    solved = curve(unit, p, wanted=tokens if schedules else (), least=min(tokens), most=max(tokens))
     return [
         _Found(
             int(solved.kept[k]), int(solved.kept[k]), solved.whole,
@@ -221,6 +222,17 @@ def _solve(
         )
         for k in tokens
     ]  # fmt: skip
+
+
+def one_by_one(n: int, prompt_len: int, budgets: Sequence[int]) -> bool:
+    """Whether to close a bracket for each of the budgets rather than solve them in one run.
+
+    Because that should be faster, or because the run would need much memory for a few of them.
+    """
+    if n > EXACT_N and len(budgets) <= FEW:
+        return True
+    run = min(cost_below(n, max(budgets)), cost_above(n, prompt_len, min(budgets)))
+    return len(budgets) * CLOSING * n * n < run
 
 
 def _on_gpu(
