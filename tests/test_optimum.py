@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,9 +14,17 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment, linprog
 
 from h2osim import Trace, UserError, open_trace, replay
-from h2osim.optimum import optimum
+from h2osim.optimum import bracket, one_by_one, optimum
 from h2osim.optimum.bracket import narrow
-from h2osim.optimum.exact import curve, future_mass
+from h2osim.optimum.exact import (
+    Curve,
+    cost_above,
+    cost_below,
+    curve,
+    from_above,
+    from_below,
+    future_mass,
+)
 from h2osim.synth import synth
 from h2osim.trace import Unit
 
@@ -112,7 +122,7 @@ def test_brute_force(n: int, kind: str, seed: int, data: st.DataObject) -> None:
     unit, p = make(n, kind, seed), data.draw(st.integers(1, n - 1))
     k = data.draw(st.integers(1, n))
     expected = brute(rows_of(unit), k, p)
-    assert curve(unit, p).kept[k] == expected
+    assert from_above(unit, p).kept[k] == from_below(unit, p).kept[k] == expected
     found = narrow(unit, k, p, 0.0)
     assert found.lower <= expected <= found.upper
 
@@ -127,13 +137,44 @@ def test_every_budget_is_optimal_and_proved(
 ) -> None:
     unit, p = make(n, kind, seed, heads), data.draw(st.integers(1, n - 1))
     rows = rows_of(unit)
-    solved = curve(unit, p, wanted=range(n + 1), least=0)
-    assert solved.whole == int(rows[p:].sum()) == solved.kept[n]
-    assert (np.diff(solved.kept, 2) <= 0).all()  # concave
-    for k in range(n + 1):
-        assert solved.kept[k] == solved.whole - assignment(unit, k, p)
-        assert value(rows, solved.evicted_at[k], k, p) == solved.kept[k]
-        assert dual(rows, solved.price[k], k, p) == solved.kept[k]
+    loss = [assignment(unit, k, p) for k in range(n + 1)]
+    for run in (from_above, from_below):
+        solved = run(unit, p, wanted=range(n + 1))
+        assert solved.whole == int(rows[p:].sum()) == solved.kept[n]
+        assert (np.diff(solved.kept, 2) <= 0).all()  # concave
+        for k in range(n + 1):
+            assert solved.kept[k] == solved.whole - loss[k]
+            assert value(rows, solved.evicted_at[k], k, p) == solved.kept[k]
+            assert dual(rows, solved.price[k], k, p) == solved.kept[k]
+
+
+@given(
+    n=st.integers(65, 190), kind=st.sampled_from(KINDS), seed=st.integers(0, 2**32),
+    data=st.data(),
+)  # fmt: skip
+@settings(max_examples=25, deadline=None)
+def test_runs_agree_over_several_blocks(n: int, kind: str, seed: int, data: st.DataObject) -> None:
+    unit, p = make(n, kind, seed), data.draw(st.sampled_from([1, 2, 63, 64, n // 2, n - 1]))
+    least, most = sorted(data.draw(st.lists(st.integers(0, n), min_size=2, max_size=2)))
+    above = from_above(unit, p, least=least)
+    below = from_below(unit, p, most=most, wanted=[least])
+    every = from_below(unit, p)
+    assert (above.kept[least:] == every.kept[least:]).all()
+    assert (below.kept[: most + 1] == every.kept[: most + 1]).all()
+    assert (above.kept[:least] == -1).all() and (below.kept[most + 1 : n - 1] == -1).all()
+    rows = rows_of(unit)
+    assert value(rows, below.evicted_at[least], least, p) == every.kept[least]
+    assert dual(rows, below.price[least], least, p) == every.kept[least]
+
+
+@given(n=st.integers(2, 60), kind=st.sampled_from(KINDS), seed=st.integers(0, 2**32))
+@settings(max_examples=25, deadline=None)
+def test_kept_tokens_stay_kept_at_larger_budgets(n: int, kind: str, seed: int) -> None:
+    """What the run from below rests on: one more token is kept to the end, none is given up."""
+    found = from_below(make(n, kind, seed), 1, wanted=range(n + 1)).evicted_at
+    for k in range(n):
+        assert (found[k + 1][found[k] == n] == n).all()
+        assert (found[k] == n).sum() == k + 1 if k < n - 1 else (found[k] == n).all()
 
 
 @given(
@@ -147,11 +188,23 @@ def test_bracket_contains_the_optimum(
     unit, p = make(n, kind, seed, 2), data.draw(st.integers(1, n - 1))
     rows, k = rows_of(unit), data.draw(st.integers(1, n))
     found = narrow(unit, k, p, gap)
-    exact = int(curve(unit, p).kept[k])
+    exact = int(from_below(unit, p, most=k).kept[k])
     assert found.lower <= exact <= found.upper <= found.whole
     assert value(rows, found.evicted_at, k, p) == found.lower
     assert dual(rows, found.price, k, p) == found.upper
     assert found.upper - found.lower <= gap * found.upper
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("p", [1, 30])
+def test_bracket_when_auctions_give_up(kind: str, p: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They only make it faster: shortest paths alone end at the optimum too."""
+    monkeypatch.setattr(bracket, "RAISES", 1)
+    unit = make(48, kind, 7)
+    every = from_below(unit, p).kept
+    for k in (1, 5, 20, 40):
+        found = narrow(unit, k, p, 0.0)
+        assert found.lower == found.upper == every[k]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -160,7 +213,8 @@ def test_min_cost_flow_and_linear_program(kind: str) -> None:
 
     unit, p, k = make(12, kind, 5), 3, 4
     rows, n = rows_of(unit), unit.n
-    solved = int(curve(unit, p).kept[k])
+    solved = int(from_above(unit, p).kept[k])
+    assert from_below(unit, p, most=k).kept[k] == solved
 
     # k slots are unit paths. Token j enters a slot after step j, or with the prompt; it leaves
     # after step e, and the slot is free for a token that enters after e or later.
@@ -238,6 +292,51 @@ def test_dataset() -> None:
     assert (many["price"] >= 0).all()
 
 
+@pytest.mark.parametrize("way", ["one by one", "from below", "from above"])
+@pytest.mark.parametrize("p", [1, 24])
+def test_the_way_does_not_change_the_result(
+    way: str, p: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = sys.modules["h2osim.optimum"]  # the attribute of h2osim is the function
+    trace = synth("powerlaw", 96, seed=5)
+    budgets = [3, 24, 60, 95]
+    chosen = optimum(trace, budgets, prompt_len=p)
+    taken: list[str] = []
+
+    def run(unit: Unit, prompt_len: int, *, wanted: Sequence[int], least: int, most: int) -> Curve:
+        taken.append(way)
+        if way == "from below":
+            return from_below(unit, prompt_len, wanted=wanted, most=most)
+        return from_above(unit, prompt_len, wanted=wanted, least=least)
+
+    monkeypatch.setattr(package, "one_by_one", lambda *_: way == "one by one")
+    monkeypatch.setattr(package, "curve", run)
+    found = optimum(trace, budgets, prompt_len=p)
+    assert bool(taken) == (way != "one by one")
+    for name in ("kept", "bound", "mass", "recall", "lower", "upper"):
+        assert (found[name] == chosen[name]).all()
+    for at, unit in enumerate(trace.units()):
+        rows = rows_of(unit)
+        one = found.isel(layer=at // found.sizes["unit"], unit=at % found.sizes["unit"])
+        for b, k in enumerate(budgets):
+            best = int(one["kept"][b])
+            price = np.rint(one["price"][b].values * 2**24).astype(np.int64)
+            assert value(rows, one["evicted_at"][b].values, k, p) == best
+            assert dual(rows, price, k, p) == best
+
+
+def test_the_cheaper_way_is_taken() -> None:
+    n = 4096
+    assert one_by_one(n, 1, [n // 5]) and not one_by_one(n, 1, range(1, n // 20))
+    assert one_by_one(16384, 1, [64, 512]) and not one_by_one(16384, 1, range(1, 512))
+    assert cost_below(n, n // 20) < cost_above(n, 1, 1)
+    assert cost_above(n, 1, n - n // 20) < cost_below(n, n)
+    unit = make(64, "dirichlet", 2)
+    assert curve(unit, 1, least=1, most=4).kept[50] == -1  # from below, no further than asked
+    assert curve(unit, 1, least=60, most=64).kept[50] == -1  # from above
+    assert (curve(unit, 1, least=0).kept == from_above(unit, 1).kept).all()
+
+
 def test_schedules_are_what_a_replay_would_count() -> None:
     trace = synth("powerlaw", 96, seed=4)
     found = optimum(trace, [12], prompt_len=20)
@@ -278,12 +377,13 @@ def test_mistakes() -> None:
 
 @pytest.mark.parametrize("name", ["prose", "code", "chat"])
 def test_bundled_traces(name: str) -> None:
-    """Two solvers that share nothing but the problem agree on real attention, scipy as well."""
+    """Solvers that share nothing but the problem agree on real attention, scipy as well."""
     trace = open_trace(name)
     p = trace.prompt_len or 1
     for number, unit in enumerate(trace.units()):
-        solved = curve(unit, p)
-        assert (np.diff(solved.kept[1:], 2) <= 0).all()
+        solved = from_below(unit, p)
+        assert (np.diff(solved.kept, 2) <= 0).all()
+        assert number % 3 or (solved.kept == from_above(unit, p).kept).all()
         for share in (20, 5):
             k = max(1, unit.n // share)
             closed, close = narrow(unit, k, p, 0.0), narrow(unit, k, p, 1e-4)
@@ -299,4 +399,4 @@ def test_bench() -> None:
     from h2osim.bench.optimum import measure
 
     lines = measure(synth("powerlaw", 96, seed=1).units()[0])
-    assert len(lines) == 12 and all(line.value >= 0 for line in lines)
+    assert len(lines) == 19 and all(line.value >= 0 for line in lines)
