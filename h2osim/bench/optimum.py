@@ -1,4 +1,4 @@
-"""The exact optimum of every budget against other solvers on one budget, and the bracket's cost."""
+"""The exact optimum of every budget against other solvers on one, and what each way to it costs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from h2osim.bench import Line
 from h2osim.errors import UserError
 from h2osim.fixedpoint import tri
 from h2osim.optimum.bracket import narrow
-from h2osim.optimum.exact import curve, future_mass
+from h2osim.optimum.exact import from_above, from_below, future_mass
 from h2osim.synth import synth
 from h2osim.trace import Unit
 
@@ -42,16 +42,20 @@ def measure(unit: Unit, scipy: bool = True) -> list[Line]:
         return cost
 
     small = synth("powerlaw", 64, seed=0).units()[0]
-    curve(small, 1)
+    from_above(small, 1)
+    from_below(small, 1)
     narrow(small, 8, 1, 0.0)
     cost = rectangular()
-    ours, solved = _timed(partial(curve, unit, 1, least=0))
+    ours, solved = _timed(partial(from_below, unit, 1))
+    above, again = _timed(partial(from_above, unit, 1))
+    assert (again.kept == solved.kept).all()
     theirs, found = _timed(partial(lapjvr, cost, extend_cost=True, return_cost=False))
     rows, columns = found[-2:]
     loss = solved.whole - int(solved.kept[k])
     assert loss == int(cost[rows, columns].sum())
     lines = [
-        Line(f"exact, every budget of {n}", ours, "s"),
+        Line(f"exact, every budget of {n}, from below", ours, "s"),
+        Line(f"exact, every budget of {n}, from above", above, "s"),
         Line(f"lapjvr, budget {k} (20 %)", theirs, "s"),
         Line("exact, every budget / lapjvr, one budget", ours / theirs, "times", 1.0, False),
     ]
@@ -77,7 +81,14 @@ def measure(unit: Unit, scipy: bool = True) -> list[Line]:
         ]
         spent, bounds = _timed(partial(narrow, unit, budget, 1, 0.0))
         assert bounds.lower == bounds.upper == int(solved.kept[budget])
-        lines.append(Line(f"bracket closed: exact, budget {budget} ({share} %)", spent, "s"))
+        upto, some = _timed(partial(from_below, unit, 1, most=budget))
+        assert (some.kept[: budget + 1] == solved.kept[: budget + 1]).all()
+        lines += [
+            Line(f"bracket closed: exact, budget {budget} ({share} %)", spent, "s"),
+            Line(f"exact, every budget up to {budget} ({share} %), from below", upto, "s"),
+            Line(f"  in closed brackets, {share} %", upto / spent, "times"),
+            Line(f"  / every budget from above, {share} %", upto / above, "times"),
+        ]
     return lines
 
 
