@@ -389,7 +389,7 @@ def test_bundled_traces(name: str) -> None:
             closed, close = narrow(unit, k, p, 0.0), narrow(unit, k, p, 1e-4)
             assert closed.lower == closed.upper == solved.kept[k]
             assert close.lower <= solved.kept[k] <= close.upper
-            assert close.upper - close.lower <= 1e-4 * close.upper and close.readings <= 300
+            assert close.upper - close.lower <= 1e-4 * close.upper and close.readings <= 30
         if number == 0:
             assert assignment(unit, unit.n // 5, p) == solved.whole - solved.kept[unit.n // 5]
 

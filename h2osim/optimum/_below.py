@@ -1,4 +1,4 @@
-"""The compiled solver for small budgets: from budget 0 up, one shortest path each.
+"""The compiled solver from budget 0 up: shortest paths over steps, with bounds on blocks of steps.
 
 Imported lazily by `h2osim.optimum.exact`, which states the problem; nodes, C, u, y and `at` as in
 `h2osim.optimum._exact`. At budget 0 everything is forced: node t takes token t, the first node all
@@ -33,6 +33,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from h2osim.optimum._bracket import decode
+
 INF = 1 << 60
 BLOCK = 64  # nodes that share a bound
 RECENT = 16  # searches whose length is remembered
@@ -40,8 +42,8 @@ RECENT = 16  # searches whose length is remembered
 
 @njit(cache=True, nogil=True)
 def add_rows(
-    bits: Any, base: int, start: int, stop: int, first: int, table: Any, mass: Any, peak: Any,
-    column: Any, past: Any,
+    bits: Any, base: int, start: int, stop: int, first: int, mass: Any, peak: Any, column: Any,
+    past: Any,
 ) -> None:  # fmt: skip
     """Sum rows start ... stop-1 of a block, those after row `first` only.
 
@@ -53,12 +55,7 @@ def add_rows(
     row = np.empty(n, np.int64)
     for t in range(max(start, first), stop):
         if t > first:
-            begin = t * (t + 1) // 2 - base
-            row[: t + 1] = 0
-            for h in range(bits.shape[0]):
-                part = bits[h, begin : begin + t + 1]
-                for v in range(t + 1):
-                    row[v] += table[part[v]]
+            decode(bits, t * (t + 1) // 2 - base, t + 1, row)
             most = np.int64(0)
             for v in range(t):
                 most = max(most, row[v])

@@ -1,4 +1,4 @@
-"""The compiled solver for every budget: shortest augmenting paths over steps, on short lists.
+"""The compiled solver from the last budget down: shortest augmenting paths, on short lists.
 
 Imported lazily (numba is slow to import) by `h2osim.optimum.exact`, which states the problem. The
 method, in the words used below:

@@ -123,7 +123,6 @@ def from_below(
 
     Memory: n² / 2 int64 numbers, and n / 64 of them a token.
     """
-    from h2osim._scan import FIXED
     from h2osim.optimum import _below
 
     n, first = unit.n, prompt_len - 1
@@ -134,9 +133,7 @@ def from_below(
     past = np.empty(int(size.sum()), np.int64)
     for block in unit.blocks():
         base = tri(block.first)
-        _below.add_rows(
-            block.bits, base, block.start, block.stop, first, FIXED, mass, peak, column, past
-        )
+        _below.add_rows(block.bits, base, block.start, block.stop, first, mass, peak, column, past)
     order = np.array(sorted({k for k in wanted if k <= n - 1}), np.int64)
     loss, gone, node_price = _empty(n, len(order))
     most = min(n - 1, max([n if most is None else most, *order.tolist()]))
