@@ -704,10 +704,8 @@ def lines_shape(
     device: Device, n: int, heads: int, configurations: int, factors: int, decays: bool
 ) -> dict[str, int] | None:
     """The constants of the kernel `lines`, or None if a unit has no room in shared memory."""
-    warps, share = 2, 32  # tokens of an updater
-    if decays:  # several factors are more work a token
-        share = 16 if factors == 1 else 8
-    while warps < device.threads // device.warp and warps * device.warp * share < n:
+    warps = 2
+    while warps < device.threads // device.warp and warps * device.warp * 32 < n:
         warps *= 2
     warps = min(warps, device.threads // device.warp - configurations)
     if warps < 1:
