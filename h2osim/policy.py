@@ -417,15 +417,25 @@ def parse(text: str | Policy | Configured) -> Configured:
 def split_policies(text: str) -> list[str]:
     """Split a comma-separated list of policies; ``name=`` after a comma stays with its policy.
 
-    >>> split_policies("h2o:recent=32,scores=full,tova")
-    ['h2o:recent=32,scores=full', 'tova']
+    A name that is no parameter of that policy but a policy itself begins the next one, and the
+    value is its first parameter's: ``decay=0.9`` is short for ``decay:gamma=0.9``.
+
+    >>> split_policies("h2o:recent=32,scores=full,tova,decay=0.9")
+    ['h2o:recent=32,scores=full', 'tova', 'decay:gamma=0.9']
     """
     found: list[str] = []
     for part in (s.strip() for s in text.split(",")):
         if not part:
             continue
-        if found and ":" in found[-1] and re.match(r"[\w-]+=", part):
-            found[-1] += f",{part}"
+        key, equals, value = (word.strip() for word in part.partition("="))
+        other = all_policies().get(key) if equals else None
+        if found and ":" in found[-1] and equals and re.fullmatch(r"[\w-]+", key):
+            before = all_policies().get(found[-1].partition(":")[0])
+            if other is None or before is None or any(key == p.name for p in before.params):
+                found[-1] += f",{part}"
+                continue
+        if other is not None and other.params:
+            found.append(f"{key}:{other.params[0].name}={value}")
         else:
             found.append(part)
     return found

@@ -83,6 +83,10 @@ def test_a_parameter_after_a_comma_belongs_to_the_policy_before() -> None:
     expected = ["h2o:recent=32,scores=full", "tova", "my.py:bonus=1,x-y=2", "full"]
     assert split_policies(text) == expected
     assert split_policies("") == []
+    # another policy's name sets that policy's first parameter
+    text = "decay=0.9,recent=8,h2o:recent=4,decay=0.5,scores=full,full=1"
+    expected = ["decay:gamma=0.9,recent=8", "h2o:recent=4", "decay:gamma=0.5,scores=full", "full=1"]
+    assert split_policies(text) == expected
     # without a colon there is nothing that a parameter could belong to
     assert split_policies("h2o,recent=32") == ["h2o", "recent=32"]
 

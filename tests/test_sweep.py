@@ -120,17 +120,24 @@ def test_a_range_has_both_ends(first: int, count: int, step: int, scale: int) ->
     assert found == [(first + i * step) / scale for i in range(count + 1)]
 
 
+def test_a_policy_with_a_value_sets_its_first_parameter() -> None:
+    found = expand("h2o:recent=0..128:16,decay=0.9..1.0:0.01,streaming=2|4")
+    assert [one.text for one in found] == [
+        *(f"h2o:recent={recent}" for recent in range(0, 129, 16)),
+        *(f"decay:gamma={(90 + i) / 100:g}" for i in range(11)),
+        "streaming:sinks=2",
+        "streaming:sinks=4",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
         ("", ["no policy given"]),
         ("h20:recent=1", ["did you mean h2o"]),
         ("h2o:recnt=1..2", ["unknown parameter 'recnt'", "did you mean recent"]),
-        (
-            "h2o:recent=0..128:16,decay=0.9..1.0:0.01",
-            ["unknown parameter 'decay'", "did you mean decay:gamma=0.9..1.0:0.01?"],
-        ),
-        ("h2o:tova=1", ["tova is a policy of its own"]),
+        ("h2o:recent=8,decay=2", ["policy decay: gamma=2", "found '2', expected"]),
+        ("h2o:decays=1", ["unknown parameter 'decays'", "it takes recent"]),
         ("h2o:recent=4,8", ["'8' stands alone", "|"]),
         ("h2o:recent=4||8", ["recent=4||8", "empty alternative"]),
         ("h2o:recent=0..100:16", ["reach 96 and not 100", "0..96:16"]),
@@ -718,7 +725,7 @@ def test_the_command_says_which_settings_take_one_pass(run: Any, folder: Path) -
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (("-p", "h2o:recent=0..128:16,decay=0.9..1.0:0.01"), "did you mean decay:gamma"),
+        (("-p", "h2o:recent=0..128:16,decay=0.9..1.0:0.03"), "reach 0.99 and not 1"),
         (("-p", "tova", "-b", "0"), "--budgets"),
         (("-p", "tova", "--plot", "x.png"), "several values"),
         (("-p", "h2o:recent=0..2", "--plot", "x.txt"), ".png"),

@@ -9,7 +9,8 @@ A policy is written as everywhere in h2osim, ``name:parameter=value,…``, and e
 * alternatives joined by ``|``, each a value or a range: ``recent=0|8..64:8|0.5``.
 
 A policy stands for the product over its parameters, the last one varying fastest. ``|`` and not a
-comma, because commas separate parameters and policies.
+comma, because commas separate parameters and policies. ``decay=0.9..1:0.01`` as a whole is short
+for ``decay:gamma=0.9..1:0.01``: a policy's name sets its first parameter.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from decimal import Decimal, InvalidOperation
 
 from h2osim.errors import UserError
-from h2osim.policy import Configured, Param, Policy, all_policies, find, near, split_policies
+from h2osim.policy import Configured, Param, Policy, find, near, split_policies
 
 #: More configurations than this are taken for a slip in a step.
 MOST = 1_000_000
@@ -85,7 +86,10 @@ def _product(text: str) -> Iterator[Configured]:
         if key in axes:
             raise UserError(f"policy {text!r}: parameter {key} given twice")
         if key not in known:
-            raise _unknown(policy, key, values)
+            raise UserError(
+                f"policy {policy.name}: unknown parameter {key!r}"
+                + (near(key, known) or f"; it takes {', '.join(known) or 'none'}")
+            )
         axes[key] = _values(known[key], values, policy.name)
     if math.prod(map(len, axes.values())) > MOST:
         raise UserError(f"policy {text!r}: more than {MOST:,} configurations; check the steps")
@@ -94,22 +98,6 @@ def _product(text: str) -> Iterator[Configured]:
         configured = policy.with_params(**chosen)
         written = ",".join(f"{key}={value}" for key, value in chosen.items())
         yield Configured(policy, configured.values, f"{name}:{written}" if written else name)
-
-
-def _unknown(policy: Policy, key: str, values: str) -> UserError:
-    """The error for a parameter that a policy does not have; it may be a policy's name."""
-    head = f"policy {policy.name}: unknown parameter {key!r}"
-    known = {param.name: param for param in policy.params}
-    other = all_policies().get(key)
-    if other is None:
-        return UserError(head + (near(key, known) or f"; it takes {', '.join(known) or 'none'}"))
-    for param in other.params:
-        try:
-            _values(param, values, key)
-        except UserError:
-            continue
-        return UserError(f"{head}; {key} is a policy, did you mean {key}:{param.name}={values}?")
-    return UserError(f"{head}; {key} is a policy of its own, not a parameter")
 
 
 def _values(param: Param, text: str, policy: str) -> list[str]:
