@@ -10,7 +10,9 @@ import ctypes
 import importlib.util
 import shutil
 import subprocess
-from functools import cache
+import threading
+import time
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +222,38 @@ def test_out_of_device_memory_means_smaller_chunks() -> None:
     assert max(sizes) > 2000 >= min(sizes)
     with pytest.raises(UserError, match="out of device memory"):
         cuda.direct(jobs, Shim(memory=100))
+
+
+def test_lanes_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units that fit one at a time are worked at one at a time, whatever lanes there are."""
+    trace = Trace.from_scores(np.tril(np.ones((8, 12, 12))) / np.arange(1, 13)[:, None])
+    units = trace.units()
+    lock, busy, most = threading.Lock(), [0], [0]
+
+    class Two(Shim):
+        lanes = 2
+
+    def work(room: int, device: cuda.Device, some: list[Unit]) -> dict[int, int]:
+        with lock:
+            busy[0] += len(some)
+            most[0] = max(most[0], len(some))
+            full = busy[0] > room
+        time.sleep(0.002)
+        with lock:
+            busy[0] -= len(some)
+        if full:
+            raise MemoryError
+        return {units.index(unit): unit.index for unit in some}
+
+    cost = dict.fromkeys(units, 1)
+    for room in (1, 2, 3, 100):
+        monkeypatch.setattr(cuda, "PIECE", 2)
+        for _ in range(20):
+            found = cuda._spread(units, cost, partial(work, room), Two())
+            assert found == {i: unit.index for i, unit in enumerate(units)}
+    assert most[0] == 2
+    with pytest.raises(UserError, match="out of device memory"):
+        cuda._spread(units, cost, partial(work, 0), Two())
 
 
 @pytest.mark.skipif(GPU, reason="there is a GPU")

@@ -853,8 +853,11 @@ def _spread(
     else:
         piece = -(-total // len(present))
     found: dict[int, R] = {}
+    active = {id(one): one.lanes for one in present}
 
-    def take(room: int, most: int) -> list[Unit]:
+    def take(mine: Device, most: int) -> tuple[list[Unit], bool]:
+        """The next chunk, and whether other lanes of the device are at work; none left: leave."""
+        room = min(piece, int(mine.free() * 0.8) // mine.lanes)
         with lock:
             chunk: list[Unit] = []
             while (
@@ -863,17 +866,23 @@ def _spread(
                 and (not chunk or sum(cost[u] for u in chunk) + cost[todo[0]] <= room)
             ):
                 chunk.append(todo.pop(0))
-            return chunk
+            beside = active[id(mine)] > 1
+            if not chunk:
+                active[id(mine)] -= 1
+            return chunk, beside
 
     def run(mine: Device, lane: int) -> None:
         mine.enter(lane)
         most = len(units)
-        while chunk := take(min(piece, int(mine.free() * 0.8) // mine.lanes), most):
+        while True:
+            chunk, beside = take(mine, most)
+            if not chunk:
+                return
             try:
                 result = work(mine, chunk)
             except mine.exhausted:
                 mine.release()
-                if len(chunk) == 1:
+                if len(chunk) == 1 and not beside:
                     raise UserError(
                         f"{chunk[0].label}: out of device memory for one unit of "
                         f"{chunk[0].n} tokens; engine=numba runs it on the CPU"
@@ -881,6 +890,9 @@ def _spread(
                 most = max(1, len(chunk) // 2)
                 with lock:
                     todo[:0] = chunk
+                    if len(chunk) == 1 and active[id(mine)] > 1:
+                        active[id(mine)] -= 1  # one lane fewer, and more room for the others
+                        return
                 continue
             with lock:
                 found.update(result)
