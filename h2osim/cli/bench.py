@@ -50,7 +50,7 @@ def optimum(trace: Where = None, n: Tokens = 2048, json: AsJson = False) -> None
 
     unit = _unit(trace, n)
     # SciPy's solver takes minutes beyond this.
-    show(measure(unit, scipy=unit.n <= 2048), json)
+    show(measure(unit, scipy=unit.n <= 4096), json)
 
 
 @bench.command("gpu")
