@@ -23,7 +23,12 @@ from hypothesis import strategies as st
 from strategies import examples, qk_traces, traces
 
 from h2osim.engines import cuda, naive
-from h2osim.engines.cuda_bracket import brackets
+from h2osim.engines.cuda import chunks, run
+from h2osim.engines.cuda.bracket import brackets
+from h2osim.engines.cuda.device import OPTIONS
+from h2osim.engines.cuda.lines_kernel import Lines, lines_shape
+from h2osim.engines.cuda.rows import load_rows
+from h2osim.engines.cuda.stack_kernel import stack_shape
 from h2osim.engines.job import Job
 from h2osim.engines.stack import StackRun
 from h2osim.errors import UserError
@@ -112,7 +117,7 @@ def test_configurations_that_share_a_block(data: st.DataObject) -> None:
 
 def check_lines(device: cuda.Device, jobs: list[Job], budgets: list[int], together: int) -> None:
     """The kernel `lines` against the numba stack engine, which the naive engine vouches for."""
-    assert all(cuda._Lines.fits(device, job) for job in jobs)
+    assert all(Lines.fits(device, job) for job in jobs)
     found = cuda.curves(jobs, budgets, device, together=together)
     for job, (curve, mass) in zip(jobs, found, strict=True):
         run = StackRun(job, budgets)
@@ -182,7 +187,7 @@ def test_rows_from_queries_and_keys_have_the_bits_of_rows_py(data: st.DataObject
     device = data.draw(st.sampled_from(devices()))
     block, lag = data.draw(st.integers(1, 16)), data.draw(st.integers(0, 5))
     theirs = [list(unit.blocks(block, lag)) for unit in units]
-    for i, rows in enumerate(cuda._rows(device, units, block, lag)):
+    for i, rows in enumerate(load_rows(device, units, block, lag)):
         bits, size = device.host(rows.bits), theirs[0][i].bits.size
         for u in range(len(units)):
             expected = theirs[u][i]
@@ -196,7 +201,7 @@ def test_rows_from_queries_and_keys_have_the_bits_of_rows_py(data: st.DataObject
 @pytest.mark.parametrize("text", ["scissorhands:window=5,recent=2", "h2o:recent=2,scores=full"])
 def test_replays_that_stop_and_go_on(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A `qk` trace comes in blocks of rows, with state kept on the device in between."""
-    monkeypatch.setattr(cuda, "_block_rows", lambda n: 7)
+    monkeypatch.setattr(run, "block_rows", lambda n: 7)
     rng = np.random.default_rng(5)
     q, k = rng.standard_normal((1, 2, 30, 4)), rng.standard_normal((1, 1, 30, 4))
     unit = Trace.from_qk(q, k, scale=1.0).units()[0]
@@ -247,13 +252,13 @@ def test_lanes_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
     cost = dict.fromkeys(units, 1)
     for room in (1, 2, 3, 100):
-        monkeypatch.setattr(cuda, "PIECE", 2)
+        monkeypatch.setattr(chunks, "PIECE", 2)
         for _ in range(20):
-            found = cuda._spread(units, cost, partial(work, room), Two())
+            found = chunks.spread(units, cost, partial(work, room), Two())
             assert found == {i: unit.index for i, unit in enumerate(units)}
     assert most[0] == 2
     with pytest.raises(UserError, match="out of device memory"):
-        cuda._spread(units, cost, partial(work, 0), Two())
+        chunks.spread(units, cost, partial(work, 0), Two())
 
 
 @pytest.mark.skipif(GPU, reason="there is a GPU")
@@ -317,7 +322,7 @@ def kernel_texts() -> dict[str, str]:
         "random_rows": cuda.kernel_text("random_rows", {"T": 256}),
     }
     for n, heads, decays, together in ((2048, 1, 0, 1), (4096, 1, 0, 4), (300, 4, 1, 2)):
-        shape = cuda.lines_shape(device, n, heads, together, together, bool(decays))
+        shape = lines_shape(device, n, heads, together, together, bool(decays))
         assert shape
         shape.pop("bytes")
         text = cuda.kernel_text("lines", {**shape, "SINKS": decays, "EVENTS": decays})
@@ -326,7 +331,7 @@ def kernel_texts() -> dict[str, str]:
         policy = all_policies()[name]
         found[f"direct {name}"] = cuda.kernel_text("direct", {"T": 128}, policy)
     for name, n, together in (("h2o", 2048, 1), ("decay", 4096, 4), ("lazy", 40000, 1)):
-        shape = cuda.stack_shape(device, all_policies()[name], n, together)
+        shape = stack_shape(device, all_policies()[name], n, together)
         shape.pop("bytes")
         more = {"C": together, "HEADS": 2, "EVENTS": 1}
         found[f"stack {name}"] = cuda.kernel_text("stack", shape | more, all_policies()[name])
@@ -358,7 +363,7 @@ def compile_with_nvrtc(text: str, architecture: str) -> str:
     assert library
     program = ctypes.c_void_p()
     library.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"k.cu", 0, None, None)
-    options = [f"--gpu-architecture=sm_{architecture}", *cuda.OPTIONS]
+    options = [f"--gpu-architecture=sm_{architecture}", *OPTIONS]
     given = (ctypes.c_char_p * len(options))(*[option.encode() for option in options])
     failed = library.nvrtcCompileProgram(program, len(options), given)
     size = ctypes.c_size_t()
@@ -386,7 +391,7 @@ def test_all_cuda_text_compiles(architecture: str, tmp_path: Path) -> None:
     for i, (name, text) in enumerate(texts.items()):
         source = tmp_path / f"{i}.cu"
         source.write_text(text)
-        command = [nvcc, f"-arch=sm_{architecture}", *cuda.OPTIONS, "-cubin", "-o"]
+        command = [nvcc, f"-arch=sm_{architecture}", *OPTIONS, "-cubin", "-o"]
         done = subprocess.run(
             [*command, str(tmp_path / "out"), str(source)], capture_output=True, text=True
         )

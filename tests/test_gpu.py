@@ -8,6 +8,7 @@ import xarray
 
 import h2osim
 from h2osim.engines import cuda
+from h2osim.engines.cuda import chunks
 from h2osim.policy import all_policies
 
 pytestmark = pytest.mark.skipif(not cuda.available(), reason="no NVIDIA GPU with CuPy")
@@ -44,7 +45,7 @@ def test_several_gpus_share_the_units(monkeypatch: pytest.MonkeyPatch) -> None:
         put(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(cuda.Gpu, "put", seen)
-    monkeypatch.setattr(cuda, "PIECE", 2**16)  # many small chunks, copied while others are computed
+    monkeypatch.setattr(chunks, "PIECE", 2**16)
     trace = h2osim.open_trace("prose")
     policies = ["h2o:recent=16,scores=full", "decay:recent=16,scores=full", "h2o"]
     ours = h2osim.replay(trace, policies, [0.05, 0.2], engine="cuda")
@@ -54,7 +55,7 @@ def test_several_gpus_share_the_units(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_chunks_copied_while_others_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "PIECE", 2**16)
+    monkeypatch.setattr(chunks, "PIECE", 2**16)
     trace = h2osim.open_trace("code")
     policies = ["h2o:recent=16,scores=full", "tova:scores=full"]
     theirs = h2osim.replay(trace, policies, "all", engine="numba")

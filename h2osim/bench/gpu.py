@@ -18,7 +18,12 @@ import numpy as np
 import h2osim
 from h2osim.bench import Line, core_seconds
 from h2osim.engines import cuda
-from h2osim.engines.cuda_bracket import Bounds, search
+from h2osim.engines.cuda.bracket import Bounds, search
+from h2osim.engines.cuda.chunks import spread
+from h2osim.engines.cuda.direct_kernel import Direct
+from h2osim.engines.cuda.lines_kernel import Lines
+from h2osim.engines.cuda.rows import Rows, block_rows, load_rows, row_masses
+from h2osim.engines.cuda.run import TOGETHER
 from h2osim.engines.direct import DirectRun
 from h2osim.engines.job import Curve, Job
 from h2osim.engines.stack import StackRun
@@ -85,7 +90,7 @@ def random_rows(device: cuda.Gpu, n: int, units: int = UNITS) -> Any:
         cuda.kernel_text("random_rows", {"T": 256}), "random_rows", -(-units * n // 8), 256, 0,
         [bits, np.uint64(2024), np.float32(1.0), np.int64(units * n), np.int32(n)],
     )  # fmt: skip
-    return cuda._Rows(0, 0, n, bits, places)
+    return Rows(0, 0, n, bits, places)
 
 
 def as_unit(device: cuda.Gpu, rows: Any, n: int, index: int) -> Unit:
@@ -112,8 +117,8 @@ def accumulated(device: cuda.Gpu, n: int, copy: float) -> list[Line]:
     rows = random_rows(device, n)
     jobs = {i: Job(as_unit(device, rows, n, i), parse(POLICY), 1, 1) for i in (0, 100, UNITS - 1)}
     job = jobs[100]
-    assert cuda._Lines.fits(device, job)
-    run = cuda._Lines(device, [job] * UNITS, range(UNITS), (), 1)
+    assert Lines.fits(device, job)
+    run = Lines(device, [job] * UNITS, range(UNITS), (), 1)
     run.feed(rows)
     found = run.curves()
     for i, one in jobs.items():
@@ -217,11 +222,11 @@ def sweeps(device: cuda.Gpu, n: int, units: int = 128) -> list[Line]:
 
     def copying() -> None:
         def work(mine: cuda.Device, some: list[Unit]) -> dict[int, Any]:
-            for rows in cuda._rows(mine, some, n, 0):
+            for rows in load_rows(mine, some, n, 0):
                 mine.host(rows.places)
             return {}
 
-        cuda._spread(trace.units(), dict.fromkeys(trace.units(), 2 * tri(n)), work, device)
+        spread(trace.units(), dict.fromkeys(trace.units(), 2 * tri(n)), work, device)
 
     one, many = clock(lambda: sweep(DECAYS[5:6])), clock(lambda: sweep(DECAYS))
     alone, light = clock(copying), clock(lambda: cuda.curves(few, (), device))
@@ -250,12 +255,12 @@ def others(device: cuda.Gpu, n: int, copy: float) -> list[Line]:
     ]
     lines = []
     for what, jobs in (("decay", decays), ("h2o, windows", windows)):
-        one = cuda._Lines(device, jobs[5:6] * UNITS, list(range(UNITS)), (), 1)
+        one = Lines(device, jobs[5:6] * UNITS, list(range(UNITS)), (), 1)
         one.feed(rows)
         assert np.array_equal(one.curves()[100][0].kept, on_one_core(jobs[5]).kept)
         single = seconds(lambda run=one: run.feed(rows), 3)  # type: ignore[misc]
         every = [u for u in range(UNITS) for _ in jobs]
-        many = cuda._Lines(device, jobs * UNITS, every, (), cuda.TOGETHER)
+        many = Lines(device, jobs * UNITS, every, (), TOGETHER)
         many.feed(rows)
         assert np.array_equal(many.curves()[1603][0].kept, on_one_core(jobs[3]).kept)
         sixteen = seconds(lambda run=many: run.feed(rows), 3)  # type: ignore[misc]
@@ -267,8 +272,8 @@ def others(device: cuda.Gpu, n: int, copy: float) -> list[Line]:
 
     k = n // 5
     job = Job(unit, parse(f"h2o:recent={RECENT}"), k, 1)
-    masses = cuda._masses(device, rows, UNITS)
-    direct = cuda._Direct(device, [job] * UNITS, range(UNITS))
+    masses = row_masses(device, rows, UNITS)
+    direct = Direct(device, [job] * UNITS, range(UNITS))
 
     def again() -> None:
         direct._cells.fill(0)
@@ -334,10 +339,10 @@ def long_text(device: cuda.Gpu) -> list[Line]:
     heads = 16
     units = trace(LONG, heads).units()
     jobs = [Job(unit, parse(POLICY), 1, 1) for unit in units]
-    block = cuda._block_rows(LONG)
+    block = block_rows(LONG)
 
     def rows() -> None:
-        for _ in cuda._rows(device, units, block, 0):
+        for _ in load_rows(device, units, block, 0):
             pass
 
     making = seconds(rows, 1)

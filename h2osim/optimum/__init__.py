@@ -239,7 +239,7 @@ def _on_gpu(
     units: Sequence[Unit], tokens: Sequence[int], p: int, gap: float
 ) -> Iterable[tuple[int, list[_Found]]]:
     """Brackets of all units, budget by budget; (index, result) of each."""
-    from h2osim.engines.cuda_bracket import SCHEDULES, brackets
+    from h2osim.engines.cuda.bracket import SCHEDULES, brackets
 
     found = [brackets(units, k, p, gap, SCHEDULES[-1]) for k in tokens]
     for i, unit in enumerate(units):

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from h2osim.engines import cuda
+from h2osim.engines.cuda.chunks import spread
+from h2osim.engines.cuda.device import Device, kernel_text
+from h2osim.engines.cuda.rows import Rows, load_rows
 from h2osim.fixedpoint import tri
 from h2osim.trace import Unit
 
@@ -47,7 +49,7 @@ def brackets(
     prompt_len: int,
     gap: float = 1e-3,
     readings: int = 300,
-    device: cuda.Device | None = None,
+    device: Device | None = None,
 ) -> list[Bounds]:
     """Close in on the optimum of each unit until upper - lower <= gap * upper.
 
@@ -58,18 +60,18 @@ def brackets(
     cost = {unit: heads * tri(n) * 2 + tri(n) * 4 + 64 * n for unit in units}
     place = {unit: i for i, unit in enumerate(units)}
 
-    def work(mine: cuda.Device, some: list[Unit]) -> dict[int, Bounds]:
-        (rows,) = cuda._rows(mine, some, n, 0)
+    def work(mine: Device, some: list[Unit]) -> dict[int, Bounds]:
+        (rows,) = load_rows(mine, some, n, 0)
         found = search(mine, rows, len(some), heads, n, budget, prompt_len, gap, readings)
         return {place[unit]: one for unit, one in zip(some, found, strict=True)}
 
-    found = cuda._spread(list(units), cost, work, device)
+    found = spread(list(units), cost, work, device)
     return [found[i] for i in range(len(units))]
 
 
 def search(
-    device: cuda.Device,
-    rows: Any,
+    device: Device,
+    rows: Rows,
     many: int,
     heads: int,
     n: int,
@@ -80,7 +82,7 @@ def search(
 ) -> list[Bounds]:
     """`brackets` of `many` units whose rows are on the device."""
     threads = min(256, device.threads)
-    text = cuda.kernel_text("bracket", {"T": threads, "HEADS": heads})
+    text = kernel_text("bracket", {"T": threads, "HEADS": heads})
     first = min(max(k, p - 1), n - 1)
     blocks = -(-n // threads)
     prices = device.full((many, n), np.float64)

@@ -1,0 +1,188 @@
+"""Where kernels run, and their texts.
+
+A :class:`Device` runs kernels: :class:`Gpu` does through CuPy, which is imported here and nowhere
+else in the engine. Tests run the same texts, and the rest of the engine unchanged, on the CPU.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+
+from h2osim import carried
+from h2osim.engines.translate import rules_text
+from h2osim.errors import UserError
+from h2osim.policy import Policy
+
+
+class Device(Protocol):
+    """Where kernels run. Arrays are the device's own; ``host`` copies one back."""
+
+    warp: int
+    threads: int  # most threads of a block
+    shared: int  # bytes of shared memory that a block may ask for
+    exhausted: type[BaseException]  # what running out of memory raises
+    lanes: int  # threads that may use it at once, one copying while another computes
+
+    def enter(self, lane: int) -> None:
+        """From now on this thread works in that lane."""
+
+    def array(self, values: Any) -> Any:
+        """A copy on the device."""
+
+    def put(self, values: np.ndarray, target: Any, start: int) -> None:
+        """Copy values into a flat array of the device."""
+
+    def full(self, shape: Any, dtype: Any, value: int = 0) -> Any:
+        """A filled array on the device."""
+
+    def empty(self, size: int, dtype: Any) -> Any:
+        """An array of unspecified contents on the device."""
+
+    def host(self, array: Any) -> np.ndarray:
+        """A copy on the host."""
+
+    def free(self) -> int:
+        """Bytes that may be asked for now."""
+
+    def release(self) -> None:
+        """Give back what is held but not used."""
+
+    def launch(
+        self, text: str, name: str, grid: int, threads: int, shared: int, args: Sequence[Any]
+    ) -> None:
+        """Run a kernel of a text; ``args`` are arrays of the device and NumPy scalars."""
+
+
+class Gpu:
+    """One NVIDIA GPU through CuPy. A lane is a stream of its own."""
+
+    warp = 32
+    lanes = 2
+
+    def __init__(self, index: int = 0):
+        self._cupy = _cupy()
+        self._index = index
+        with self._cupy.cuda.Device(index) as device:
+            self.threads = int(device.attributes["MaxThreadsPerBlock"])
+            self.shared = int(device.attributes["MaxSharedMemoryPerBlockOptin"])
+            self._streams = [self._cupy.cuda.Stream(non_blocking=True) for _ in range(self.lanes)]
+        self.exhausted = self._cupy.cuda.memory.OutOfMemoryError
+        self._kernels: dict[tuple[str, str], Any] = {}
+        self._compiling = threading.Lock()
+        self._thread = threading.local()
+
+    def enter(self, lane: int) -> None:
+        """From now on this thread works on that lane's stream."""
+        self._thread.stream = self._streams[lane]
+
+    @contextmanager
+    def _here(self) -> Iterator[None]:
+        stream = getattr(self._thread, "stream", None)
+        with self._cupy.cuda.Device(self._index), stream or nullcontext():
+            yield
+
+    def array(self, values: Any) -> Any:
+        """A copy on the device."""
+        with self._here():
+            return self._cupy.asarray(np.ascontiguousarray(values))
+
+    def put(self, values: np.ndarray, target: Any, start: int) -> None:
+        """Copy values into a flat array of the device, through pinned memory."""
+        with self._here():
+            target[start : start + len(values)] = self._cupy.asarray(values)
+
+    def full(self, shape: Any, dtype: Any, value: int = 0) -> Any:
+        """A filled array on the device."""
+        with self._here():
+            return self._cupy.full(shape, value, dtype)
+
+    def empty(self, size: int, dtype: Any) -> Any:
+        """An array of unspecified contents on the device."""
+        with self._here():
+            return self._cupy.empty(size, dtype)
+
+    def host(self, array: Any) -> np.ndarray:
+        """A copy on the host, once all that was launched is done."""
+        with self._here():
+            return np.asarray(self._cupy.asnumpy(array))
+
+    def free(self) -> int:
+        """Bytes that may be asked for now."""
+        with self._here():
+            pool = self._cupy.get_default_memory_pool()
+            return int(self._cupy.cuda.runtime.memGetInfo()[0] + pool.free_bytes())
+
+    def release(self) -> None:
+        """Give CuPy's idle memory back to the device."""
+        with self._here():
+            self._cupy.get_default_memory_pool().free_all_blocks()
+
+    def kernel(self, text: str, name: str) -> Any:
+        """A compiled kernel; CuPy keeps compiled texts in its cache folder."""
+        key = (text, name)
+        with self._compiling:
+            if key not in self._kernels:
+                module = self._cupy.RawModule(code=text, options=OPTIONS)
+                self._kernels[key] = module.get_function(name)
+        return self._kernels[key]
+
+    def launch(
+        self, text: str, name: str, grid: int, threads: int, shared: int, args: Sequence[Any]
+    ) -> None:
+        """Run a kernel of a text; ``args`` are arrays of the device and NumPy scalars."""
+        with self._here():
+            kernel = self.kernel(text, name)
+            if shared > 48 * 1024:
+                kernel.max_dynamic_shared_size_bytes = shared
+            kernel((grid,), (threads,), tuple(args), shared_mem=shared)
+
+
+#: How kernels are compiled: no a*b+c in one rounding, which Python does not do either.
+OPTIONS = ("--fmad=false", "-std=c++17")
+
+
+def _cupy() -> Any:
+    """CuPy, or one line that says what is missing."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise UserError(
+            f"engine=cuda needs CuPy ({error}); pip install 'h2osim[gpu-cuda13]' for a driver of "
+            "CUDA 13, 'h2osim[gpu-cuda12]' for CUDA 12"
+        ) from None
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:  # the runtime's own exception types need a working runtime
+        raise UserError(f"engine=cuda: no usable NVIDIA GPU ({error})") from None
+    if count < 1:
+        raise UserError("engine=cuda: no NVIDIA GPU found; engine=numba runs on the CPU")
+    return cupy
+
+
+@cache
+def devices() -> tuple[Gpu, ...]:
+    """Every GPU of this machine; UserError when there is none or CuPy is missing."""
+    return tuple(Gpu(i) for i in range(_cupy().cuda.runtime.getDeviceCount()))
+
+
+def available() -> bool:
+    """Whether there is CuPy and a GPU."""
+    try:
+        return bool(devices())
+    except UserError:
+        return False
+
+
+def kernel_text(name: str, constants: dict[str, int], policy: Policy | None = None) -> str:
+    """CUDA text of a kernel of gpu/: constants, common.cuh, a policy's rules, the kernel."""
+    folder = carried.gpu()
+    defines = "".join(f"#define {key} {value}\n" for key, value in sorted(constants.items()))
+    rules = rules_text(policy) if policy else ""
+    common = (folder / "common.cuh").read_text()
+    return f"{defines}{common}\n{rules}\n{(folder / f'{name}.cu').read_text()}"

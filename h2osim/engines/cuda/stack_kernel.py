@@ -1,0 +1,121 @@
+"""The kernel `stack`: every budget of any inclusive policy in one pass (theorem T7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from h2osim.engines.cuda.arguments import evicting, held_keys, job_inputs, job_numbers
+from h2osim.engines.cuda.device import Device, kernel_text
+from h2osim.engines.cuda.rows import Rows
+from h2osim.engines.job import Curve, Job
+from h2osim.policy import Policy
+
+
+class Stack:
+    """Configurations of one policy on their way through the rows, all budgets at once."""
+
+    def __init__(
+        self,
+        device: Device,
+        jobs: Sequence[Job],
+        unit_of: Sequence[int],
+        budgets: Sequence[int],
+        together: int,
+    ):
+        job = jobs[0]
+        self._n, self._p = job.unit.n, job.prompt_len
+        n, heads, policy = self._n, len(job.unit.heads), job.configured.policy
+        self._device, self._budgets = device, budgets
+        timing = [evicting(j).tobytes() for j in jobs]
+        patterns = list(dict.fromkeys(timing))
+        self._held = [held_keys(np.frombuffer(p_, np.uint8), self._p) for p_ in patterns]
+        # A block's configurations share the unit and the timing; a short block repeats its last.
+        alike: dict[tuple[int, int], list[int]] = {}
+        for i, unit in enumerate(unit_of):
+            alike.setdefault((unit, patterns.index(timing[i])), []).append(i)
+        together = min(together, max(map(len, alike.values())))
+        self._blocks: list[list[int]] = []
+        units, which = [], []
+        for (unit, pattern), mine in alike.items():
+            for a in range(0, len(mine), together):
+                self._blocks.append(mine[a : a + together])
+                units.append(unit)
+                which.append(pattern)
+        filled = [b + [b[-1]] * (together - len(b)) for b in self._blocks]
+        ordered = [jobs[i] for b in filled for i in b]
+        ints, floats = job_numbers(ordered)
+        inputs, inputs_at = job_inputs(ordered)
+
+        shape = stack_shape(device, policy, n, together)
+        self._threads, self._shared = shape["T"], shape.pop("bytes")
+        self._text = kernel_text(
+            "stack", {**shape, "C": together, "HEADS": heads, "EVENTS": int(bool(len(budgets)))},
+            policy,
+        )  # fmt: skip
+        self._each = stack_bytes(policy, n, together, shape["T"], shape["NS"])
+        self._hits = device.full((len(filled), together, n + 1), np.int64)
+        self._evicted = device.full((len(filled), together, max(1, len(budgets)), n), np.int32, n)
+        following = np.searchsorted(np.asarray(budgets), np.arange(n + 2)).astype(np.int32)
+        self._given = [
+            device.array(np.array(units, np.int32)),
+            device.array(np.array(which, np.int32)),
+            device.array(np.frombuffer(b"".join(patterns), np.uint8)),
+            device.array(ints if ints.size else np.zeros(1, np.int32)),
+            device.array(floats if floats.size else np.zeros(1)),
+            device.array(inputs),
+            device.array(inputs_at),
+            device.array(np.array([*budgets, 0], np.int32)),
+            device.array(following),
+            self._evicted,
+            self._hits,
+            device.empty(len(filled) * self._each, np.uint8),
+            np.int64(self._each),
+        ]
+        self._which = which
+
+    def feed(self, rows: Rows) -> None:
+        """Replay the new rows."""
+        self._device.launch(
+            self._text, "stack", len(self._blocks), self._threads, self._shared,
+            [rows.bits, rows.places, *self._given,
+             *map(np.int32, (len(self._budgets), self._n, self._p, rows.start, rows.stop))],
+        )  # fmt: skip
+
+    def curves(self) -> dict[int, tuple[Curve, int]]:
+        """Each job's curve and the mass of its decode rows, once all rows have been fed."""
+        hits, evicted = self._device.host(self._hits), self._device.host(self._evicted)
+        found = {}
+        for b, mine in enumerate(self._blocks):
+            for c, i in enumerate(mine):
+                mass = np.cumsum(hits[b, c])
+                gone = evicted[b, c, : len(self._budgets)]
+                found[i] = (Curve(mass[1:], self._held[self._which[b]], gone), int(mass[-1]))
+        return found
+
+
+def stack_shape(device: Device, policy: Policy, n: int, together: int) -> dict[str, int]:
+    """The stack kernel's constants for a length, and its bytes of shared memory."""
+    threads = device.threads
+    while threads > 2 * device.warp and threads > max(128, n // 8):
+        threads //= 2
+    tokens = -(-n // threads)
+    if tokens > 2:  # few variants, so that few are compiled
+        tokens = -(-tokens // 4) * 4 if tokens <= 32 else -(-tokens // 16) * 16
+    bytes_ = 8 * n + together * (8 * n + 4 * (n + 1))
+    share = bytes_ <= device.shared // 2
+    # Unrolled loops keep the state in registers; else it lies in local memory, which is cached.
+    fields = max(1, len(policy.state))
+    unroll = tokens if tokens * (2 * together * fields + 1) * threads <= 2**15 else 1
+    return {
+        "T": threads, "NS": tokens, "SHARED": int(share), "UNROLL": unroll,
+        "bytes": bytes_ if share else 0,
+    }  # fmt: skip
+
+
+def stack_bytes(policy: Policy, n: int, together: int, threads: int, tokens: int) -> int:
+    """Scratch memory of a block."""
+    state = tokens * together * max(1, len(policy.state)) * threads * 8
+    each = state + 8 * n + together * (8 * n + 4 * (n + 1)) + 16
+    return (each + 15) // 16 * 16
