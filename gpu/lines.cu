@@ -10,9 +10,10 @@
 // stack of configuration c. While leaders move the tokens of step t, updaters add row t + 1 in
 // their registers and publish the sums once the leaders are done.
 //
-// Constants: T threads, C leaders among them, NS tokens an updater, HEADS, ROW (bytes of a staged
-// row), LINES (groups of WARP lines), DECAYS (scores are multiplied by one of S factors in each
-// step), SINKS (some configuration has any), EVENTS (evictions of listed budgets are recorded), BLOCKS a multiprocessor should hold.
+// Constants: T threads, C leaders' warps among them, NS tokens an updater, HEADS, ROW (bytes of a
+// staged row), LINES (groups of WARP lines), DECAYS (scores are multiplied by one of S factors in
+// each step), SINKS (some configuration has any), EVENTS (evictions of listed budgets are recorded),
+// BLOCKS that a multiprocessor should hold.
 #define UPDATERS (T - C * WARP)
 #define MOST (NS * UPDATERS)  // tokens, rounded up
 #define STAGES 3
@@ -402,7 +403,7 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) lines(
     Bound bound[LINES];  // [b]: of line b * WARP + lane
 #pragma unroll
     for (int b = 0; b < LINES; b++) bound[b] = bound_of(HIGHEST >> 32);
-    int m = 0;     // tokens in the stack
+    int m = 0;  // tokens in the stack
 
     // The token at depth d of the stack leaves it, another takes its place.
     auto swap = [&](int d, int t, const Token &out, const Token &in) {
