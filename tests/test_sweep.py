@@ -13,8 +13,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -561,6 +563,26 @@ def test_sigkill_at_random_moments(folder: Path, tmp_path: Path) -> None:
     # killed while at work on a few chunks each time: only those were begun twice
     begun = [event["start"] for event in events if "start" in event]
     assert len(begun) - total <= len(kills) * (os.cpu_count() or 1)
+
+
+def test_workers_of_a_machine_take_gpus_in_turn() -> None:
+    from h2osim.sweep.run import lane_of, turns
+
+    workers = ["tcp://10.0.0.2:41", "tcp://10.0.0.1:9", "tls://10.0.0.2:7", "tcp://10.0.0.2:40"]
+    found = turns(workers)
+    assert found["tcp://10.0.0.1:9"] == (0, 1)
+    assert sorted(found[one] for one in workers if "0.2" in one) == [(0, 3), (1, 3), (2, 3)]
+    # a worker alone with two GPUs uses both, one a thread; the threads of two workers one each
+    with ThreadPoolExecutor(4) as pool:
+        barrier = threading.Barrier(4)
+
+        def lane(turn: tuple[int, int]) -> int:
+            barrier.wait()
+            return lane_of(*turn)
+
+        alone = list(pool.map(lane, [(0, 1)] * 4))
+        assert sorted(one % 2 for one in alone) == [0, 0, 1, 1]
+        assert {one % 2 for one in pool.map(lane, [(1, 2)] * 4)} == {1}
 
 
 @pytest.mark.skipif(

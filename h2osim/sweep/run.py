@@ -13,6 +13,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from h2osim.errors import UserError
 from h2osim.policy import parse
@@ -164,7 +165,7 @@ def run_dask(plan: Plan, store: Store, engine: str, client: Any, progress: Progr
     name = f"h2osim-sweep-{uuid.uuid4().hex}"
     where = str(store.path.resolve())
     futures = client.map(
-        _remote, todo, path=where, traces=paths, engine=engine,
+        _remote, todo, path=where, traces=paths, engine=engine, turns=turns(client.nthreads()),
         key=[f"{name}-{i}" for i in todo], pure=False,
     )  # fmt: skip
     try:
@@ -182,11 +183,25 @@ def run_dask(plan: Plan, store: Store, engine: str, client: Any, progress: Progr
         client.cancel([future for future in futures if not future.done()])
 
 
-def _remote(index: int, *, path: str, traces: Sequence[str], engine: str) -> int:
+def turns(workers: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Of each worker's address: which of its machine's workers it is, and of how many."""
+    hosts: dict[str | None, list[str]] = {}
+    for address in sorted(workers):
+        hosts.setdefault(urlsplit(address).hostname, []).append(address)
+    return {
+        address: (i, len(those)) for those in hosts.values() for i, address in enumerate(those)
+    }
+
+
+def _remote(
+    index: int, *, path: str, traces: Sequence[str], engine: str, turns: dict[str, tuple[int, int]]
+) -> int:
     """Do one chunk on a Dask worker."""
+    from distributed import get_worker
+
     plan, store = _opened(path, tuple(traces))
     if not store.finished(index):
-        lane = _lane()
+        lane = lane_of(*turns.get(get_worker().address, (0, 1)))
         store.started(index)
         store.put(index, compute(plan.part(index), engine_here(engine), lane))
     return index
@@ -215,8 +230,11 @@ _LANES = threading.local()
 _NEXT = iter(range(2**31))
 
 
-def _lane() -> int:
-    """A number for each thread of a worker: the GPU it uses, where it sees several."""
+def lane_of(worker: int, workers: int) -> int:
+    """The lane of this thread of a worker; lanes modulo the number of GPUs give its GPU.
+
+    Workers of one machine take GPUs in turn, and so do the threads of a worker that is alone.
+    """
     if not hasattr(_LANES, "number"):
         _LANES.number = next(_NEXT)
-    return int(_LANES.number)
+    return worker + workers * int(_LANES.number)
