@@ -33,6 +33,16 @@ DEVICE bool below(double rank, int pos, double other_rank, int other_pos) {
 
 DEVICE void add(i64 *sum, i64 x) { atomicAdd((u64 *)sum, (u64)x); }
 
+// Budgets from `top` up to below `bottom` lose token j after step t; only where EVENTS asks for it.
+DEVICE void book(
+    int j, int top, int bottom, int t, int n, const int *budgets, const int *following, int nb,
+    int *evicted
+) {
+#if EVENTS
+    for (int b = following[top]; b < nb && budgets[b] < bottom; b++) evicted[(i64)b * n + j] = t;
+#endif
+}
+
 // Python's //, %, min, max and abs.
 DEVICE i64 py_floordiv(i64 a, i64 b) {
     i64 q = a / b;

@@ -145,16 +145,6 @@ DEVICE bool may_pass(Bound bound, u64 rank) {
 #endif
 }
 
-// Budgets from `top` up to below `bottom` lose token j after step t.
-DEVICE void book(
-    int j, int top, int bottom, int t, int n, const int *budgets, const int *following, int nb,
-    int *evicted
-) {
-#if EVENTS
-    for (int b = following[top]; b < nb && budgets[b] < bottom; b++) evicted[(i64)b * n + j] = t;
-#endif
-}
-
 extern "C" __global__ void __launch_bounds__(T, BLOCKS) lines(
     const u16 *bits,        // packed rows; row t of head h at bits[places[unit, h] + tri(t)]
     const i64 *places,      // [units, HEADS]

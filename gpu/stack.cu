@@ -19,16 +19,6 @@ DEVICE bool sinks_below(const Carry &a, const Carry &b) {
     return below(a.rank, a.pos, b.rank, b.pos);
 }
 
-// Budgets from `top` up to below `bottom` lose token j after step t.
-DEVICE void book(
-    int j, int top, int bottom, int t, int n, const int *budgets, const int *following, int nb,
-    int *evicted
-) {
-#if EVENTS
-    for (int b = following[top]; b < nb && budgets[b] < bottom; b++) evicted[(i64)b * n + j] = t;
-#endif
-}
-
 // A row's entry, summed over the unit's heads.
 DEVICE int entry(const u16 *bits, const i64 *place, i64 at, int j) {
     int x = 0;

@@ -10,6 +10,7 @@ import numpy as np
 from h2osim.engines.cuda.arguments import evicting, held_keys
 from h2osim.engines.cuda.device import Device, kernel_text
 from h2osim.engines.cuda.rows import Rows, recorded
+from h2osim.engines.cuda.tally import Tally
 from h2osim.engines.job import Curve, Job
 from h2osim.rules import accumulate, fade, guarded_score
 
@@ -57,10 +58,7 @@ class Lines:
         self._text = kernel_text(
             "lines", {**shape, "SINKS": int(sinks), "EVENTS": int(bool(len(budgets)))}
         )
-        self._hits = device.full((len(self._blocks), together, n + 1), np.int64)
-        self._evicted = device.full(
-            (len(self._blocks), together, max(1, len(budgets)), n), np.int32, n
-        )
+        self._tally = Tally(device, self._blocks, together, n, budgets)
 
         def filled(lists: list[list[Any]], width: int, value: Any, dtype: Any) -> Any:
             return device.array(
@@ -76,13 +74,9 @@ class Lines:
             filled(numbers("sinks"), together, 0, np.int32),
             filled(factor_of, together, 0, np.int32),
             filled(factors, most, 1.0, np.float64),
-            device.array(np.array([*budgets, 0], np.int32)),
-            device.array(np.searchsorted(budgets, np.arange(n + 2)).astype(np.int32)),
-            self._evicted,
-            self._hits,
+            *self._tally.given,
             *map(np.int32, (len(budgets), n, jobs[0].prompt_len)),
         ]
-        self._budgets = len(budgets)
 
     @staticmethod
     def fits(device: Device, job: Job) -> bool:
@@ -108,14 +102,7 @@ class Lines:
 
     def curves(self) -> dict[int, tuple[Curve, int]]:
         """Each job's curve and the mass of its decode rows, once all rows have been fed."""
-        hits, evicted = self._device.host(self._hits), self._device.host(self._evicted)
-        found = {}
-        for b, mine in enumerate(self._blocks):
-            for c, i in enumerate(mine):
-                mass = np.cumsum(hits[b, c])
-                gone = evicted[b, c, : self._budgets]
-                found[i] = (Curve(mass[1:], self._held, gone), int(mass[-1]))
-        return found
+        return self._tally.curves([self._held] * len(self._blocks))
 
 
 def lines_shape(

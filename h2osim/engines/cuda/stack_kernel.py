@@ -9,6 +9,7 @@ import numpy as np
 from h2osim.engines.cuda.arguments import evicting, held_keys, job_inputs, job_numbers
 from h2osim.engines.cuda.device import Device, kernel_text
 from h2osim.engines.cuda.rows import Rows
+from h2osim.engines.cuda.tally import Tally
 from h2osim.engines.job import Curve, Job
 from h2osim.policy import Policy
 
@@ -55,9 +56,7 @@ class Stack:
             policy,
         )  # fmt: skip
         self._each = stack_bytes(policy, n, together, shape["T"], shape["NS"])
-        self._hits = device.full((len(filled), together, n + 1), np.int64)
-        self._evicted = device.full((len(filled), together, max(1, len(budgets)), n), np.int32, n)
-        following = np.searchsorted(np.asarray(budgets), np.arange(n + 2)).astype(np.int32)
+        self._tally = Tally(device, self._blocks, together, n, budgets)
         self._given = [
             device.array(np.array(units, np.int32)),
             device.array(np.array(which, np.int32)),
@@ -66,10 +65,7 @@ class Stack:
             device.array(floats if floats.size else np.zeros(1)),
             device.array(inputs),
             device.array(inputs_at),
-            device.array(np.array([*budgets, 0], np.int32)),
-            device.array(following),
-            self._evicted,
-            self._hits,
+            *self._tally.given,
             device.empty(len(filled) * self._each, np.uint8),
             np.int64(self._each),
         ]
@@ -85,14 +81,7 @@ class Stack:
 
     def curves(self) -> dict[int, tuple[Curve, int]]:
         """Each job's curve and the mass of its decode rows, once all rows have been fed."""
-        hits, evicted = self._device.host(self._hits), self._device.host(self._evicted)
-        found = {}
-        for b, mine in enumerate(self._blocks):
-            for c, i in enumerate(mine):
-                mass = np.cumsum(hits[b, c])
-                gone = evicted[b, c, : len(self._budgets)]
-                found[i] = (Curve(mass[1:], self._held[self._which[b]], gone), int(mass[-1]))
-        return found
+        return self._tally.curves([self._held[which] for which in self._which])
 
 
 def stack_shape(device: Device, policy: Policy, n: int, together: int) -> dict[str, int]:

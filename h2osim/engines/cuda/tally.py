@@ -1,0 +1,49 @@
+"""What the kernels of whole curves count, and the curves that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from h2osim.engines.cuda.device import Device
+from h2osim.engines.job import Curve
+
+
+class Tally:
+    """Mass by depth, and the evictions of listed budgets, of each block's configurations.
+
+    ``blocks``: the jobs of each block, up to ``together``. ``given``: the kernels' arguments.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        blocks: Sequence[Sequence[int]],
+        together: int,
+        n: int,
+        budgets: Sequence[int],
+    ):
+        self._device, self._blocks, self._listed = device, blocks, len(budgets)
+        shape = len(blocks), together
+        self._hits = device.full((*shape, n + 1), np.int64)
+        self._evicted = device.full((*shape, max(1, len(budgets)), n), np.int32, n)
+        following = np.searchsorted(np.asarray(budgets), np.arange(n + 2))
+        self.given: list[Any] = [
+            device.array(np.array([*budgets, 0], np.int32)),
+            device.array(following.astype(np.int32)),
+            self._evicted,
+            self._hits,
+        ]
+
+    def curves(self, held: Sequence[np.ndarray]) -> dict[int, tuple[Curve, int]]:
+        """Each job's curve and the mass of its decode rows; ``held``: of each block's jobs."""
+        hits, evicted = self._device.host(self._hits), self._device.host(self._evicted)
+        found = {}
+        for b, mine in enumerate(self._blocks):
+            for c, i in enumerate(mine):
+                mass = np.cumsum(hits[b, c])
+                gone = evicted[b, c, : self._listed]
+                found[i] = (Curve(mass[1:], held[b], gone), int(mass[-1]))
+        return found
