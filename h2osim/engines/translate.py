@@ -436,6 +436,10 @@ _SIGNATURES = {
 _DEFAULTS = {"keep": "return k;", "visible": "return true;", "linger": "return -1;"}
 
 
+#: Texts by the id of the policy, which the entry keeps alive; a policy holds dicts and has no hash.
+_KNOWN: dict[int, tuple[Policy, str]] = {}
+
+
 def rules_text(policy: Policy) -> str:
     """CUDA C++ of a policy's rules, to stand in front of a kernel's text.
 
@@ -443,6 +447,8 @@ def rules_text(policy: Policy) -> str:
     ``rule_linger``, and the macros F (fields of state), NI and NF (whole and fractional
     parameters), NIN (inputs), HIDES, LINGERS and EXPIRES. Raises :class:`Untranslatable`.
     """
+    if id(policy) in _KNOWN:
+        return _KNOWN[id(policy)][1]
     if policy.rank_cache is not None:
         raise Untranslatable(
             f"policy {policy.name}: its rank looks at the whole cache (rank_cache), which can not "
@@ -499,4 +505,6 @@ def rules_text(policy: Policy) -> str:
         "EXPIRES": int(policy.expires),
     }
     defines = "".join(f"#define {name} {value}\n" for name, value in macros.items())
-    return defines + "".join(module.texts) + "".join(wrappers)
+    text = defines + "".join(module.texts) + "".join(wrappers)
+    _KNOWN[id(policy)] = policy, text
+    return text
