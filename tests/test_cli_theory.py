@@ -153,6 +153,12 @@ def test_without_a_gpu_cuda_is_refused_in_one_line(run: Run, folder: Path) -> No
     fails(run("optimum", folder, "--engine", "cuda", "-b", "all"), "engine=cuda", "listed budgets")
 
 
+def test_bench_measures_the_layer_that_is_asked_for(run: Run) -> None:
+    ended = run("bench", "curve", "chat", "--layer", "16", "--json")
+    assert ended.code in (0, 1) and "measuring on chat, layer 16" in ended.err
+    fails(run("bench", "curve", "chat", "--layer", "3"), "no layer 3")
+
+
 def test_bench_checks_and_prints_ratios(run: Run) -> None:
     ended = run("bench", "curve", "--n", "256", "--json")
     found = json.loads(ended.out)

@@ -21,6 +21,9 @@ Where = Annotated[
     str | None,
     typer.Argument(metavar="[TRACE]", help="A trace to measure on; default: a made one."),
 ]
+Layer = Annotated[
+    int | None, typer.Option("--layer", help="The layer whose first unit is measured.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -36,19 +39,23 @@ def default(context: typer.Context, json: AsJson = False) -> None:
 
 
 @bench.command("curve")
-def curve(trace: Where = None, n: Tokens = 4096, json: AsJson = False) -> None:
+def curve(
+    trace: Where = None, n: Tokens = 4096, layer: Layer = None, json: AsJson = False
+) -> None:
     """All budgets in one pass, against direct runs and plain NumPy, on one core."""
     from h2osim.bench.curve import measure
 
-    show(measure(_unit(trace, n)), json)
+    show(measure(_unit(trace, n, layer)), json)
 
 
 @bench.command("optimum")
-def optimum(trace: Where = None, n: Tokens = 2048, json: AsJson = False) -> None:
+def optimum(
+    trace: Where = None, n: Tokens = 2048, layer: Layer = None, json: AsJson = False
+) -> None:
     """The exact optimum of every budget, against other solvers on one, on one core (needs lapx)."""
     from h2osim.bench.optimum import measure
 
-    unit = _unit(trace, n)
+    unit = _unit(trace, n, layer)
     # SciPy's solver takes minutes beyond this.
     show(measure(unit, scipy=unit.n <= 4096), json)
 
@@ -61,13 +68,15 @@ def gpu(json: AsJson = False) -> None:
     show(measure(), json)
 
 
-def _unit(trace: str | None, n: int) -> Unit:
+def _unit(trace: str | None, n: int, layer: int | None) -> Unit:
     from h2osim.synth import synth
     from h2osim.trace import open_trace
 
     recorded = open_trace(trace) if trace else synth("powerlaw", n, seed=0)
     recorded.verify()
-    unit = recorded.units("group")[0]
+    if layer is not None:
+        recorded.check_layer(layer)
+    unit = next(u for u in recorded.units("group") if layer in (None, u.layer))
     notice(f"measuring on {recorded.name}, {unit.label}, {unit.n} tokens")
     return unit
 
