@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import pytest
@@ -31,7 +32,18 @@ from h2osim.synth import synth
 from h2osim.trace import Unit
 
 Ints = NDArray[np.int64]
-KINDS = ("dirichlet", "sixteenths", "sparse", "powers", "adversarial")
+KINDS = ("dirichlet", "sixteenths", "sparse", "powers", "adversarial", "real")
+
+
+@cache
+def real_rows() -> NDArray[np.float64]:
+    """The rows of the first 300 tokens of the bundled trace code, of each of its heads."""
+    trace = open_trace("code")
+    found = np.zeros((len(trace.units("head")), 300, 300))
+    for unit, square in zip(trace.units("head"), found, strict=True):
+        for t in range(300):
+            square[t, : t + 1] = unit.row(t) * 2.0**-24
+    return found
 
 
 def make(n: int, kind: str, seed: int, heads: int = 1) -> Unit:
@@ -45,6 +57,8 @@ def make(n: int, kind: str, seed: int, heads: int = 1) -> Unit:
         elif kind == "sparse":
             row = np.zeros(t + 1)
             np.add.at(row, rng.integers(0, t + 1, 2), 0.5)
+        elif kind == "real":  # the first tokens of a recorded text
+            row = real_rows()[(seed + h) % len(real_rows()), t, : t + 1]
         elif kind == "powers":
             row = rng.integers(0, 2, t + 1) * 2.0 ** -rng.integers(6, 25, t + 1)
             row[t] += 1 - row.sum()
@@ -52,7 +66,9 @@ def make(n: int, kind: str, seed: int, heads: int = 1) -> Unit:
             row = np.full(t + 1, 1 / 64) * (np.arange(t + 1) % 3 == t % 3)
             row[(t * 7) % (t + 1)] += 1 - row.sum()
         scores[h, t, : t + 1] = row
-    return Trace.from_scores(scores[None], group_size=heads).units()[0]
+    # recorded rows are float16 already, and sum to 1 as closely as that allows
+    given = scores.astype(np.float16) if kind == "real" else scores
+    return Trace.from_scores(given[None], group_size=heads).units()[0]
 
 
 def rows_of(unit: Unit) -> Ints:
