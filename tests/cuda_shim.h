@@ -133,6 +133,7 @@ static void launch(void (*f)(A...), int grid, int width, void **args, int order)
 
 static void __syncthreads() { shim::barrier(shim::waiting, shim::turn, shim::threads); }
 static void __syncwarp() { shim::warp_barrier(); }
+static void __threadfence_block() {}
 template <class X> static X __shfl_up_sync(unsigned, X x, int far) {
     int lane = threadIdx.x % WARP;
     return shim::exchange(x, lane >= far ? lane - far : lane);

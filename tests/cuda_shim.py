@@ -21,8 +21,8 @@ import numpy as np
 HEADER = Path(__file__).with_name("cuda_shim.h")
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 KERNELS = (
-    "stack", "lines", "direct", "masses", "logits", "softmax", "price_rows", "price_step", "values",
-    "leave",
+    "stack", "depths", "lines", "direct", "masses", "logits", "softmax", "price_rows", "price_step",
+    "values", "leave",
 )  # fmt: skip
 
 

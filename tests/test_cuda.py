@@ -14,6 +14,7 @@ import threading
 import time
 from functools import cache, partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -25,11 +26,12 @@ from strategies import examples, qk_traces, traces
 from h2osim.engines import cuda, naive
 from h2osim.engines.cuda import chunks, run
 from h2osim.engines.cuda.bracket import brackets
+from h2osim.engines.cuda.depths_kernel import Depths, depths_shape
 from h2osim.engines.cuda.device import OPTIONS
-from h2osim.engines.cuda.lines_kernel import Lines, lines_shape
+from h2osim.engines.cuda.lines_kernel import lines_shape
 from h2osim.engines.cuda.rows import load_rows
-from h2osim.engines.cuda.stack_kernel import stack_shape
-from h2osim.engines.job import Job
+from h2osim.engines.cuda.stack_kernel import Stack, stack_shape
+from h2osim.engines.job import Curve, Job
 from h2osim.engines.stack import StackRun
 from h2osim.errors import UserError
 from h2osim.optimum.bracket import narrow
@@ -66,8 +68,22 @@ def check_direct(device: cuda.Device, jobs: list[Job]) -> None:
         assert masses.tolist() == job.unit.row_masses()[job.prompt_len :].tolist()
 
 
-def check_curves(device: cuda.Device, jobs: list[Job], budgets: list[int], together: int) -> None:
-    found = cuda.curves(jobs, budgets, device, together=together)
+def kernels(device: cuda.Device, jobs: list[Job]) -> list[type]:
+    """Every kernel of whole curves that can run all of some jobs."""
+    return [one for one in run.KERNELS if all(one.fits(device, job) for job in jobs)]
+
+
+def curves_by(
+    kernel: type, device: cuda.Device, jobs: list[Job], budgets: list[int], together: int | None
+) -> list[tuple[Curve, int]]:
+    with mock.patch.object(run, "KERNELS", (kernel,)):
+        return cuda.curves(jobs, budgets, device, together=together)
+
+
+def check_curves(
+    device: cuda.Device, jobs: list[Job], budgets: list[int], together: int, kernel: type
+) -> None:
+    found = curves_by(kernel, device, jobs, budgets, together)
     for job, (curve, mass) in zip(jobs, found, strict=True):
         assert mass == int(job.unit.row_masses()[job.prompt_len :].sum())
         for b, k in enumerate(budgets):
@@ -95,10 +111,12 @@ def test_direct_kernel_is_naive(name: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize("text", STACK)
 @examples(8)
 @given(data=st.data())
-def test_stack_kernel_is_naive_at_every_budget(text: str, data: st.DataObject) -> None:
+def test_kernels_of_curves_are_naive_at_every_budget(text: str, data: st.DataObject) -> None:
     trace = data.draw(traces(norms=True, max_n=16, max_heads=1, max_layers=2))
     jobs = [Job(unit, parse(text), 1, a_prompt(data, trace.n)) for unit in trace.units()[:1]]
-    check_curves(data.draw(st.sampled_from(devices())), jobs, list(range(1, trace.n + 1)), 1)
+    device = data.draw(st.sampled_from(devices()))
+    kernel = data.draw(st.sampled_from(kernels(device, jobs)))
+    check_curves(device, jobs, list(range(1, trace.n + 1)), 1, kernel)
 
 
 @needs_compiler
@@ -112,13 +130,15 @@ def test_configurations_that_share_a_block(data: st.DataObject) -> None:
     jobs = [Job(u, parse(text), 1, p) for u in trace.units("layer") for text in some]
     # in shared memory, and in device memory where there is too little of it
     device: cuda.Device = data.draw(st.sampled_from([*devices(), Shim(shared=64)]))
-    check_curves(device, jobs, [1, trace.n], 2)
+    kernel = data.draw(st.sampled_from(kernels(device, jobs)))
+    check_curves(device, jobs, [1, trace.n], 2, kernel)
 
 
-def check_lines(device: cuda.Device, jobs: list[Job], budgets: list[int], together: int) -> None:
-    """The kernel `lines` against the numba stack engine, which the naive engine vouches for."""
-    assert all(Lines.fits(device, job) for job in jobs)
-    found = cuda.curves(jobs, budgets, device, together=together)
+def check_large(
+    device: cuda.Device, jobs: list[Job], budgets: list[int], together: int | None, kernel: type
+) -> None:
+    """A kernel against the numba stack engine, which the naive engine vouches for."""
+    found = curves_by(kernel, device, jobs, budgets, together)
     for job, (curve, mass) in zip(jobs, found, strict=True):
         run = StackRun(job, budgets)
         for block in job.unit.blocks():
@@ -131,51 +151,74 @@ def check_lines(device: cuda.Device, jobs: list[Job], budgets: list[int], togeth
 
 
 @needs_compiler
-@examples(30)
+@examples(40)
 @given(data=st.data())
-def test_kernel_of_scores_is_the_stack_engine(data: st.DataObject) -> None:
+def test_kernels_of_scores_are_the_stack_engine(data: st.DataObject) -> None:
     trace = data.draw(traces(max_n=70, max_heads=2, max_layers=1))
     n, p = trace.n, a_prompt(data, trace.n)
     texts = []
+    gammas = st.sampled_from([None, 0.0, 0.5, 0.98, 1.0])
+    all_h2o = data.draw(st.booleans())
     for _ in range(data.draw(st.integers(1, 3), label="configurations")):
         recent, sinks = (data.draw(st.integers(0, n + 1)) for _ in range(2))
-        gamma = data.draw(st.sampled_from([None, 0.0, 0.5, 0.98, 1.0]))
+        gamma = None if all_h2o else data.draw(gammas)
         name = "h2o:" if gamma is None else f"decay:gamma={gamma},"
         texts.append(f"{name}recent={recent},sinks={sinks},scores=full")
     jobs = [Job(u, parse(text), 1, p) for u in trace.units("layer") for text in texts]
-    # with listed budgets tokens of a line fall one by one, without them together
     budgets = data.draw(st.sets(st.integers(1, n), max_size=4).map(sorted))
-    check_lines(data.draw(st.sampled_from(devices())), jobs, budgets, data.draw(st.integers(1, 2)))
+    device = data.draw(st.sampled_from(devices()))
+    kernel = data.draw(st.sampled_from(kernels(device, jobs)))
+    check_large(device, jobs, budgets, data.draw(st.integers(1, 2)), kernel)
 
 
-def busy_unit(n: int, seed: int) -> Unit:
+def busy_unit(n: int, seed: int, heads: int = 1) -> Unit:
     """Rows of few entries, so that tokens overtake one another all the time."""
     rng = np.random.default_rng(seed)
-    scores = np.zeros((n, n))
-    for t in range(n):
-        np.add.at(scores[t], rng.integers(max(0, t - 90), t + 1, 4), 0.25)
-    return Trace.from_scores(scores).units()[0]
+    scores = np.zeros((1, heads, n, n))
+    for h in range(heads):
+        for t in range(n):
+            np.add.at(scores[0, h, t], rng.integers(max(0, t - 90), t + 1, 4), 0.25)
+    return Trace.from_scores(scores).units("layer")[0]
 
 
 @needs_compiler
 @pytest.mark.parametrize("recent", [0, 3, 40])
 @pytest.mark.parametrize("prompt", [1, 50])
-def test_kernel_of_scores_where_much_moves(recent: int, prompt: int) -> None:
-    texts = [f"h2o:recent={recent},scores=full", f"decay:gamma=0.9,recent={recent},scores=full"]
-    unit = busy_unit(120, recent)
+@pytest.mark.parametrize("heads", [1, 3])
+def test_kernels_where_much_moves(recent: int, prompt: int, heads: int) -> None:
+    """Several lines, tokens that overtake one another in all of them, ties of infinite ranks."""
+    unit = busy_unit(140, recent, heads)
+    texts = [f"h2o:recent={recent},scores=full"]
+    texts += [f"decay:gamma={gamma},recent={recent},scores=full" for gamma in (0.0, 0.9)]
+    texts += [f"decay:recent={recent},sinks=3,scores=full", f"h2o-mean:recent={recent},scores=full"]
+    texts += ["future"] if heads == 1 else []
     jobs = [Job(unit, parse(text), 1, prompt) for text in texts]
     for device in devices():
-        check_lines(device, jobs, [], 1)
+        for job in jobs:
+            for kernel in kernels(device, [job]):
+                check_large(device, [job], [], 1, kernel)
+                check_large(device, [job], [1, 7, 60, 140], 1, kernel)
+        check_large(device, jobs[1:3], [], 2, Depths)
 
 
 @needs_compiler
-def test_kernel_of_scores_counts_past_32_bits() -> None:
+def test_kernels_count_past_32_bits() -> None:
     """One token that gets all there is: 300 rows of 2^24 each."""
     scores = np.zeros((300, 300))
     scores[:, 0] = 1.0
     job = Job(Trace.from_scores(scores).units()[0], parse("h2o:recent=1,scores=full"), 1, 1)
     for device in devices():
-        check_lines(device, [job], [1, 2, 300], 1)
+        for kernel in kernels(device, [job]):
+            check_large(device, [job], [1, 2, 300], 1, kernel)
+
+
+@needs_compiler
+def test_windows_of_any_size_share_a_launch() -> None:
+    unit = busy_unit(90, 5)
+    texts = [f"decay:gamma=0.9,recent={recent},scores=full" for recent in (0, 1, 30, 89, 200)]
+    jobs = [Job(unit, parse(text), 1, 20) for text in texts]
+    for device in devices():
+        check_large(device, jobs, [3, 40], None, Depths)
 
 
 @needs_compiler
@@ -209,7 +252,7 @@ def test_replays_that_stop_and_go_on(text: str, monkeypatch: pytest.MonkeyPatch)
     check_direct(Shim(), [job])
     if job.configured.inclusive(2):
         for device in (Shim(), Shim(shared=64)):
-            check_curves(device, [job], [1, 6, 30], 1)
+            check_curves(device, [job], [1, 6, 30], 1, Stack)
 
 
 @needs_compiler
@@ -321,12 +364,23 @@ def kernel_texts() -> dict[str, str]:
         "bracket": cuda.kernel_text("bracket", {"T": 256, "HEADS": 2}),
         "random_rows": cuda.kernel_text("random_rows", {"T": 256}),
     }
-    for n, heads, decays, together in ((2048, 1, 0, 1), (4096, 1, 0, 4), (300, 4, 1, 2)):
-        shape = lines_shape(device, n, heads, together, together, bool(decays))
+    for n, heads, more, together in ((2048, 1, 0, 1), (4096, 1, 0, 4), (300, 4, 1, 2)):
+        shape = lines_shape(device, n, heads, together)
         assert shape
         shape.pop("bytes")
-        text = cuda.kernel_text("lines", {**shape, "SINKS": decays, "EVENTS": decays})
+        text = cuda.kernel_text("lines", {**shape, "SINKS": more, "EVENTS": more})
         found[f"lines {n} {heads}"] = text
+    for name, n, heads, more, together in (
+        ("decay", 2048, 1, 0, 2), ("decay", 4096, 1, 1, 1), ("tova", 300, 4, 1, 3),
+        ("h2o-mean", 100, 1, 0, 1), ("vatp", 1000, 2, 1, 1),
+    ):  # fmt: skip
+        policy = all_policies()[name]
+        shape = depths_shape(device, n, heads, len(policy.state), together, n)
+        shape.pop("bytes")
+        plain = int(name == "decay")
+        found[f"depths {name} {n}"] = cuda.kernel_text(
+            "depths", {**shape, "PLAIN": plain, "EVENTS": more}, policy
+        )
     for name in DIRECT:
         policy = all_policies()[name]
         found[f"direct {name}"] = cuda.kernel_text("direct", {"T": 128}, policy)

@@ -20,10 +20,11 @@ from h2osim.bench import Line, core_seconds
 from h2osim.engines import cuda
 from h2osim.engines.cuda.bracket import Bounds, search
 from h2osim.engines.cuda.chunks import spread
+from h2osim.engines.cuda.depths_kernel import Depths
 from h2osim.engines.cuda.direct_kernel import Direct
 from h2osim.engines.cuda.lines_kernel import Lines
 from h2osim.engines.cuda.rows import Rows, block_rows, load_rows, row_masses
-from h2osim.engines.cuda.run import TOGETHER
+from h2osim.engines.cuda.run import KERNELS
 from h2osim.engines.direct import DirectRun
 from h2osim.engines.job import Curve, Job
 from h2osim.engines.stack import StackRun
@@ -254,13 +255,17 @@ def others(device: cuda.Gpu, n: int, copy: float) -> list[Line]:
         Job(unit, parse(f"h2o:recent={recent},scores=full"), 1, 1) for recent in range(0, 256, 16)
     ]
     lines = []
-    for what, jobs, goal in (("decay", decays, 6), ("h2o, windows", windows, None)):
-        one = Lines(device, jobs[5:6] * UNITS, list(range(UNITS)), (), 1)
+    for what, kernel, jobs, goal in (
+        ("decay", Depths, decays, 6),
+        ("h2o, windows", Lines, windows, None),
+    ):
+        assert all(next(k for k in KERNELS if k.fits(device, job)) is kernel for job in jobs)
+        one = kernel(device, jobs[5:6] * UNITS, list(range(UNITS)), ())
         one.feed(rows)
         assert np.array_equal(one.curves()[100][0].kept, on_one_core(jobs[5]).kept)
         single = seconds(lambda run=one: run.feed(rows), 3)  # type: ignore[misc]
         every = [u for u in range(UNITS) for _ in jobs]
-        many = Lines(device, jobs * UNITS, every, (), TOGETHER)
+        many = kernel(device, jobs * UNITS, every, ())
         many.feed(rows)
         assert np.array_equal(many.curves()[1603][0].kept, on_one_core(jobs[3]).kept)
         sixteen = seconds(lambda run=many: run.feed(rows), 3)  # type: ignore[misc]

@@ -39,9 +39,7 @@ def default(context: typer.Context, json: AsJson = False) -> None:
 
 
 @bench.command("curve")
-def curve(
-    trace: Where = None, n: Tokens = 4096, layer: Layer = None, json: AsJson = False
-) -> None:
+def curve(trace: Where = None, n: Tokens = 4096, layer: Layer = None, json: AsJson = False) -> None:
     """All budgets in one pass, against direct runs and plain NumPy, on one core."""
     from h2osim.bench.curve import measure
 

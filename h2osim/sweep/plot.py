@@ -28,9 +28,7 @@ def axes_of(configured: list[Configured]) -> dict[str, list[str]]:
         if names:
             found[rule] = names[:2]
     if not found:
-        raise UserError(
-            "--plot: a heat map needs a parameter with several values, as in 0..64:16"
-        )
+        raise UserError("--plot: a heat map needs a parameter with several values, as in 0..64:16")
     return found
 
 

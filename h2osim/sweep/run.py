@@ -188,9 +188,7 @@ def turns(workers: Iterable[str]) -> dict[str, tuple[int, int]]:
     hosts: dict[str | None, list[str]] = {}
     for address in sorted(workers):
         hosts.setdefault(urlsplit(address).hostname, []).append(address)
-    return {
-        address: (i, len(those)) for those in hosts.values() for i, address in enumerate(those)
-    }
+    return {address: (i, len(those)) for those in hosts.values() for i, address in enumerate(those)}
 
 
 def _remote(

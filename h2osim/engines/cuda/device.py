@@ -6,6 +6,7 @@ else in the engine. Tests run the same texts, and the rest of the engine unchang
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -180,9 +181,19 @@ def available() -> bool:
 
 
 def kernel_text(name: str, constants: dict[str, int], policy: Policy | None = None) -> str:
-    """CUDA text of a kernel of gpu/: constants, common.cuh, a policy's rules, the kernel."""
+    """CUDA text of a kernel of gpu/: constants, common.cuh, a policy's rules, the kernel.
+
+    An ``#include`` of a file of the folder is replaced by the file: compilers at run time know no
+    folders.
+    """
     folder = carried.gpu()
     defines = "".join(f"#define {key} {value}\n" for key, value in sorted(constants.items()))
     rules = rules_text(policy) if policy else ""
     common = (folder / "common.cuh").read_text()
-    return f"{defines}{common}\n{rules}\n{(folder / f'{name}.cu').read_text()}"
+    kernel = re.sub(
+        r'^#include "(\w+\.cuh)"$',
+        lambda found: (folder / found[1]).read_text(),
+        (folder / f"{name}.cu").read_text(),
+        flags=re.MULTILINE,
+    )
+    return f"{defines}{common}\n{rules}\n{kernel}"

@@ -38,6 +38,11 @@ def recorded(unit: Unit) -> bool:
     return "scores" in unit.trace.stores
 
 
+def staged_bytes(n: int) -> int:
+    """Shared memory for a packed row: whole 16-byte pieces, from up to 14 bytes before it."""
+    return (2 * n + 14 + 15) // 16 * 16
+
+
 def row_bytes(unit: Unit, block: int, lag: int) -> int:
     """Device memory for a unit's rows."""
     n, heads = unit.n, len(unit.heads)

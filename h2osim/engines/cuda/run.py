@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from h2osim.engines.cuda.chunks import spread
+from h2osim.engines.cuda.depths_kernel import Depths
 from h2osim.engines.cuda.device import Device
 from h2osim.engines.cuda.direct_kernel import Direct, direct_bytes
 from h2osim.engines.cuda.lines_kernel import Lines
@@ -86,8 +87,8 @@ def direct(
     return [found[i] for i in range(len(jobs))]
 
 
-#: Configurations of a unit that share the loading of its rows.
-TOGETHER = 4
+#: The kernels of whole curves, the fastest first; the last one takes whatever there is.
+KERNELS: tuple[type[Lines] | type[Depths] | type[Stack], ...] = (Lines, Depths, Stack)
 
 
 def curves(
@@ -95,12 +96,13 @@ def curves(
     budgets: Sequence[int] = (),
     device: Device | None = None,
     tick: Ticker | None = None,
-    together: int = TOGETHER,
+    together: int | None = None,
 ) -> list[tuple[Curve, int]]:
     """Every budget of inclusive policies of one trace, one pass a job (theorem T7).
 
     ``job.budget`` plays no part; ``budgets`` (ascending) are those whose evictions are recorded. Up
-    to ``together`` configurations of a policy share the loading of a unit's rows. Gives each job's
+    to ``together`` configurations of a policy share the loading of a unit's rows (None: as many as
+    is fast). Gives each job's
     :class:`~h2osim.engines.stack.Curve` and the mass of all its decode rows.
     """
     _check(jobs)
@@ -111,17 +113,16 @@ def curves(
     cost = {
         unit: row_bytes(unit, block, 0)
         + sum(
-            outputs + stack_bytes(jobs[i].configured.policy, n, 1, 1, n + 1024)
-            for i in order[unit]
+            outputs + stack_bytes(jobs[i].configured.policy, n, 1, 1, n + 1024) for i in order[unit]
         )
         for unit in order
     }
 
     def work(device: Device, units: list[Unit]) -> dict[int, tuple[Curve, int]]:
-        kinds: dict[tuple[type[Lines] | type[Stack], int], list[int]] = {}
+        kinds: dict[tuple[type[Lines] | type[Depths] | type[Stack], int], list[int]] = {}
         for unit in units:
             for i in order[unit]:
-                kernel = Lines if Lines.fits(device, jobs[i]) else Stack
+                kernel = next(one for one in KERNELS if one.fits(device, jobs[i]))
                 kinds.setdefault((kernel, id(jobs[i].configured.policy)), []).append(i)
         place = {unit: u for u, unit in enumerate(units)}
         runs = {

@@ -13,6 +13,9 @@ from h2osim.engines.cuda.tally import Tally
 from h2osim.engines.job import Curve, Job
 from h2osim.policy import Policy
 
+#: Configurations of a unit and of one timing that share a block.
+TOGETHER = 4
+
 
 class Stack:
     """Configurations of one policy on their way through the rows, all budgets at once."""
@@ -23,7 +26,7 @@ class Stack:
         jobs: Sequence[Job],
         unit_of: Sequence[int],
         budgets: Sequence[int],
-        together: int,
+        together: int | None = None,
     ):
         job = jobs[0]
         self._n, self._p = job.unit.n, job.prompt_len
@@ -36,7 +39,7 @@ class Stack:
         alike: dict[tuple[int, int], list[int]] = {}
         for i, unit in enumerate(unit_of):
             alike.setdefault((unit, patterns.index(timing[i])), []).append(i)
-        together = min(together, max(map(len, alike.values())))
+        together = min(together or TOGETHER, max(map(len, alike.values())))
         self._blocks: list[list[int]] = []
         units, which = [], []
         for (unit, pattern), mine in alike.items():
@@ -70,6 +73,11 @@ class Stack:
             np.int64(self._each),
         ]
         self._which = which
+
+    @staticmethod
+    def fits(device: Device, job: Job) -> bool:
+        """Whether the kernel can run this job's rule: any inclusive one."""
+        return True
 
     def feed(self, rows: Rows) -> None:
         """Replay the new rows."""

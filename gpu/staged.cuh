@@ -1,0 +1,106 @@
+// Rows on their way from device memory to shared memory, beside the computation, and the barriers
+// that warps wait at for them and for one another.
+//
+// A packed row starts anywhere, so the whole 16-byte pieces around it are copied: it begins up to 14
+// bytes after its stage does. One warp asks for a row; whoever reads it waits for the stage's
+// barrier. One instruction copies a row where there is the bulk copy engine (compute capability 9.0),
+// else one a piece. A barrier's phases end one after the other; who waits says which, by its parity.
+//
+// Constants: HEADS, ROW (bytes kept for a staged row of one head).
+#ifdef H2OSIM_SHIM
+#define OPAQUE(pointer)
+#define ARRIVALS 1
+DEVICE void barrier_start(u64 *barrier, int arrivals) { *barrier = 0; }  // counts ended phases
+DEVICE void barrier_arrive(u64 *barrier) { ++*barrier; }
+DEVICE void barrier_wait(u64 *barrier, unsigned phase) {
+    while ((*barrier & 1) == phase) shim::pause();
+}
+DEVICE void stage_expect(u64 *ready, int bytes, int lane) {}
+DEVICE void stage_copy(void *to, const void *from, int pieces, u64 *ready, int lane) {
+    for (int i = lane; i < pieces; i += WARP)
+        std::memcpy((char *)to + i * 16, (const char *)from + i * 16, 16);
+}
+DEVICE void stage_asked(u64 *ready, int lane) {
+    __syncwarp();
+    if (lane == 0) barrier_arrive(ready);
+}
+DEVICE double half_to_double(u16 bits) { return fixed_point(bits) * ONE; }
+#else
+// A pointer to shared memory that is kept in a register: else compilers work it out again and again.
+#define OPAQUE(pointer)                                                                         \
+    asm volatile("" : "+l"(pointer));                                                           \
+    __builtin_assume(__isShared(pointer))
+DEVICE float half_to_float(u16 bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+DEVICE double half_to_double(u16 bits) {
+    double value;
+    asm("cvt.f64.f16 %0, %1;" : "=d"(value) : "h"(bits));
+    return value;
+}
+DEVICE unsigned address(const void *place) { return (unsigned)__cvta_generic_to_shared(place); }
+#if __CUDA_ARCH__ >= 900
+#define ARRIVALS 1
+#define WAIT_FOR "mbarrier.try_wait.parity"
+DEVICE void stage_expect(u64 *ready, int bytes, int lane) {
+    if (lane == 0)
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                         address(ready)), "r"(bytes) : "memory");
+}
+DEVICE void stage_copy(void *to, const void *from, int pieces, u64 *ready, int lane) {
+    if (lane == 0)
+        asm volatile(
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+            ::"r"(address(to)), "l"(from), "r"(pieces * 16), "r"(address(ready)) : "memory");
+}
+DEVICE void stage_asked(u64 *ready, int lane) {}
+#else
+#define ARRIVALS WARP
+#define WAIT_FOR "mbarrier.test_wait.parity"
+DEVICE void stage_expect(u64 *ready, int bytes, int lane) {}
+DEVICE void stage_copy(void *to, const void *from, int pieces, u64 *ready, int lane) {
+    for (int i = lane; i < pieces; i += WARP)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address(to) + i * 16),
+                     "l"((const char *)from + i * 16) : "memory");
+}
+DEVICE void stage_asked(u64 *ready, int lane) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(address(ready)) : "memory");
+}
+#endif
+DEVICE void barrier_start(u64 *barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(address(barrier)), "r"(arrivals)
+                 : "memory");
+}
+DEVICE void barrier_arrive(u64 *barrier) {
+    u64 state;
+    asm volatile("mbarrier.arrive.shared.b64 %0, [%1];"
+                 : "=l"(state) : "r"(address(barrier)) : "memory");
+}
+DEVICE void barrier_wait(u64 *barrier, unsigned phase) {
+    unsigned done = 0;
+    while (!done)
+        asm volatile(
+            "{ .reg .pred p; " WAIT_FOR ".shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+            : "=r"(done) : "r"(address(barrier)), "r"(phase) : "memory");
+}
+#endif
+
+// A warp asks for row t of a unit's heads; row h goes to `stage` + h * `each` bytes.
+DEVICE void stage_row(
+    const u16 *bits, const i64 *placed, int t, unsigned char *stage, int each, u64 *ready, int lane
+) {
+    int bytes = 0;
+#pragma unroll
+    for (int h = 0; h < HEADS; h++)
+        bytes += (((int)(placed[h] + tri(t)) & 7) * 2 + 2 * t + 17) & ~15;
+    stage_expect(ready, bytes, lane);
+#pragma unroll
+    for (int h = 0; h < HEADS; h++) {
+        const i64 at = placed[h] + tri(t);
+        const int pieces = ((int)(at & 7) * 2 + 2 * t + 17) / 16;
+        stage_copy(stage + h * each, bits + (at & ~7LL), pieces, ready, lane);
+    }
+    stage_asked(ready, lane);
+}
