@@ -387,8 +387,8 @@ def kernel_texts() -> dict[str, str]:
     for name, n, together in (("h2o", 2048, 1), ("decay", 4096, 4), ("lazy", 40000, 1)):
         shape = stack_shape(device, all_policies()[name], n, together)
         shape.pop("bytes")
-        more = {"C": together, "HEADS": 2, "EVENTS": 1}
-        found[f"stack {name}"] = cuda.kernel_text("stack", shape | more, all_policies()[name])
+        shape |= {"C": together, "HEADS": 2, "EVENTS": 1}
+        found[f"stack {name}"] = cuda.kernel_text("stack", shape, all_policies()[name])
     return found
 
 

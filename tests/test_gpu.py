@@ -29,7 +29,8 @@ def test_every_policy_on_the_bundled_traces(name: str) -> None:
 def test_whole_curves(share: str) -> None:
     trace = h2osim.open_trace("chat")
     policies = [p for p, one in all_policies().items() if one.inclusive and p != "full"]
-    policies += ["h2o:recent=8,scores=full", "tova:scores=full"]
+    policies += ["h2o:recent=8,scores=full", "tova:scores=full", "h2o-mean:recent=8,scores=full"]
+    policies += ["decay:recent=8,scores=full", "decay:gamma=0.9,recent=100,sinks=4,scores=full"]
     ours = h2osim.replay(trace, policies, "all", share=share, engine="cuda")
     theirs = h2osim.replay(trace, policies, "all", share=share, engine="numba")
     xarray.testing.assert_identical(ours.drop_vars("engine"), theirs.drop_vars("engine"))
@@ -57,7 +58,7 @@ def test_several_gpus_share_the_units(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_chunks_copied_while_others_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "PIECE", 2**16)
     trace = h2osim.open_trace("code")
-    policies = ["h2o:recent=16,scores=full", "tova:scores=full"]
+    policies = ["h2o:recent=16,scores=full", "tova:scores=full", "recency"]
     theirs = h2osim.replay(trace, policies, "all", engine="numba")
     for _ in range(5):  # streams that did not wait for each other would show now and then
         ours = h2osim.replay(trace, policies, "all", engine="cuda")

@@ -34,6 +34,7 @@ from h2osim.policy import parse
 from h2osim.trace import Trace, Unit
 
 UNITS = 1056  # eight for each of an H200's 132 multiprocessors
+RECORDED = 90  # of a whole recording of the default model: 30 layers, 3 KV heads
 RECENT = 32
 POLICY = f"h2o:recent={RECENT},scores=full"
 DECAYS = [f"decay:gamma={0.9 + 0.006 * i:.3f},recent={RECENT},scores=full" for i in range(16)]
@@ -49,6 +50,7 @@ def measure() -> list[Line]:
         lines += accumulated(device, n, copy)
     lines += others(device, 2048, copy)
     lines += sweeps(device, 2048)
+    lines += recorded_text(device)
     lines += optimum(device, 2048, copy)
     lines += long_text(device)
     return lines
@@ -220,6 +222,8 @@ def sweeps(device: cuda.Gpu, n: int, units: int = 128) -> list[Line]:
     values = [parse(text) for text in DECAYS]
     jobs = [Job(unit, one, 1, 1) for unit in trace.units() for one in values]
     few = jobs[5 :: len(DECAYS)]
+    whole = trace.units()
+    cost = {unit: 2 * tri(n) for unit in whole}
 
     def copying() -> None:
         def work(mine: cuda.Device, some: list[Unit]) -> dict[int, Any]:
@@ -227,17 +231,32 @@ def sweeps(device: cuda.Gpu, n: int, units: int = 128) -> list[Line]:
                 mine.host(rows.places)
             return {}
 
-        spread(trace.units(), dict.fromkeys(trace.units(), 2 * tri(n)), work, device)
+        spread(whole, cost, work, device)
+
+    resident = next(load_rows(device, whole, n, 0))
+    device.host(resident.places)  # has arrived: lanes do not wait for this stream
+
+    def computing() -> None:
+        def work(mine: cuda.Device, some: list[Unit]) -> dict[int, Any]:
+            mine_jobs = [job for job in jobs if job.unit in some]
+            run = Depths(mine, mine_jobs, [whole.index(job.unit) for job in mine_jobs], ())
+            run.feed(resident)
+            return run.curves()
+
+        spread(whole, cost, work, device)
 
     one, many = clock(lambda: sweep(DECAYS[5:6])), clock(lambda: sweep(DECAYS))
-    alone, light = clock(copying), clock(lambda: cuda.curves(few, (), device))
+    copied, computed = clock(copying), clock(computing)
+    light = clock(lambda: cuda.curves(few, (), device))
     heavy = clock(lambda: cuda.curves(jobs, (), device))
     lines = [
         Line(f"sweep of one decay value, {units} units of {n} tokens in host memory", one, "s"),
         Line("sweep of 16 decay values / of one", many / one, "times"),
-        Line("copying those rows to the GPU, nothing else", alone * 1e3, "ms"),
-        Line("  and one value's curves computed from them", light * 1e3, "ms"),
-        Line("  and 16 values' curves", heavy * 1e3, "ms"),
+        Line("copying those rows to the GPU, nothing else", copied * 1e3, "ms"),
+        Line("16 values' curves from rows on the GPU, nothing copied", computed * 1e3, "ms"),
+        Line("one value's curves, rows copied", light * 1e3, "ms"),
+        Line("16 values' curves, rows copied", heavy * 1e3, "ms"),
+        Line("  that / copying and computing in turn", heavy / (copied + computed), "times"),
     ]
     gpus = len(cuda.devices())
     if gpus > 1:
@@ -255,24 +274,29 @@ def others(device: cuda.Gpu, n: int, copy: float) -> list[Line]:
         Job(unit, parse(f"h2o:recent={recent},scores=full"), 1, 1) for recent in range(0, 256, 16)
     ]
     lines = []
-    for what, kernel, jobs, goal in (
-        ("decay", Depths, decays, 6),
-        ("h2o, windows", Lines, windows, None),
+    for what, kernel, jobs, units, goal in (
+        ("decay", Depths, decays, UNITS, 6),
+        ("decay", Depths, decays, RECORDED, None),
+        ("h2o, windows", Lines, windows, UNITS, None),
     ):
         assert all(next(k for k in KERNELS if k.fits(device, job)) is kernel for job in jobs)
-        one = kernel(device, jobs[5:6] * UNITS, list(range(UNITS)), ())
+        one = kernel(device, jobs[5:6] * units, list(range(units)), ())
         one.feed(rows)
-        assert np.array_equal(one.curves()[100][0].kept, on_one_core(jobs[5]).kept)
+        checked = min(100, units - 1)
+        core = on_one_core(Job(as_unit(device, rows, n, checked), jobs[5].configured, 1, 1))
+        assert np.array_equal(one.curves()[checked][0].kept, core.kept)
         single = seconds(lambda run=one: run.feed(rows), 3)  # type: ignore[misc]
-        every = [u for u in range(UNITS) for _ in jobs]
-        many = kernel(device, jobs * UNITS, every, ())
+        every = [u for u in range(units) for _ in jobs]
+        many = kernel(device, jobs * units, every, ())
         many.feed(rows)
-        assert np.array_equal(many.curves()[1603][0].kept, on_one_core(jobs[3]).kept)
+        assert np.array_equal(many.curves()[16 * checked + 5][0].kept, core.kept)
         sixteen = seconds(lambda run=many: run.feed(rows), 3)  # type: ignore[misc]
         del one, many
+        name = f"{what}: {units} units of {n} tokens, every budget"
         lines += [
-            Line(f"{what}: one, {UNITS} units of {n} tokens, every budget", single * 1e3, "ms"),
-            Line(f"{what}: 16 / one", sixteen / single, "times", goal, False),
+            Line(f"{name}: one value", single * 1e3, "ms"),
+            Line(f"{name}: 16 values", sixteen * 1e3, "ms"),
+            Line(f"{name}: 16 / one", sixteen / single, "times", goal, False),
         ]
 
     k = n // 5
@@ -293,6 +317,32 @@ def others(device: cuda.Gpu, n: int, copy: float) -> list[Line]:
     assert np.array_equal(outcome.evicted_at, expected.evicted_at)
     name = f"cached H2O, {UNITS} units of {n} tokens, budget {k}"
     return [*lines, Line(name, seconds(again, 3) * 1e3, "ms")]
+
+
+# --- real scores ---------------------------------------------------------------------------------
+
+
+def recorded_text(device: cuda.Gpu) -> list[Line]:
+    """The bundled `prose`, its units again and again: real rows move far more tokens a step."""
+    units = h2osim.open_trace("prose").units()
+    rows = next(load_rows(device, units, units[0].n, 0))
+    which = list(range(len(units))) * (UNITS // len(units))
+    lines = []
+    for text in (POLICY, f"decay:recent={RECENT},scores=full", "tova:scores=full"):
+        jobs = [Job(units[u], parse(text), 1, 1) for u in which]
+        kernel = next(k for k in KERNELS if k.fits(device, jobs[0]))
+        times = []
+        for one in (kernel, KERNELS[-1]):
+            run = one(device, jobs, which, (), 1)
+            run.feed(rows)
+            assert np.array_equal(run.curves()[3][0].kept, on_one_core(jobs[3]).kept)
+            times.append(seconds(lambda run=run: run.feed(rows), 3))  # type: ignore[misc]
+        name = f"{text} on prose, {len(which)} units of {units[0].n} tokens"
+        lines += [
+            Line(f"{name}, every budget", times[0] * 1e3, "ms"),
+            Line(f"{name}: the kernel `stack` / it", times[1] / times[0], "times"),
+        ]
+    return lines
 
 
 # --- (e): the offline optimum ---------------------------------------------------------------------

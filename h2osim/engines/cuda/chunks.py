@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 #: Bytes of recorded rows that are worth a chunk of their own, so that copying overlaps computing.
-PIECE = 2**29
+PIECE = 2**27
 
 
 def spread(
