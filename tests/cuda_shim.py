@@ -78,7 +78,8 @@ class Shim:
             else:
                 held.append(np.array([arg]))
                 pointers[i] = held[-1].ctypes.data
-        library(text)[f"launch_{name}"](grid, threads, pointers, self.order)
+        beyond = library(text)[f"launch_{name}"](grid, threads, shared, pointers, self.order)
+        assert beyond == 0, f"{name} writes beyond the {shared} bytes of shared memory it asked for"
 
 
 @cache
@@ -86,8 +87,8 @@ def library(text: str) -> ctypes.CDLL:
     """The text as a shared library, kept in the temporary folder under its hash."""
     assert COMPILER, "no C++ compiler"
     launchers = "".join(
-        f'extern "C" void launch_{name}(int grid, int threads, void **args, int order) '
-        f"{{ shim::launch({name}, grid, threads, args, order); }}\n"
+        f'extern "C" int launch_{name}(int grid, int threads, int shared, void **args, int order) '
+        f"{{ return shim::launch({name}, grid, threads, shared, args, order); }}\n"
         for name in KERNELS
         if f" {name}(\n" in text
     )

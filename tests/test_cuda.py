@@ -14,6 +14,7 @@ import threading
 import time
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -302,6 +303,40 @@ def test_lanes_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert most[0] == 2
     with pytest.raises(UserError, match="out of device memory"):
         chunks.spread(units, cost, partial(work, 0), Two())
+
+
+@needs_compiler
+def test_rows_are_copied_while_others_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk's rows come during another chunk's kernels, and the curves are the same."""
+    trace = Trace.from_scores(np.tril(np.ones((6, 40, 40))) / np.arange(1, 41)[:, None])
+    jobs = [Job(u, parse("decay:recent=2,scores=full"), 1, 1) for u in trace.units()]
+    expected = cuda.curves(jobs, (), Shim())
+    spans: dict[str, list[tuple[float, float]]] = {"copy": [], "compute": []}
+    one_at_a_time = threading.Lock()
+
+    class Slow(Shim):
+        lanes = 2
+
+        def put(self, values: np.ndarray, target: np.ndarray, start: int) -> None:
+            began = time.perf_counter()
+            super().put(values, target, start)
+            time.sleep(0.02)
+            spans["copy"].append((began, time.perf_counter()))
+
+        def launch(self, *args: Any) -> None:
+            with one_at_a_time:  # the shim has one set of threads
+                began = time.perf_counter()
+                super().launch(*args)
+                time.sleep(0.02)
+                spans["compute"].append((began, time.perf_counter()))
+
+    monkeypatch.setattr(chunks, "PIECE", 1)
+    found = cuda.curves(jobs, (), Slow())
+    for (curve, mass), (other, other_mass) in zip(found, expected, strict=True):
+        assert curve.kept.tolist() == other.kept.tolist() and mass == other_mass
+    assert len(spans["copy"]) == len(spans["compute"]) == 6
+    beside = [a for a in spans["copy"] for b in spans["compute"] if a[0] < b[1] and b[0] < a[1]]
+    assert len(beside) >= 3
 
 
 @pytest.mark.skipif(GPU, reason="there is a GPU")

@@ -109,7 +109,7 @@ def curves(
     order = _by_unit(jobs)
     n = jobs[0].unit.n
     block = block_rows(n)
-    outputs = (8 + 4 * max(1, len(budgets))) * (n + 1)
+    outputs = (8 + 4 * len(budgets)) * (n + 1)
     cost = {
         unit: row_bytes(unit, block, 0)
         + sum(
@@ -119,28 +119,35 @@ def curves(
     }
 
     def work(device: Device, units: list[Unit]) -> dict[int, tuple[Curve, int]]:
+        chosen: dict[int, type[Lines] | type[Depths] | type[Stack]] = {}
         kinds: dict[tuple[type[Lines] | type[Depths] | type[Stack], int], list[int]] = {}
         for unit in units:
             for i in order[unit]:
-                kernel = next(one for one in KERNELS if one.fits(device, jobs[i]))
-                kinds.setdefault((kernel, id(jobs[i].configured.policy)), []).append(i)
+                # the units of a trace differ in nothing that a kernel asks about
+                mine = jobs[i].configured
+                if id(mine) not in chosen:
+                    chosen[id(mine)] = next(one for one in KERNELS if one.fits(device, jobs[i]))
+                kinds.setdefault((chosen[id(mine)], id(mine.policy)), []).append(i)
         place = {unit: u for u, unit in enumerate(units)}
         runs = {
             (kernel, policy): kernel(
-                device, [jobs[i] for i in mine], [place[jobs[i].unit] for i in mine], budgets,
+                device,
+                [jobs[i] for i in ids],
+                [place[jobs[i].unit] for i in ids],
+                budgets,
                 together,
             )
-            for (kernel, policy), mine in kinds.items()
-        }  # fmt: skip
+            for (kernel, policy), ids in kinds.items()
+        }
         for rows in load_rows(device, units, block, 0):
             for run in runs.values():
                 run.feed(rows)
             if tick:
                 tick((rows.stop - rows.start) * sum(len(order[unit]) for unit in units))
         found = {}
-        for kind, mine in kinds.items():
+        for kind, ids in kinds.items():
             for i, result in runs[kind].curves().items():
-                found[mine[i]] = result
+                found[ids[i]] = result
         return found
 
     found = spread(list(order), cost, work, device)

@@ -28,7 +28,8 @@ class Tally:
         self._device, self._blocks, self._listed = device, blocks, len(budgets)
         shape = len(blocks), together
         self._hits = device.full((*shape, n + 1), np.int64)
-        self._evicted = device.full((*shape, max(1, len(budgets)), n), np.int32, n)
+        # kernels never write to it where no budget is listed
+        self._evicted = device.full((*shape, len(budgets), n) if len(budgets) else 1, np.int32, n)
         following = np.searchsorted(np.asarray(budgets), np.arange(n + 2))
         self.given: list[Any] = [
             device.array(np.array([*budgets, 0], np.int32)),
@@ -39,11 +40,16 @@ class Tally:
 
     def curves(self, held: Sequence[np.ndarray]) -> dict[int, tuple[Curve, int]]:
         """Each job's curve and the mass of its decode rows; ``held``: of each block's jobs."""
-        hits, evicted = self._device.host(self._hits), self._device.host(self._evicted)
-        found = {}
-        for b, mine in enumerate(self._blocks):
-            for c, i in enumerate(mine):
-                mass = np.cumsum(hits[b, c])
-                gone = evicted[b, c, : self._listed]
-                found[i] = (Curve(mass[1:], held[b], gone), int(mass[-1]))
-        return found
+        # one call for all, during which the other lanes' threads go on
+        mass = self._device.host(self._hits)
+        np.cumsum(mass, axis=2, out=mass)
+        total = mass[:, :, -1].tolist()
+        if self._listed:
+            evicted = self._device.host(self._evicted)
+        else:
+            evicted = np.zeros((*mass.shape[:2], 0, mass.shape[2] - 1), np.int32)
+        return {
+            i: (Curve(mass[b, c, 1:], held[b], evicted[b, c]), total[b][c])
+            for b, mine in enumerate(self._blocks)
+            for c, i in enumerate(mine)
+        }
