@@ -13,16 +13,17 @@
 // only field of state, and never negative), EVENTS (evictions of listed budgets are recorded), BLOCKS
 // that a multiprocessor should hold.
 #include "staged.cuh"
-#define SLOTS 4
+#define SLOTS 4                                  // tokens in the mail at a time
 #define FIRST(m) ((m) / (SPLIT * 4 * WARP) + 1)  // lines of the first part, of a stack of m tokens
-#define GROUPS ((LINES + WARP - 1) / WARP)  // of which each lane knows one
+#define GROUPS ((LINES + WARP - 1) / WARP)       // of WARP lines, one a lane
 #define FLUSH (255 / HEADS)  // rows whose entries at one place add up to less than 2^32
-#define ZEROS 16  // bytes before a staged row, which an empty cell reads
+#define ZEROS 16             // bytes before a staged row, which an empty cell reads
 // A token goes by its place, the offset of its entry from the zeros before a row; 0: nobody.
 #define PLACE(pos) (2 * (pos) + ZEROS)
 #define POSITION(place) ((place) / 2 - ZEROS / 2)
 #define HIGHEST 0xffffffffu
-#define KEYLESS ~0ull
+#define KEYLESS ~0ull  // of an empty cell
+
 // A token on its way down. `key`: its rank's bits, arranged so that they order like the numbers do.
 struct Token {
     u64 key;
@@ -104,11 +105,10 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
     Link *link = (Link *)(desk + 1) + c;
     unsigned char *stages = base + DESKS;  // [STAGES, HEADS, ZEROS + ROW]
     const int each = ZEROS + ROW;
-    // The stack by depth: four lines' tokens, and two lines' states, lie side by side.
     double *states = (double *)(stages + STAGES * HEADS * each);  // [C, F, CELLS]
     u16 *tokens = (u16 *)(states + C * F * CELLS) + c * CELLS;    // [C, CELLS]
     states += c * F * CELLS;
-    double *ring = states + (CELLS - recent);  // the window's, in the last cells of each field
+    double *ring = states + (CELLS - recent);  // the window's, in the last cells of a field
 
     i64 placed[HEADS];
 #pragma unroll
@@ -128,12 +128,20 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
         ((u16 *)(stages + i / (ZEROS / 2) * each))[i % (ZEROS / 2)] = 0;
     int running = 0;
     for (int i = 0; i < C; i++) running += windows[block * C + i] >= 0;
-    if (tid == 0)
-        for (int i = 0; i < STAGES; i++) barrier_start(&desk->ready[i], ARRIVALS), desk->readers[i] = 0;
+    if (tid == 0) {
+        for (int i = 0; i < STAGES; i++) {
+            barrier_start(&desk->ready[i], ARRIVALS);
+            desk->readers[i] = 0;
+        }
+    }
 #if PARTS > 1
     if (part == 0 && lane == 0) {
-        for (int i = 0; i < SLOTS; i++) barrier_start(&link->sent[i], 1), barrier_start(&link->taken[i], 1);
-        barrier_start(&link->updated, 1), barrier_start(&link->handed, 1);
+        for (int i = 0; i < SLOTS; i++) {
+            barrier_start(&link->sent[i], 1);
+            barrier_start(&link->taken[i], 1);
+        }
+        barrier_start(&link->updated, 1);
+        barrier_start(&link->handed, 1);
     }
 #endif
     for (int d = lane; part == 0 && d < CELLS; d += WARP) {
@@ -149,7 +157,8 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
     __syncthreads();
     if (tid < WARP)
         for (int t = 0; t < STAGES && t < n; t++)
-            stage_row(bits, placed, t, stages + t * HEADS * each + ZEROS, each, &desk->ready[t], lane);
+            stage_row(bits, placed, t, stages + t * HEADS * each + ZEROS, each, &desk->ready[t],
+                      lane);
     if (recent < 0) return;
 
     int t = 0, stage = 0;
@@ -235,9 +244,9 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
 #endif
     };
 
-    unsigned sum[4 * LINES];  // what this lane's depths of the part got since the last flush
+    unsigned sum[4 * LINES];      // what this lane's depths of the part got since the last flush
     unsigned near = 0, next = 0;  // what ages `lane` and WARP + `lane` of the window got
-    unsigned least[GROUPS];  // [b]: no key of line b * WARP + lane has a lower high_of
+    unsigned least[GROUPS];       // [b]: no key of line b * WARP + lane has a lower high_of
 #pragma unroll
     for (int l = 0; l < 4 * LINES; l++) sum[l] = 0;
 #pragma unroll
@@ -463,6 +472,8 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
                     if (lane == 0) barrier_arrive(&link->handed);
                     cells += (now - split) * 4 * WARP, names += (now - split) * 4 * WARP;
                     first = now * 4 * WARP;
+#pragma unroll
+                    for (int b = 0; b < GROUPS; b++) least[b] = HIGHEST;  // of the lines as they were
                 } else {
                     barrier_wait(&link->handed, hands);
                     hands ^= 1;

@@ -72,6 +72,9 @@ DEVICE void stage_asked(u64 *ready, int lane) {
 DEVICE void barrier_start(u64 *barrier, int arrivals) {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(address(barrier)), "r"(arrivals)
                  : "memory");
+#if __CUDA_ARCH__ >= 900  // the copy engine sees it too
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
 }
 DEVICE void barrier_arrive(u64 *barrier) {
     u64 state;
