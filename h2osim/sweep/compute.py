@@ -12,6 +12,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -43,6 +44,16 @@ class Chunk:
     prompt_lens: Sequence[int]
     tokens: Sequence[np.ndarray]
     one_pass: np.ndarray
+
+    @cached_property
+    def columns(self) -> list[tuple[np.ndarray | slice, np.ndarray]]:
+        """Of each unit: the columns that its trace is long enough for, and their budgets."""
+        known: dict[int, tuple[np.ndarray | slice, np.ndarray]] = {}
+        for tokens in self.tokens:
+            if id(tokens) not in known:
+                places = slice(None) if tokens.all() else np.flatnonzero(tokens)
+                known[id(tokens)] = places, tokens[places]
+        return [known[id(tokens)] for tokens in self.tokens]
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ class Run:
 
     job: Job
     one_pass: bool
-    places: np.ndarray
+    places: np.ndarray | slice
     tokens: np.ndarray
 
 
@@ -92,14 +103,14 @@ def runs_of(chunk: Chunk, i: int, u: int) -> list[Run]:
     """The runs of a configuration on a unit."""
     unit, one = chunk.units[u], chunk.configured[i]
     tokens, p = chunk.tokens[u], chunk.prompt_lens[u]
-    places = np.flatnonzero(tokens)
-    if not len(places):
+    places, there = chunk.columns[u]
+    if not len(there):
         return []
     if chunk.one_pass[i, u]:
-        return [Run(Job(unit, one, unit.n, p), True, places, tokens[places])]
+        return [Run(Job(unit, one, unit.n, p), True, places, there)]
     return [
         Run(Job(unit, one, int(k), p), False, np.flatnonzero(tokens == k), tokens[tokens == k])
-        for k in np.unique(tokens[places])
+        for k in np.unique(there)
     ]
 
 
@@ -112,13 +123,15 @@ class Engine:
 
     ``lanes()``: how many chunks this machine works on at a time; the number of the lane is the
     second argument of ``compute``. ``seconds``: the size of a chunk, in seconds of a CPU core
-    running numba; ``together``: most configurations of a chunk.
+    running numba, and ``least``: below that chunks are not made smaller to give every lane several;
+    ``together``: most configurations of a chunk.
     """
 
     name: str
     compute: Callable[[Chunk, int, Tick], Found]
     lanes: Callable[[], int]
     seconds: float
+    least: float = 0.05
     together: int = 16
     missing: Callable[[], str | None] = field(default=lambda: None)
 
@@ -263,8 +276,10 @@ ENGINES = {
         # Some hundred times as slow as numba.
         Engine("naive", _naive, cores, 0.01, together=1),
         Engine("numba", _numba, cores, 2.0),
-        # A thousand times as fast as a core: chunks of that size keep a GPU busy for a second.
-        Engine("cuda", _cuda, _gpu_lanes, 1000.0, missing=_no_cuda),
+        # A thousand times as fast as a core: chunks of that size keep a GPU busy for a second. In
+        # one of less than 50 ms it would wait for rows that nothing is computed beside; and rows
+        # are brought over once for all configurations of a chunk.
+        Engine("cuda", _cuda, _gpu_lanes, 1000.0, least=50.0, together=256, missing=_no_cuda),
     )
 }
 

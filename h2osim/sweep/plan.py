@@ -242,7 +242,7 @@ def _costs(
 def _chunk_shape(costs: np.ndarray, budgets: int, engine: Engine, lanes: int) -> tuple[int, int]:
     """Configurations and units of a chunk: of the engine's size, several for every lane."""
     configurations, units = costs.shape
-    target = min(engine.seconds, max(0.05, float(costs.sum()) / (4 * lanes)))
+    target = min(engine.seconds, max(engine.least, float(costs.sum()) / (4 * lanes)))
     mean = float(costs.mean())
     most = max(1, min(int(target / mean), _CHUNK_BYTES // (8 * budgets)))
     # Configurations first: they share the reading of the unit's rows.
