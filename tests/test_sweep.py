@@ -322,6 +322,19 @@ def test_chunks_cover_everything_once_and_share_the_work() -> None:
             assert plan.chunk[0] <= engine.together
 
 
+def test_chunks_of_a_gpu_are_few_and_bounded() -> None:
+    engine = ENGINES["cuda"]
+    many = expand("h2o:recent=0..128")
+    # what is done in a moment is one chunk, with all of a unit's configurations
+    assert make_plan([SMALL], many, "all", engine=engine, lanes=2).chunks == 1
+    # long traces at several budgets: as many as there is memory for
+    q = np.zeros((1, 1, 20_000, 2), np.float32)
+    long = Trace.from_qk(q, q, scale=1.0)
+    plan = make_plan([long], many, [0.05, 0.1, 0.2, 0.4], engine=engine, lanes=2)
+    assert 1 < plan.chunk[0] < 129
+    assert plan.chunk[0] * 4 * 20_000 * 96 <= 2**30
+
+
 def test_the_cuda_engine_computes_the_same_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its kernels compiled for the CPU; what it refuses (topk) goes to numba."""
     shim = pytest.importorskip("cuda_shim", reason="the kernels' stand-in on the CPU is missing")

@@ -7,6 +7,7 @@ The drivers in ``run.py`` know no more of an engine than what :class:`Engine` sa
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import threading
 from collections import defaultdict
@@ -124,7 +125,8 @@ class Engine:
     ``lanes()``: how many chunks this machine works on at a time; the number of the lane is the
     second argument of ``compute``. ``seconds``: the size of a chunk, in seconds of a CPU core
     running numba, and ``least``: below that chunks are not made smaller to give every lane several;
-    ``together``: most configurations of a chunk.
+    ``together``: most configurations of a chunk. ``room``: bytes of working arrays that the runs of
+    one unit may have, where the engine does not see to that by itself.
     """
 
     name: str
@@ -133,6 +135,7 @@ class Engine:
     seconds: float
     least: float = 0.05
     together: int = 16
+    room: float = math.inf
     missing: Callable[[], str | None] = field(default=lambda: None)
 
 
@@ -279,7 +282,16 @@ ENGINES = {
         # A thousand times as fast as a core: chunks of that size keep a GPU busy for a second. In
         # one of less than 50 ms it would wait for rows that nothing is computed beside; and rows
         # are brought over once for all configurations of a chunk.
-        Engine("cuda", _cuda, _gpu_lanes, 1000.0, least=50.0, together=256, missing=_no_cuda),
+        Engine(
+            "cuda",
+            _cuda,
+            _gpu_lanes,
+            1000.0,
+            least=50.0,
+            together=256,
+            room=2**30,
+            missing=_no_cuda,
+        ),
     )
 }
 

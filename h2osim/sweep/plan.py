@@ -31,6 +31,8 @@ from h2osim.trace import Trace, Unit
 _PER_ENTRY, _PER_RUN = 3e-9, 3e-4
 #: Bytes of results that a chunk may have.
 _CHUNK_BYTES = 64 * 2**20
+#: Bytes of working arrays that a run takes for each token.
+_STATE_BYTES = 96
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +166,12 @@ def make_plan(
     if chunk is None:
         runs = _one_pass(configured, units, owners, tokens)
         costs = _costs(runs, units, owners, tokens)
-        chunk = _chunk_shape(costs, len(labels), engine, lanes)
+        # the largest working arrays of a configuration on a unit, all its budgets together
+        states = max(
+            n * (1 if runs[:, owners == o].all() else len(listed))
+            for o, (listed, n) in enumerate(_lengths(units, owners, tokens))
+        )
+        chunk = _chunk_shape(costs, len(labels), states, engine, lanes)
     return Plan(
         tuple(configured), tuple(traces), names, share, tuple(units), owners, starts, labels,
         tokens, chunk, budgets,
@@ -239,14 +246,17 @@ def _costs(
     return found
 
 
-def _chunk_shape(costs: np.ndarray, budgets: int, engine: Engine, lanes: int) -> tuple[int, int]:
+def _chunk_shape(
+    costs: np.ndarray, budgets: int, states: int, engine: Engine, lanes: int
+) -> tuple[int, int]:
     """Configurations and units of a chunk: of the engine's size, several for every lane."""
     configurations, units = costs.shape
     target = min(engine.seconds, max(engine.least, float(costs.sum()) / (4 * lanes)))
     mean = float(costs.mean())
     most = max(1, min(int(target / mean), _CHUNK_BYTES // (8 * budgets)))
     # Configurations first: they share the reading of the unit's rows.
-    c = min(configurations, engine.together, most)
+    fitting = int(min(engine.room / (_STATE_BYTES * states), engine.together))
+    c = min(configurations, max(1, fitting), most)
     return c, max(1, min(units, most // c))
 
 
