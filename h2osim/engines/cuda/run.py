@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -88,7 +89,8 @@ def direct(
 
 
 #: The kernels of whole curves, the fastest first; the last one takes whatever there is.
-KERNELS: tuple[type[Lines] | type[Depths] | type[Stack], ...] = (Lines, Depths, Stack)
+Kernel: TypeAlias = type[Lines] | type[Depths] | type[Stack]
+KERNELS: tuple[Kernel, ...] = (Lines, Depths, Stack)
 
 
 def curves(
@@ -119,8 +121,8 @@ def curves(
     }
 
     def work(device: Device, units: list[Unit]) -> dict[int, tuple[Curve, int]]:
-        chosen: dict[int, type[Lines] | type[Depths] | type[Stack]] = {}
-        kinds: dict[tuple[type[Lines] | type[Depths] | type[Stack], int], list[int]] = {}
+        chosen: dict[int, Kernel] = {}
+        kinds: dict[tuple[Kernel, int], list[int]] = {}
         for unit in units:
             for i in order[unit]:
                 # the units of a trace differ in nothing that a kernel asks about
