@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    CancelledError,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
@@ -315,10 +321,12 @@ def _run(
         )
         tasks += [parts[i : i + size] for i in range(0, len(parts), size)]
     total = sum(part.job.unit.n for parts in plan for part in parts)
-    done, lock = 0, threading.Lock()
+    done, lock, stop = 0, threading.Lock(), threading.Event()
 
     def tick(rows: int) -> None:
         nonlocal done
+        if stop.is_set():  # nobody waits for this task any more
+            raise CancelledError
         if progress:
             with lock:
                 done += rows
@@ -341,6 +349,7 @@ def _run(
             for future in finished:
                 yield from future.result()
     finally:
+        stop.set()
         pool.shutdown(cancel_futures=True)
 
 

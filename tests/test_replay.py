@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import numpy as np
@@ -204,6 +205,26 @@ def test_an_error_in_a_thread_reaches_the_caller() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         replay(SMALL, "h2o", [2, 9], progress=stop)
+
+
+def test_tasks_stop_once_nobody_waits_for_them() -> None:
+    """Ctrl-C does not wait for the rest of what the threads were given."""
+    rng = np.random.default_rng(3)
+    q, k = (rng.normal(size=(1, 1, 40, 4)) for _ in range(2))
+    trace = Trace.from_qk(q, k, scale=0.5)
+    calls = 0
+
+    def stop(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise KeyboardInterrupt
+        time.sleep(0.01)
+
+    budgets = list(range(1, 41))  # many replays in a task: they share the making of rows
+    with pytest.raises(KeyboardInterrupt):
+        replay(trace, ["h2o", "tova", "h2o-mean"], budgets, engine="numba", progress=stop)
+    assert calls < 20
 
 
 def test_every_engine_and_a_saved_trace_give_the_same(tmp_path: Any) -> None:
