@@ -183,7 +183,10 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
         others = __shfl_sync(ALL_LANES, others, 0);
 #endif
         if (others == running * PARTS - 1 && t + STAGES < n) {
-            if (lane == 0) desk->readers[stage] = 0;
+            if (lane == 0) {
+                desk->readers[stage] = 0;
+                __threadfence_block();  // seen by whoever sees the next row
+            }
             __syncwarp();
             stage_row(bits, placed, t + STAGES, stages + stage * HEADS * each + ZEROS, each,
                       &desk->ready[stage], lane);
