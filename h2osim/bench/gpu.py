@@ -328,7 +328,8 @@ def recorded_text(device: cuda.Gpu) -> list[Line]:
     rows = next(load_rows(device, units, units[0].n, 0))
     which = list(range(len(units))) * (UNITS // len(units))
     lines = []
-    for text in (POLICY, f"decay:recent={RECENT},scores=full", "tova:scores=full"):
+    rest = f"recent={RECENT},scores=full"
+    for text in (POLICY, f"decay:{rest}", "tova:scores=full", f"h2o-mean:{rest}"):
         jobs = [Job(units[u], parse(text), 1, 1) for u in which]
         kernel = next(k for k in KERNELS if k.fits(device, jobs[0]))
         times = []
