@@ -339,7 +339,7 @@ def test_info_shows_what_is_in_a_trace(run: Run, folder: Path, tmp_path: Path) -
     assert (record["n"], record["heads"]) == (40, 2)
     for layer in record["layers"]:
         shares = [layer[name] for name in ("sinks", "recent", "heavy", "rest")]
-        assert sum(shares) == pytest.approx(1)
+        assert sum(shares) == pytest.approx(1)  # four quotients, each rounded
     rows = list(csv.DictReader(io.StringIO(run("info", folder, "-f", "csv", "--layers", "1").out)))
     assert [row["layer"] for row in rows] == ["1"]
     fails(run("info", folder, "--layers", "5"), "5")

@@ -87,14 +87,17 @@ def test_powerlaw_has_its_exponent() -> None:
     trace = synth("powerlaw", 1500, exponent=1, sink=0, local=0, noise=0)
     last = np.sort(matrix(trace)[-1])[::-1]
     ranks = np.array([1, 3, 10, 30, 100])
+    # each entry is rounded to the 11 bits of float16, a quotient has two of them
     assert last[ranks - 1] / last[0] == pytest.approx(1 / ranks, rel=2**-10)
 
 
 def test_powerlaw_has_sinks_and_locality() -> None:
     rows = matrix(synth("powerlaw", 600, exponent=0, sink=0.4, local=0.4, halflife=4, noise=0))
+    # float16 rounds each of up to 600 entries of a row by up to 2^-11 of it
     assert rows[100:, :4].sum(axis=1) == pytest.approx(
         0.4 + 0.2 * 4 / np.arange(101, 601), abs=2e-3
     )
+    # half a life apart, but for what every token gets: 0.2 / 501 beside 0.06
     assert rows[500, 500] / rows[500, 496] == pytest.approx(2, rel=0.02)
 
 

@@ -270,11 +270,12 @@ def test_norms_of_values_and_keys() -> None:
     with pytest.raises(ValueError, match="order 3"):
         unit.value_norms(order=3)
     whole = Trace.from_scores(scores, group_size=2, v=v).units()[1]
+    # norms are kept as float32
     assert whole.value_norms(1) == pytest.approx(np.abs(v[0, 1]).sum(-1), rel=1e-6)
     assert whole.value_norms(2) == pytest.approx(np.linalg.norm(v[0, 1], axis=-1), rel=1e-6)
     assert np.array_equal(whole.values(), v[:, 1])
     qk = Trace.from_qk(np.ones((1, 2, 5, 3)), np.full((1, 1, 5, 3), 2.0), scale=1).units()[0]
-    assert qk.key_norms() == pytest.approx(np.sqrt(12))
+    assert qk.key_norms() == pytest.approx(np.sqrt(12))  # a float32 here as well
     assert qk.keys().shape == (1, 5, 3) and qk.queries().shape == (2, 5, 3)
 
 
@@ -425,6 +426,7 @@ def test_rows_are_a_softmax(
         assert np.all(np.abs(stored - exact) <= exact * (2**-11 + 2e-5) + 2**-25 + 1e-9)
         assert not stored[hidden].any()
         lse = logits.max(axis=1) + np.log(weights.sum(axis=1))
+        # both are made from float32 logits and kept as float32
         assert made.lse[h] == pytest.approx(lse, abs=1e-4)
         assert made.row_sum[h] == pytest.approx(1, abs=1e-6)
 

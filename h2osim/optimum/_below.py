@@ -34,6 +34,7 @@ import numpy as np
 from numba import njit
 
 from h2osim.optimum._bracket import decode
+from h2osim.optimum._exact import note
 
 INF = 1 << 60
 BLOCK = 64  # nodes that share a bound
@@ -248,7 +249,5 @@ def solve(
                 v, to = by[t], t
         loss[k] = total
         if next_wanted < wanted.shape[0] and wanted[next_wanted] == k:
-            price[next_wanted] = u
-            for v in range(n):
-                gone[next_wanted, v] = at[v] if at[v] >= 0 else n
+            note(u, at, price[next_wanted], gone[next_wanted])
             next_wanted += 1

@@ -219,6 +219,14 @@ def relist(
 
 
 @njit(cache=True, nogil=True)
+def note(u: Any, at: Any, price: Any, gone: Any) -> None:
+    """Write down a budget's prices, and the node where each token leaves (n: never)."""
+    price[:] = u
+    for v in range(at.shape[0]):
+        gone[v] = at[v] if at[v] >= 0 else at.shape[0]
+
+
+@njit(cache=True, nogil=True)
 def solve(
     C: Any, n: int, first: int, least: int, wanted: Any, loss: Any, gone: Any, price: Any
 ) -> None:
@@ -435,7 +443,5 @@ def solve(
             total += u[s]
         loss[k] = total
         if next_wanted < wanted.shape[0] and wanted[next_wanted] == k:
-            price[next_wanted] = u
-            for v in range(n):
-                gone[next_wanted, v] = at[v] if at[v] >= 0 else n
+            note(u, at, price[next_wanted], gone[next_wanted])
             next_wanted += 1

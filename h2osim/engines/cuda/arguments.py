@@ -1,26 +1,32 @@
-"""What kernels are told of jobs: parameters and inputs, and in which steps a rule evicts."""
+"""What kernels are told of jobs: parameters and inputs, blocks, in which steps a rule evicts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
+from h2osim.engines.cuda.device import Device
 from h2osim.engines.job import Job
 from h2osim.engines.specialise import number_slots
 from h2osim.policy import arguments
 
+T = TypeVar("T")
+Kind = TypeVar("Kind", bound=Hashable)
 
-def job_numbers(jobs: Sequence[Job]) -> tuple[np.ndarray, np.ndarray]:
-    """The whole and the fractional parameters of jobs of one policy."""
+
+def job_arrays(device: Device, jobs: Sequence[Job]) -> list[Any]:
+    """On the device: jobs' whole and fractional parameters, inputs, and where each job's start."""
     ints, floats = number_slots(jobs[0].configured.policy)
-    return (
-        np.array([[j.scalars[name] for name in ints] for j in jobs], np.int32).reshape(-1),
-        np.array([[j.scalars[name] for name in floats] for j in jobs], np.float64).reshape(-1),
-    )
+    whole = [[j.scalars[name] for name in ints] or [0] for j in jobs]
+    parts = [[j.scalars[name] for name in floats] or [0.0] for j in jobs]
+    numbers = np.array(whole, np.int32), np.array(parts, np.float64)
+    return [device.array(array.reshape(-1)) for array in (*numbers, *_inputs(jobs))]
 
 
-def job_inputs(jobs: Sequence[Job]) -> tuple[np.ndarray, np.ndarray]:
+def _inputs(jobs: Sequence[Job]) -> tuple[np.ndarray, np.ndarray]:
     """The jobs' inputs one after the other, equal ones once, and where each job's start."""
     policy = jobs[0].configured.policy
     if not policy.inputs:
@@ -36,6 +42,34 @@ def job_inputs(jobs: Sequence[Job]) -> tuple[np.ndarray, np.ndarray]:
             arrays.append(values)
         at.append(found[key])
     return np.concatenate(arrays).reshape(-1), np.array(at, np.int64)
+
+
+def most_alike(kinds: Iterable[Hashable]) -> int:
+    """How many are of the kind of which there are most."""
+    return max(Counter(kinds).values())
+
+
+def in_blocks(kinds: Sequence[Kind], together: int) -> tuple[list[list[int]], list[Kind]]:
+    """Indices of the same kind in blocks of up to ``together``, and each block's kind."""
+    alike: dict[Kind, list[int]] = {}
+    for i, kind in enumerate(kinds):
+        alike.setdefault(kind, []).append(i)
+    blocks = [
+        (mine[a : a + together], kind)
+        for kind, mine in alike.items()
+        for a in range(0, len(mine), together)
+    ]
+    return [block for block, _ in blocks], [kind for _, kind in blocks]
+
+
+def filled(blocks: Sequence[Sequence[T]], together: int) -> list[T]:
+    """All blocks one after the other; a short one repeats its last."""
+    return [one for b in blocks for one in [*b, *[b[-1]] * (together - len(b))]]
+
+
+def always_evicts(job: Job) -> bool:
+    """Whether a rule evicts in every step from the prompt's last row on."""
+    return bool(evicting(job)[job.prompt_len - 1 :].all())
 
 
 def evicting(job: Job) -> np.ndarray:

@@ -144,6 +144,11 @@ class Gpu:
             kernel((grid,), (threads,), tuple(args), shared_mem=shared)
 
 
+def blocks_beside(device: Device, shared: int) -> int:
+    """How many blocks a multiprocessor has room for; each costs a KiB more than it asks for."""
+    return (device.shared + 1024) // (shared + 1024)
+
+
 #: How kernels are compiled: no a*b+c in one rounding, which Python does not do either.
 OPTIONS = ("--fmad=false", "-std=c++17")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from h2osim.engines.cuda.arguments import job_inputs, job_numbers
+from h2osim.engines.cuda.arguments import job_arrays
 from h2osim.engines.cuda.device import Device, kernel_text
 from h2osim.engines.cuda.rows import Rows
 from h2osim.engines.job import Job, Outcome
@@ -24,8 +24,6 @@ class Direct:
         self._device, self._jobs = device, jobs
         self._threads = min(device.threads, 128)
         self._text = kernel_text("direct", {"T": self._threads}, policy)
-        ints, floats = job_numbers(jobs)
-        inputs, inputs_at = job_inputs(jobs)
         self._each = direct_bytes(policy, n, heads)
         self._left = device.full((len(jobs), n), np.int32, n)
         self._kept = device.full((len(jobs), max(1, n - p)), np.int64)
@@ -35,10 +33,7 @@ class Direct:
             device.array(np.array([j.budget for j in jobs], np.int32)),
             device.array(np.array([j.configured.scores == "cached" for j in jobs], np.int32)),
             device.array(np.array([j.configured.lag() for j in jobs], np.int32)),
-            device.array(ints if ints.size else np.zeros(1, np.int32)),
-            device.array(floats if floats.size else np.zeros(1)),
-            device.array(inputs),
-            device.array(inputs_at),
+            *job_arrays(device, jobs),
             self._left,
             self._kept,
             self._cells,

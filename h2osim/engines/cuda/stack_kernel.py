@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from h2osim.engines.cuda.arguments import evicting, held_keys, job_inputs, job_numbers
+from h2osim.engines.cuda.arguments import (
+    evicting,
+    filled,
+    held_keys,
+    in_blocks,
+    job_arrays,
+    most_alike,
+)
 from h2osim.engines.cuda.device import Device, kernel_text
 from h2osim.engines.cuda.rows import Rows
 from h2osim.engines.cuda.tally import Tally
@@ -35,22 +42,10 @@ class Stack:
         timing = [evicting(j).tobytes() for j in jobs]
         patterns = list(dict.fromkeys(timing))
         self._held = [held_keys(np.frombuffer(p_, np.uint8), self._p) for p_ in patterns]
-        # A block's configurations share the unit and the timing; a short block repeats its last.
-        alike: dict[tuple[int, int], list[int]] = {}
-        for i, unit in enumerate(unit_of):
-            alike.setdefault((unit, patterns.index(timing[i])), []).append(i)
-        together = min(together or TOGETHER, max(map(len, alike.values())))
-        self._blocks: list[list[int]] = []
-        units, which = [], []
-        for (unit, pattern), mine in alike.items():
-            for a in range(0, len(mine), together):
-                self._blocks.append(mine[a : a + together])
-                units.append(unit)
-                which.append(pattern)
-        filled = [b + [b[-1]] * (together - len(b)) for b in self._blocks]
-        ordered = [jobs[i] for b in filled for i in b]
-        ints, floats = job_numbers(ordered)
-        inputs, inputs_at = job_inputs(ordered)
+        kinds = [(unit, patterns.index(mine)) for unit, mine in zip(unit_of, timing, strict=True)]
+        together = min(together or TOGETHER, most_alike(kinds))
+        self._blocks, shared = in_blocks(kinds, together)
+        units, self._which = [unit for unit, _ in shared], [which for _, which in shared]
 
         shape = stack_shape(device, policy, n, together)
         self._threads, self._shared = shape["T"], shape.pop("bytes")
@@ -62,17 +57,13 @@ class Stack:
         self._tally = Tally(device, self._blocks, together, n, budgets)
         self._given = [
             device.array(np.array(units, np.int32)),
-            device.array(np.array(which, np.int32)),
+            device.array(np.array(self._which, np.int32)),
             device.array(np.frombuffer(b"".join(patterns), np.uint8)),
-            device.array(ints if ints.size else np.zeros(1, np.int32)),
-            device.array(floats if floats.size else np.zeros(1)),
-            device.array(inputs),
-            device.array(inputs_at),
+            *job_arrays(device, [jobs[i] for i in filled(self._blocks, together)]),
             *self._tally.given,
-            device.empty(len(filled) * self._each, np.uint8),
+            device.empty(len(self._blocks) * self._each, np.uint8),
             np.int64(self._each),
         ]
-        self._which = which
 
     @staticmethod
     def fits(device: Device, job: Job) -> bool:
