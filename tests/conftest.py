@@ -4,6 +4,7 @@
 ``pytest --hypothesis-profile nightly``.
 """
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,10 @@ from hypothesis import HealthCheck, settings
 
 import h2osim
 from h2osim import cli
+
+# A shell starts what it puts in the background with SIGINT ignored, and children inherit that: the
+# commands that tests interrupt would never hear of it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CI_EXAMPLES = 50
 
