@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import Run, fails
+from commands import Run, fails, on_terminal
 
 import h2osim
 from h2osim.policy import all_policies, split_policies
@@ -91,23 +91,8 @@ def test_colours_and_progress_on_a_terminal_only(folder: Path) -> None:
     assert (piped.returncode, piped.stderr) == (0, b"")
     assert b"\x1b" not in piped.stdout
 
-    ours, theirs = os.openpty()
-    environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS")}
-    process = subprocess.Popen(
-        words, stdout=theirs, stderr=theirs, env=environment | {"TERM": "xterm-256color"}
-    )
-    os.close(theirs)
-    shown = b""
-    with open(ours, "rb", buffering=0) as terminal:
-        while True:
-            try:
-                part = terminal.read(4096)
-            except OSError:  # how Linux says that the other end is closed
-                break
-            if not part:
-                break
-            shown += part
-    assert process.wait(timeout=60) == 0
+    code, shown = on_terminal(words)
+    assert code == 0
     assert b"replaying" in shown
     assert b"\x1b[" in shown
     assert b"recency" in shown

@@ -154,6 +154,9 @@ def test_wheel_has_one_top_level_name_and_everything_carried(built: tuple[Path, 
     assert f"{info}/licenses/LICENSE" in names
     core = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", metadata, re.MULTILINE)
     assert not {"torch", "transformers", "matplotlib", "cupy-cuda12x", "pyarrow"} & set(core)
+    for version in (12, 13):
+        wheel_of = rf'^Requires-Dist: cupy-cuda{version}x\b.*extra == "gpu-cuda{version}"$'
+        assert re.search(wheel_of, metadata, re.MULTILINE)
 
 
 def test_sdist_holds_tests_and_docs(built: tuple[Path, Path]) -> None:

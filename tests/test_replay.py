@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import Any
 
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 from strategies import examples, traces
 
 import h2osim
+from h2osim.engines import cuda
 from h2osim.errors import UserError
 from h2osim.policy import all_policies, parse, resolve_window
-from h2osim.replay import replay
+from h2osim.replay import WORTH_A_GPU, engines, replay
 from h2osim.trace import Trace
 
 POLICIES = sorted(all_policies())
@@ -205,6 +207,23 @@ def test_an_error_in_a_thread_reaches_the_caller() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         replay(SMALL, "h2o", [2, 9], progress=stop)
+
+
+def test_auto_takes_the_gpu_where_there_is_one_and_it_is_worth_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = sys.modules["h2osim.replay"]
+    policies = [parse(text) for text in ("h2o", "tova:scores=full", "topk")]
+
+    def chosen(worth: float, gpu: bool) -> list[str]:
+        monkeypatch.setattr(module, "WORTH_A_GPU", worth)
+        monkeypatch.setattr(module, "_has_gpu", lambda: gpu)
+        return list(engines(policies, SMALL.units(), "auto", [False, True, False], [2, 9]))
+
+    monkeypatch.setattr(cuda, "devices", lambda: ())
+    assert chosen(WORTH_A_GPU, True) == ["numba"] * 3  # a moment's work
+    assert chosen(0.0, False) == ["numba"] * 3
+    assert chosen(0.0, True) == ["cuda", "cuda", "numba"]  # topk chooses its keys afresh
 
 
 def test_tasks_stop_once_nobody_waits_for_them() -> None:

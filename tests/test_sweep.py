@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray
+from commands import on_terminal
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples, traces
@@ -749,6 +751,15 @@ def test_the_command_prints_plots_and_continues(run: Any, folder: Path, tmp_path
     # a finished sweep may be moved
     shutil.move(store, tmp_path / "moved")
     assert open_sweep(tmp_path / "moved").recall.shape == (10, 4, 2)
+
+
+def test_on_a_terminal_a_bar_shows_rate_and_estimate(folder: Path) -> None:
+    words = [sys.executable, "-m", "h2osim", "sweep", str(folder), "-p", GRID, "-b", "3,50%"]
+    code, shown = on_terminal(words)
+    assert code == 0
+    assert b"sweeping" in shown
+    assert b"runs/s" in shown
+    assert re.search(rb"left.{0,20}\d:\d\d:\d\d", shown)
 
 
 def test_the_command_says_which_settings_take_one_pass(run: Any, folder: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from h2osim.engines.job import Curve, Job, Outcome
 from h2osim.errors import UserError
 from h2osim.fixedpoint import tri
 from h2osim.policy import Configured
+from h2osim.replay import cores
 from h2osim.trace import Unit
 
 #: Bytes of working arrays of the runs that are fed together.
@@ -137,13 +137,6 @@ class Engine:
     together: int = 16
     room: float = math.inf
     missing: Callable[[], str | None] = field(default=lambda: None)
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0)) or 1
-    return os.cpu_count() or 1
 
 
 def _naive(chunk: Chunk, lane: int, tick: Tick) -> Found:
