@@ -11,18 +11,20 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
 HEADER = Path(__file__).with_name("cuda_shim.h")
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 KERNELS = (
-    "stack", "depths", "lines", "direct", "masses", "logits", "softmax", "price_rows", "price_step",
-    "values", "leave",
+    "stack", "systolic", "depths", "lines", "direct", "masses", "logits", "softmax", "price_rows",
+    "price_step", "values", "leave",
 )  # fmt: skip
 
 
@@ -36,6 +38,7 @@ class Shim:
 
     def __init__(self, order: int = 0, shared: int = 1 << 20, memory: int = 1 << 40):
         self.order, self.shared, self._memory = order, shared, memory
+        self.copying = threading.Lock()
 
     def enter(self, lane: int) -> None:
         pass
@@ -45,6 +48,10 @@ class Shim:
 
     def put(self, values: np.ndarray, target: np.ndarray, start: int) -> None:
         target[start : start + len(values)] = values
+
+    def each(self, work: Callable[[T], None], items: Iterable[T]) -> None:
+        for item in items:
+            work(item)
 
     def full(self, shape: Any, dtype: Any, value: int = 0) -> np.ndarray:
         return np.full(shape, value, dtype)
@@ -56,6 +63,9 @@ class Shim:
 
     def host(self, array: np.ndarray) -> np.ndarray:
         return array.copy()
+
+    def running_sums(self, array: np.ndarray) -> np.ndarray:
+        return np.cumsum(array, axis=-1)
 
     def free(self) -> int:
         return 1 << 40

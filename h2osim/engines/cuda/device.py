@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,6 +20,11 @@ from h2osim import carried
 from h2osim.engines.translate import rules_text
 from h2osim.errors import UserError
 from h2osim.policy import Policy
+
+T = TypeVar("T")
+
+#: Threads of a GPU that copy rows to pinned memory: one does not keep up with the GPU.
+COPIERS = 4
 
 
 class Device(Protocol):
@@ -29,6 +35,7 @@ class Device(Protocol):
     shared: int  # bytes of shared memory that a block may ask for
     exhausted: type[BaseException]  # what running out of memory raises
     lanes: int  # threads that may use it at once, one copying while another computes
+    copying: threading.Lock  # of the lane that copies rows
 
     def enter(self, lane: int) -> None:
         """From now on this thread works in that lane."""
@@ -39,6 +46,9 @@ class Device(Protocol):
     def put(self, values: np.ndarray, target: Any, start: int) -> None:
         """Copy values into a flat array of the device."""
 
+    def each(self, work: Callable[[T], None], items: Iterable[T]) -> None:
+        """Do some work, which calls only :meth:`put`, for each of some items; in any order."""
+
     def full(self, shape: Any, dtype: Any, value: int = 0) -> Any:
         """A filled array on the device."""
 
@@ -47,6 +57,9 @@ class Device(Protocol):
 
     def host(self, array: Any) -> np.ndarray:
         """A copy on the host."""
+
+    def running_sums(self, array: Any) -> Any:
+        """On the device: instead of every number the sum of those up to it, along the last axis."""
 
     def free(self) -> int:
         """Bytes that may be asked for now."""
@@ -77,6 +90,8 @@ class Gpu:
         self._kernels: dict[tuple[str, str], Any] = {}
         self._compiling = threading.Lock()
         self._thread = threading.local()
+        self.copying = threading.Lock()
+        self._copiers = ThreadPoolExecutor(COPIERS)
 
     def enter(self, lane: int) -> None:
         """From now on this thread works on that lane's stream."""
@@ -90,13 +105,27 @@ class Gpu:
 
     def array(self, values: Any) -> Any:
         """A copy on the device."""
+        values = np.ascontiguousarray(values)
         with self._here():
-            return self._cupy.asarray(np.ascontiguousarray(values))
+            target = self._cupy.empty(values.shape, values.dtype)
+            # not asarray, whose pinned memory is asked for anew while a stream is busy
+            target.set(values)
+            return target
 
     def put(self, values: np.ndarray, target: Any, start: int) -> None:
         """Copy values into a flat array of the device, through pinned memory."""
         with self._here():
             target[start : start + len(values)] = self._cupy.asarray(values)
+
+    def each(self, work: Callable[[T], None], items: Iterable[T]) -> None:
+        """Do some work for each of some items, on this thread's stream, by several threads."""
+        stream = getattr(self._thread, "stream", None)
+
+        def there(item: T) -> None:
+            self._thread.stream = stream
+            work(item)
+
+        list(self._copiers.map(there, items))
 
     def full(self, shape: Any, dtype: Any, value: int = 0) -> Any:
         """A filled array on the device."""
@@ -111,7 +140,14 @@ class Gpu:
     def host(self, array: Any) -> np.ndarray:
         """A copy on the host, once all that was launched is done."""
         with self._here():
+            # a copy to ordinary memory that waits for kernels keeps the other lanes' copies waiting
+            self._cupy.cuda.get_current_stream().synchronize()
             return np.asarray(self._cupy.asnumpy(array))
+
+    def running_sums(self, array: Any) -> Any:
+        """On the device: instead of every number the sum of those up to it, along the last axis."""
+        with self._here():
+            return self._cupy.cumsum(array, axis=-1)
 
     def free(self) -> int:
         """Bytes that may be asked for now."""

@@ -59,8 +59,14 @@ def load_rows(device: Device, units: Sequence[Unit], block: int, lag: int) -> It
     if all(recorded(unit) for unit in units):
         # kernels read whole pieces of 16 bytes
         bits = device.empty(len(units) * heads * tri(n) + 8, np.uint16)
-        for i, unit in enumerate(units):
-            device.put(next(iter(unit.blocks())).bits.reshape(-1), bits, i * heads * tri(n))
+
+        # lanes that copied side by side would be done together, and none would copy beside kernels
+        def put(i: int) -> None:
+            rows = next(iter(units[i].blocks())).bits.reshape(-1)
+            device.put(rows, bits, i * heads * tri(n))
+
+        with device.copying:
+            device.each(put, range(len(units)))
         places = np.arange(len(units) * heads, dtype=np.int64) * tri(n)
         yield Rows(0, 0, n, bits, device.array(places))
         return

@@ -40,9 +40,7 @@ class Tally:
 
     def curves(self, held: Sequence[np.ndarray]) -> dict[int, tuple[Curve, int]]:
         """Each job's curve and the mass of its decode rows; ``held``: of each block's jobs."""
-        # one call for all, during which the other lanes' threads go on
-        mass = self._device.host(self._hits)
-        np.cumsum(mass, axis=2, out=mass)
+        mass = self._device.host(self._device.running_sums(self._hits))
         total = mass[:, :, -1].tolist()
         if self._listed:
             evicted = self._device.host(self._evicted)
