@@ -13,14 +13,10 @@
 // only field of state, and never negative), EVENTS (evictions of listed budgets are recorded), BLOCKS
 // that a multiprocessor should hold.
 #include "staged.cuh"
+#include "places.cuh"
 #define SLOTS 4                                  // tokens in the mail at a time
 #define FIRST(m) ((m) / (SPLIT * 4 * WARP) + 1)  // lines of the first part, of a stack of m tokens
 #define GROUPS ((LINES + WARP - 1) / WARP)       // of WARP lines, one a lane
-#define FLUSH (255 / HEADS)  // rows whose entries at one place add up to less than 2^32
-#define ZEROS 16             // bytes before a staged row, which an empty cell reads
-// A token goes by its place, the offset of its entry from the zeros before a row; 0: nobody.
-#define PLACE(pos) (2 * (pos) + ZEROS)
-#define POSITION(place) ((place) / 2 - ZEROS / 2)
 #define HIGHEST 0xffffffffu
 #define KEYLESS ~0ull  // of an empty cell
 
@@ -49,19 +45,8 @@ struct alignas(16) Two {
     double of[2];
 };
 
-DEVICE bool before(u64 key, int place, u64 other_key, int other_place) {
-    return key < other_key || (key == other_key && place < other_place);
-}
 DEVICE bool sinks_below(const Token &a, const Token &b) {
     return before(a.key, a.place, b.key, b.place);
-}
-DEVICE u64 key_of(double rank) {
-#if PLAIN  // it is never negative
-    return (u64)__double_as_longlong(rank);
-#else
-    const i64 bits = __double_as_longlong(rank + 0.0);  // no -0.0
-    return (u64)bits ^ ((u64)(bits >> 63) | 1ull << 63);
-#endif
 }
 DEVICE unsigned high_of(u64 key) { return (unsigned)(key >> 32); }
 
@@ -191,9 +176,6 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
             stage_row(bits, placed, t + STAGES, stages + stage * HEADS * each + ZEROS, each,
                       &desk->ready[stage], lane);
         }
-    };
-    auto units_of = [&](double a) {  // of 2^-24, from the low bits of a sum that has no room below
-        return (unsigned)(u64)__double_as_longlong(a + 268435456.0);
     };
     auto key = [&](const double *s, int place) {
 #if PLAIN

@@ -9,11 +9,15 @@
 // Constants: HEADS, ROW (bytes kept for a staged row of one head).
 #ifdef H2OSIM_SHIM
 #define OPAQUE(pointer)
+#define KEEP(number)
 #define ARRIVALS 1
-DEVICE void barrier_start(u64 *barrier, int arrivals) { *barrier = 0; }  // counts ended phases
-DEVICE void barrier_arrive(u64 *barrier) { ++*barrier; }
+// 16 bits each: arrivals in this phase, arrivals that end it; above: phases that have ended
+DEVICE void barrier_start(u64 *barrier, int arrivals) { *barrier = (u64)arrivals << 16; }
+DEVICE void barrier_arrive(u64 *barrier) {
+    if ((u16)++*barrier == (u16)(*barrier >> 16)) *barrier += (1ull << 32) - (u16)*barrier;
+}
 DEVICE void barrier_wait(u64 *barrier, unsigned phase) {
-    while ((*barrier & 1) == phase) shim::pause();
+    while ((*barrier >> 32 & 1) == phase) shim::pause();
 }
 DEVICE void stage_expect(u64 *ready, int bytes, int lane) {}
 DEVICE void stage_copy(void *to, const void *from, int pieces, u64 *ready, int lane) {
@@ -30,6 +34,8 @@ DEVICE double half_to_double(u16 bits) { return fixed_point(bits) * ONE; }
 #define OPAQUE(pointer)                                                                         \
     asm volatile("" : "+l"(pointer));                                                           \
     __builtin_assume(__isShared(pointer))
+// The same for a number.
+#define KEEP(number) asm volatile("" : "+r"(number))
 DEVICE float half_to_float(u16 bits) {
     float value;
     asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));

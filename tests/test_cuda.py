@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import itertools
 import shutil
 import subprocess
 import threading
@@ -32,6 +33,7 @@ from h2osim.engines.cuda.device import OPTIONS
 from h2osim.engines.cuda.lines_kernel import lines_shape
 from h2osim.engines.cuda.rows import load_rows
 from h2osim.engines.cuda.stack_kernel import Stack, stack_shape
+from h2osim.engines.cuda.systolic_kernel import Systolic, systolic_shape
 from h2osim.engines.job import Curve, Job
 from h2osim.engines.stack import StackRun
 from h2osim.errors import UserError
@@ -77,7 +79,7 @@ def kernels(device: cuda.Device, jobs: list[Job]) -> list[type]:
 def curves_by(
     kernel: type, device: cuda.Device, jobs: list[Job], budgets: list[int], together: int | None
 ) -> list[tuple[Curve, int]]:
-    with mock.patch.object(run, "KERNELS", (kernel,)):
+    with mock.patch.object(run, "KERNELS", (kernel,)), mock.patch.object(kernel, "fewest", 1):
         return cuda.curves(jobs, budgets, device, together=together)
 
 
@@ -220,6 +222,46 @@ def test_windows_of_any_size_share_a_launch() -> None:
     jobs = [Job(unit, parse(text), 1, 20) for text in texts]
     for device in devices():
         check_large(device, jobs, [3, 40], None, Depths)
+        check_large(device, jobs[:2], [3, 40], None, Systolic)
+
+
+@needs_compiler
+@examples(40)
+@given(data=st.data())
+def test_the_systolic_kernel_is_the_stack_engine(data: st.DataObject) -> None:
+    trace = data.draw(traces(max_n=80, max_heads=2, max_layers=1))
+    p = data.draw(st.integers(1, max(1, trace.n // 3)), label="prompt")
+    windows = data.draw(st.lists(st.integers(0, Shim.warp), min_size=1, max_size=5))
+    gammas = data.draw(st.lists(st.sampled_from([0.0, 0.5, 0.98, 1.0]), min_size=5, max_size=5))
+    texts = [
+        f"decay:gamma={gamma},recent={recent},scores=full"
+        for recent, gamma in zip(windows, gammas, strict=False)
+    ]
+    jobs = [Job(u, parse(text), 1, p) for u in trace.units("layer") for text in texts]
+    budgets = data.draw(st.sets(st.integers(1, trace.n), max_size=4).map(sorted))
+    together = data.draw(st.sampled_from([None, 1, 2, 3]))
+    check_large(data.draw(st.sampled_from(devices())), jobs, budgets, together, Systolic)
+
+
+@needs_compiler
+def test_who_runs_what() -> None:
+    """Several scores of a unit share its rows; fewer, sinks and long windows go elsewhere."""
+    unit, device = busy_unit(90, 5), Shim()
+
+    def chosen(texts: list[str], together: int | None = None) -> list[tuple[str, list[int]]]:
+        jobs = [Job(unit, parse(text), 1, 1) for text in texts]
+        return [(k.__name__, some) for k, some in run.choose(device, jobs, together)]
+
+    decays = [f"decay:gamma={g},recent=2,scores=full" for g in (0.1, 0.2, 0.3)]
+    other = "decay:recent=5,scores=full"
+    assert chosen(decays) == [("Systolic", [0, 1, 2])]
+    assert chosen(decays[:2]) == chosen(decays[:2], 1) == [("Depths", [0, 1])]
+    assert chosen([other, *decays]) == [("Systolic", [1, 2, 3]), ("Depths", [0])]
+    assert chosen([f"{text},sinks=1" for text in decays]) == [("Depths", [0, 1, 2])]
+    assert chosen(["h2o:recent=2,scores=full"]) == [("Lines", [0])]
+    assert chosen(["lazy:window=4,scores=full"]) == [("Stack", [0])]
+    late = [Job(unit, parse(text), 1, 80) for text in decays]  # a prompt that there is no room for
+    assert [k.__name__ for k, _ in run.choose(device, late)] == ["Depths"]
 
 
 @needs_compiler
@@ -337,6 +379,8 @@ def test_rows_are_copied_while_others_are_computed(monkeypatch: pytest.MonkeyPat
     assert len(spans["copy"]) == len(spans["compute"]) == 6
     beside = [a for a in spans["copy"] for b in spans["compute"] if a[0] < b[1] and b[0] < a[1]]
     assert len(beside) >= 3
+    copies = sorted(spans["copy"])  # one lane's at a time, or all lanes would compute together
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(copies))
 
 
 @pytest.mark.skipif(GPU, reason="there is a GPU")
@@ -405,6 +449,12 @@ def kernel_texts() -> dict[str, str]:
         shape.pop("bytes")
         text = cuda.kernel_text("lines", {**shape, "SINKS": more, "EVENTS": more})
         found[f"lines {n} {heads}"] = text
+    for name, n, heads, more, together in (("decay", 2048, 1, 0, 8), ("h2o", 300, 3, 1, 5)):
+        shape = systolic_shape(device, n, heads, together)
+        shape.pop("bytes")
+        found[f"systolic {name} {n}"] = cuda.kernel_text(
+            "systolic", {**shape, "EVENTS": more}, all_policies()[name]
+        )
     for name, n, heads, more, together in (
         ("decay", 2048, 1, 0, 2), ("decay", 4096, 1, 1, 1), ("tova", 300, 4, 1, 3),
         ("h2o-mean", 100, 1, 0, 1), ("vatp", 1000, 2, 1, 1),

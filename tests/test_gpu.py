@@ -31,6 +31,8 @@ def test_whole_curves(share: str) -> None:
     policies = [p for p, one in all_policies().items() if one.inclusive and p != "full"]
     policies += ["h2o:recent=8,scores=full", "tova:scores=full", "h2o-mean:recent=8,scores=full"]
     policies += ["decay:recent=8,scores=full", "decay:gamma=0.9,recent=100,sinks=4,scores=full"]
+    # enough of them to share a unit's rows
+    policies += [f"decay:gamma={g},recent={r},scores=full" for g in (0.5, 0.95) for r in (0, 9, 32)]
     ours = h2osim.replay(trace, policies, "all", share=share, engine="cuda")
     theirs = h2osim.replay(trace, policies, "all", share=share, engine="numba")
     xarray.testing.assert_identical(ours.drop_vars("engine"), theirs.drop_vars("engine"))

@@ -24,7 +24,8 @@ from h2osim.engines.cuda.depths_kernel import Depths
 from h2osim.engines.cuda.direct_kernel import Direct
 from h2osim.engines.cuda.lines_kernel import Lines
 from h2osim.engines.cuda.rows import Rows, block_rows, load_rows, row_masses
-from h2osim.engines.cuda.run import KERNELS
+from h2osim.engines.cuda.run import choose
+from h2osim.engines.cuda.stack_kernel import Stack
 from h2osim.engines.direct import DirectRun
 from h2osim.engines.job import Curve, Job
 from h2osim.engines.stack import StackRun
@@ -233,13 +234,14 @@ def sweeps(device: cuda.Gpu, n: int, units: int = 128) -> list[Line]:
 
         spread(whole, cost, work, device)
 
+    ((kernel, _),) = choose(device, jobs[: len(values)])
     resident = next(load_rows(device, whole, n, 0))
     device.host(resident.places)  # has arrived: lanes do not wait for this stream
 
     def computing() -> None:
         def work(mine: cuda.Device, some: list[Unit]) -> dict[int, Any]:
             mine_jobs = [job for job in jobs if job.unit in some]
-            run = Depths(mine, mine_jobs, [whole.index(job.unit) for job in mine_jobs], ())
+            run = kernel(mine, mine_jobs, [whole.index(job.unit) for job in mine_jobs], ())
             run.feed(resident)
             return run.curves()
 
@@ -271,31 +273,32 @@ def others(device: cuda.Gpu, n: int, copy: float) -> list[Line]:
     unit = as_unit(device, rows, n, 100)
     decays = [Job(unit, parse(text), 1, 1) for text in DECAYS]
     windows = [
-        Job(unit, parse(f"h2o:recent={recent},scores=full"), 1, 1) for recent in range(0, 256, 16)
+        Job(unit, parse(f"h2o:recent={recent},scores=full"), 1, 1) for recent in range(0, 32, 2)
     ]
     lines = []
-    for what, kernel, jobs, units, goal in (
-        ("decay", Depths, decays, UNITS, 6),
-        ("decay", Depths, decays, RECORDED, None),
-        ("h2o, windows", Lines, windows, UNITS, None),
+    for what, jobs, units, goal in (
+        ("decay", decays, UNITS, 6),
+        ("decay", decays, RECORDED, None),
+        ("h2o, windows", windows, UNITS, None),
     ):
-        assert all(next(k for k in KERNELS if k.fits(device, job)) is kernel for job in jobs)
-        one = kernel(device, jobs[5:6] * units, list(range(units)), ())
+        ((alone, _),) = choose(device, jobs[5:6])
+        ((several, _),) = choose(device, jobs)
+        one = alone(device, jobs[5:6] * units, list(range(units)), ())
         one.feed(rows)
         checked = min(100, units - 1)
         core = on_one_core(Job(as_unit(device, rows, n, checked), jobs[5].configured, 1, 1))
         assert np.array_equal(one.curves()[checked][0].kept, core.kept)
         single = seconds(lambda run=one: run.feed(rows), 3)  # type: ignore[misc]
         every = [u for u in range(units) for _ in jobs]
-        many = kernel(device, jobs * units, every, ())
+        many = several(device, jobs * units, every, ())
         many.feed(rows)
         assert np.array_equal(many.curves()[16 * checked + 5][0].kept, core.kept)
         sixteen = seconds(lambda run=many: run.feed(rows), 3)  # type: ignore[misc]
         del one, many
         name = f"{what}: {units} units of {n} tokens, every budget"
         lines += [
-            Line(f"{name}: one value", single * 1e3, "ms"),
-            Line(f"{name}: 16 values", sixteen * 1e3, "ms"),
+            Line(f"{name}: one value, `{alone.name}`", single * 1e3, "ms"),
+            Line(f"{name}: 16 values, `{several.name}`", sixteen * 1e3, "ms"),
             Line(f"{name}: 16 / one", sixteen / single, "times", goal, False),
         ]
 
@@ -325,23 +328,36 @@ def others(device: cuda.Gpu, n: int, copy: float) -> list[Line]:
 def recorded_text(device: cuda.Gpu) -> list[Line]:
     """The bundled `prose`, its units again and again: real rows move far more tokens a step."""
     units = h2osim.open_trace("prose").units()
-    rows = next(load_rows(device, units, units[0].n, 0))
-    which = list(range(len(units))) * (UNITS // len(units))
+    n = units[0].n
+    rows = next(load_rows(device, units, n, 0))
+    times = UNITS // len(units)
+    # one copy of the rows, but so many units
+    rows = Rows(0, 0, n, rows.bits, device.array(np.tile(device.host(rows.places), times)))
     lines = []
     rest = f"recent={RECENT},scores=full"
-    for text in (POLICY, f"decay:{rest}", "tova:scores=full", f"h2o-mean:{rest}"):
-        jobs = [Job(units[u], parse(text), 1, 1) for u in which]
-        kernel = next(k for k in KERNELS if k.fits(device, jobs[0]))
-        times = []
-        for one in (kernel, KERNELS[-1]):
-            run = one(device, jobs, which, (), 1)
+    windows = [f"h2o:recent={recent},scores=full" for recent in range(0, 32, 2)]
+    for what, texts, few, rival in (
+        (POLICY, [POLICY], times, Stack),
+        (f"decay:{rest}", [f"decay:{rest}"], times, Stack),
+        ("tova:scores=full", ["tova:scores=full"], times, Stack),
+        (f"h2o-mean:{rest}", [f"h2o-mean:{rest}"], times, Stack),
+        ("16 values of decay", DECAYS, times // len(DECAYS), Depths),
+        ("16 windows of H2O", windows, times // len(windows), Lines),
+    ):
+        policies = [parse(text) for text in texts]
+        jobs = [Job(u, one, 1, 1) for _ in range(few) for u in units for one in policies]
+        which = [u for u in range(few * len(units)) for _ in policies]
+        ((kernel, _),) = choose(device, jobs[: len(policies)])
+        took = []
+        for one in (kernel, rival):
+            run = one(device, jobs, which, ())
             run.feed(rows)
             assert np.array_equal(run.curves()[3][0].kept, on_one_core(jobs[3]).kept)
-            times.append(seconds(lambda run=run: run.feed(rows), 3))  # type: ignore[misc]
-        name = f"{text} on prose, {len(which)} units of {units[0].n} tokens"
+            took.append(seconds(lambda run=run: run.feed(rows), 3))  # type: ignore[misc]
+        name = f"{what} on prose, {few * len(units)} units of {n} tokens"
         lines += [
-            Line(f"{name}, every budget", times[0] * 1e3, "ms"),
-            Line(f"{name}: the kernel `stack` / it", times[1] / times[0], "times"),
+            Line(f"{name}, every budget: `{kernel.name}`", took[0] * 1e3, "ms"),
+            Line(f"{name}: `{rival.name}` / it", took[1] / took[0], "times"),
         ]
     return lines
 

@@ -12,6 +12,7 @@ from h2osim.engines.cuda.device import Device
 from h2osim.engines.job import Job
 from h2osim.engines.specialise import number_slots
 from h2osim.policy import arguments
+from h2osim.rules import accumulate, fade, guarded_score
 
 T = TypeVar("T")
 Kind = TypeVar("Kind", bound=Hashable)
@@ -67,6 +68,22 @@ def filled(blocks: Sequence[Sequence[T]], together: int) -> list[T]:
     return [one for b in blocks for one in [*b, *[b[-1]] * (together - len(b))]]
 
 
+def block_arrays(
+    device: Device,
+    jobs: Sequence[Job],
+    blocks: Sequence[Sequence[int]],
+    units: Sequence[int],
+    together: int,
+) -> list[Any]:
+    """On the device: each block's unit, its jobs' windows (-1: no job), and their numbers."""
+    windows = [[window(jobs[i]) for i in b] + [-1] * (together - len(b)) for b in blocks]
+    return [
+        device.array(np.array(units, np.int32)),
+        device.array(np.array(windows, np.int32)),
+        *job_arrays(device, [jobs[i] for i in filled(blocks, together)]),
+    ]
+
+
 def always_evicts(job: Job) -> bool:
     """Whether a rule evicts in every step from the prompt's last row on."""
     return bool(evicting(job)[job.prompt_len - 1 :].all())
@@ -102,3 +119,21 @@ def held_keys(evicts: np.ndarray, p: int) -> np.ndarray:
             held = np.maximum(held, np.minimum(k, depth) + many)
             deepest = depth
     return held
+
+
+def window(job: Job) -> int:
+    """The newest tokens that a rule protects whatever their state, where that is known."""
+    if job.configured.policy.rank is not guarded_score:
+        return 0
+    return min(job.unit.n, int(job.scalars["recent"]))
+
+
+def is_plain(job: Job) -> bool:
+    """Whether below the window the rank is the only field of state, and never negative."""
+    policy = job.configured.policy
+    return (
+        policy.rank is guarded_score
+        and policy.update in (accumulate, fade)
+        and policy.init is None
+        and int(job.scalars["sinks"]) == 0
+    )

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from h2osim.engines.cuda.arguments import (
     always_evicts,
-    filled,
+    block_arrays,
     in_blocks,
-    job_arrays,
+    is_plain,
     most_alike,
+    window,
 )
 from h2osim.engines.cuda.device import Device, blocks_beside, kernel_text
 from h2osim.engines.cuda.one_launch import OneLaunch
 from h2osim.engines.cuda.rows import recorded, staged_bytes
 from h2osim.engines.job import Job
-from h2osim.rules import accumulate, fade, guarded_score
 
 #: Most lines of a stack: each takes four registers for what its depths got.
 LINES = 32
@@ -44,20 +42,14 @@ class Depths(OneLaunch):
         together = min(together or depths_together(device, n, heads, fields, many), many)
         blocks, units = in_blocks(unit_of, together)
         super().__init__(device, jobs[0], blocks, together, budgets)
-        windows = [[window(jobs[i]) for i in b] for b in blocks]
-        stacked = n - min(min(one) for one in windows)
-        windows = [one + [-1] * (together - len(one)) for one in windows]
+        stacked = n - min(window(job) for job in jobs)
         shape = depths_shape(device, n, heads, fields, together, stacked)
         self._threads, self._shared = shape["T"], shape.pop("bytes")
         plain = int(all(is_plain(job) for job in jobs))
         self._text = kernel_text(
             "depths", {**shape, "PLAIN": plain, "EVENTS": int(bool(len(budgets)))}, policy
         )
-        self._given = [
-            device.array(np.array(units, np.int32)),
-            device.array(np.array(windows, np.int32)),
-            *job_arrays(device, [jobs[i] for i in filled(blocks, together)]),
-        ]
+        self._given = block_arrays(device, jobs, blocks, units, together)
 
     @staticmethod
     def fits(device: Device, job: Job) -> bool:
@@ -70,24 +62,6 @@ class Depths(OneLaunch):
             and -(-n // (4 * device.warp)) <= LINES
             and depths_bytes(device, n, len(job.unit.heads), fields, 1, 2) <= device.shared
         )
-
-
-def window(job: Job) -> int:
-    """The newest tokens that a rule protects whatever their state, where that is known."""
-    if job.configured.policy.rank is not guarded_score:
-        return 0
-    return min(job.unit.n, int(job.scalars["recent"]))
-
-
-def is_plain(job: Job) -> bool:
-    """Whether below the window the rank is the only field of state, and never negative."""
-    policy = job.configured.policy
-    return (
-        policy.rank is guarded_score
-        and policy.update in (accumulate, fade)
-        and policy.init is None
-        and int(job.scalars["sinks"]) == 0
-    )
 
 
 def depths_shape(

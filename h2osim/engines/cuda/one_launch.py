@@ -22,6 +22,8 @@ class OneLaunch:
     """
 
     name: ClassVar[str]
+    #: Fewer configurations of a policy on a unit than these leave to another kernel.
+    fewest: ClassVar[int] = 1
     _text: str
     _threads: int
     _shared: int

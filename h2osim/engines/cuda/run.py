@@ -14,6 +14,7 @@ from h2osim.engines.cuda.direct_kernel import Direct, direct_bytes
 from h2osim.engines.cuda.lines_kernel import Lines
 from h2osim.engines.cuda.rows import block_rows, load_rows, row_bytes, row_masses
 from h2osim.engines.cuda.stack_kernel import Stack, stack_bytes
+from h2osim.engines.cuda.systolic_kernel import Systolic
 from h2osim.engines.job import Curve, Job, Outcome
 from h2osim.engines.translate import LARGEST, Untranslatable, rules_text
 from h2osim.errors import UserError
@@ -89,8 +90,8 @@ def direct(
 
 
 #: The kernels of whole curves, the fastest first; the last one takes whatever there is.
-Kernel: TypeAlias = type[Lines] | type[Depths] | type[Stack]
-KERNELS: tuple[Kernel, ...] = (Lines, Depths, Stack)
+Kernel: TypeAlias = type[Systolic] | type[Lines] | type[Depths] | type[Stack]
+KERNELS: tuple[Kernel, ...] = (Systolic, Lines, Depths, Stack)
 
 
 def curves(
@@ -121,15 +122,19 @@ def curves(
     }
 
     def work(device: Device, units: list[Unit]) -> dict[int, tuple[Curve, int]]:
-        chosen: dict[int, Kernel] = {}
         kinds: dict[tuple[Kernel, int], list[int]] = {}
+        # the units of a trace differ in nothing that a kernel asks about
+        chosen: dict[tuple[int, ...], list[tuple[Kernel, list[int]]]] = {}
         for unit in units:
+            alike: dict[int, list[int]] = {}
             for i in order[unit]:
-                # the units of a trace differ in nothing that a kernel asks about
-                mine = jobs[i].configured
-                if id(mine) not in chosen:
-                    chosen[id(mine)] = next(one for one in KERNELS if one.fits(device, jobs[i]))
-                kinds.setdefault((chosen[id(mine)], id(mine.policy)), []).append(i)
+                alike.setdefault(id(jobs[i].configured.policy), []).append(i)
+            for policy, ids in alike.items():
+                key = tuple(id(jobs[i].configured) for i in ids)
+                if key not in chosen:
+                    chosen[key] = choose(device, [jobs[i] for i in ids], together)
+                for kernel, some in chosen[key]:
+                    kinds.setdefault((kernel, policy), []).extend(ids[one] for one in some)
         place = {unit: u for u, unit in enumerate(units)}
         runs = {
             (kernel, policy): kernel(
@@ -154,6 +159,20 @@ def curves(
 
     found = spread(list(order), cost, work, device)
     return [found[i] for i in range(len(jobs))]
+
+
+def choose(
+    device: Device, jobs: Sequence[Job], together: int | None = None
+) -> list[tuple[Kernel, list[int]]]:
+    """Which of KERNELS runs which jobs of a policy on a unit, up to ``together`` a block."""
+    found: list[tuple[Kernel, list[int]]] = []
+    rest = list(range(len(jobs)))
+    for kernel in KERNELS:
+        able = [i for i in rest if kernel.fits(device, jobs[i])]
+        if min(len(able), together or len(able)) >= kernel.fewest:
+            found.append((kernel, able))
+            rest = [i for i in rest if i not in able]
+    return found
 
 
 def _check(jobs: Sequence[Job]) -> None:
