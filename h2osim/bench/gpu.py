@@ -330,23 +330,23 @@ def recorded_text(device: cuda.Gpu) -> list[Line]:
     units = h2osim.open_trace("prose").units()
     n = units[0].n
     rows = next(load_rows(device, units, n, 0))
-    times = UNITS // len(units)
+    copies = UNITS // len(units)
     # one copy of the rows, but so many units
-    rows = Rows(0, 0, n, rows.bits, device.array(np.tile(device.host(rows.places), times)))
+    rows = Rows(0, 0, n, rows.bits, device.array(np.tile(device.host(rows.places), copies)))
     lines = []
     rest = f"recent={RECENT},scores=full"
     windows = [f"h2o:recent={recent},scores=full" for recent in range(0, 32, 2)]
-    for what, texts, few, rival in (
-        (POLICY, [POLICY], times, Stack),
-        (f"decay:{rest}", [f"decay:{rest}"], times, Stack),
-        ("tova:scores=full", ["tova:scores=full"], times, Stack),
-        (f"h2o-mean:{rest}", [f"h2o-mean:{rest}"], times, Stack),
-        ("16 values of decay", DECAYS, times // len(DECAYS), Depths),
-        ("16 windows of H2O", windows, times // len(windows), Lines),
+    for what, texts, rounds, rival in (
+        (POLICY, [POLICY], copies, Stack),
+        (f"decay:{rest}", [f"decay:{rest}"], copies, Stack),
+        ("tova:scores=full", ["tova:scores=full"], copies, Stack),
+        (f"h2o-mean:{rest}", [f"h2o-mean:{rest}"], copies, Stack),
+        ("16 values of decay", DECAYS, copies // len(DECAYS), Depths),
+        ("16 windows of H2O", windows, copies // len(windows), Lines),
     ):
         policies = [parse(text) for text in texts]
-        jobs = [Job(u, one, 1, 1) for _ in range(few) for u in units for one in policies]
-        which = [u for u in range(few * len(units)) for _ in policies]
+        jobs = [Job(u, one, 1, 1) for _ in range(rounds) for u in units for one in policies]
+        which = [u for u in range(rounds * len(units)) for _ in policies]
         ((kernel, _),) = choose(device, jobs[: len(policies)])
         took = []
         for one in (kernel, rival):
@@ -354,7 +354,7 @@ def recorded_text(device: cuda.Gpu) -> list[Line]:
             run.feed(rows)
             assert np.array_equal(run.curves()[3][0].kept, on_one_core(jobs[3]).kept)
             took.append(seconds(lambda run=run: run.feed(rows), 3))  # type: ignore[misc]
-        name = f"{what} on prose, {few * len(units)} units of {n} tokens"
+        name = f"{what} on prose, {rounds * len(units)} units of {n} tokens"
         lines += [
             Line(f"{name}, every budget: `{kernel.name}`", took[0] * 1e3, "ms"),
             Line(f"{name}: `{rival.name}` / it", took[1] / took[0], "times"),

@@ -68,22 +68,6 @@ def filled(blocks: Sequence[Sequence[T]], together: int) -> list[T]:
     return [one for b in blocks for one in [*b, *[b[-1]] * (together - len(b))]]
 
 
-def block_arrays(
-    device: Device,
-    jobs: Sequence[Job],
-    blocks: Sequence[Sequence[int]],
-    units: Sequence[int],
-    together: int,
-) -> list[Any]:
-    """On the device: each block's unit, its jobs' windows (-1: no job), and their numbers."""
-    windows = [[window(jobs[i]) for i in b] + [-1] * (together - len(b)) for b in blocks]
-    return [
-        device.array(np.array(units, np.int32)),
-        device.array(np.array(windows, np.int32)),
-        *job_arrays(device, [jobs[i] for i in filled(blocks, together)]),
-    ]
-
-
 def always_evicts(job: Job) -> bool:
     """Whether a rule evicts in every step from the prompt's last row on."""
     return bool(evicting(job)[job.prompt_len - 1 :].all())

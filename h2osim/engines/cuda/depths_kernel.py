@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from h2osim.engines.cuda.arguments import (
-    always_evicts,
-    block_arrays,
-    in_blocks,
-    is_plain,
-    most_alike,
-    window,
-)
-from h2osim.engines.cuda.device import Device, blocks_beside, kernel_text
+from h2osim.engines.cuda.arguments import always_evicts, is_plain, window
+from h2osim.engines.cuda.device import Device, blocks_beside
 from h2osim.engines.cuda.one_launch import OneLaunch
 from h2osim.engines.cuda.rows import recorded, staged_bytes
 from h2osim.engines.job import Job
@@ -28,40 +21,36 @@ class Depths(OneLaunch):
 
     name = "depths"
 
-    def __init__(
-        self,
-        device: Device,
-        jobs: Sequence[Job],
-        unit_of: Sequence[int],
-        budgets: Sequence[int],
-        together: int | None = None,
-    ):
-        n, heads = jobs[0].unit.n, len(jobs[0].unit.heads)
-        policy, many = jobs[0].configured.policy, most_alike(unit_of)
-        fields = len(policy.state)
-        together = min(together or depths_together(device, n, heads, fields, many), many)
-        blocks, units = in_blocks(unit_of, together)
-        super().__init__(device, jobs[0], blocks, together, budgets)
+    def block_size(
+        self, device: Device, jobs: Sequence[Job], many: int, together: int | None
+    ) -> int:
+        """As many as were asked for, or keep most at work."""
+        n, heads, fields = _sizes(jobs[0])
+        return min(together or depths_together(device, n, heads, fields, many), many)
+
+    def shape(self, device: Device, jobs: Sequence[Job], together: int) -> dict[str, int]:
+        """For stacks of what the shortest window leaves."""
+        n, heads, fields = _sizes(jobs[0])
         stacked = n - min(window(job) for job in jobs)
         shape = depths_shape(device, n, heads, fields, together, stacked)
-        self._threads, self._shared = shape["T"], shape.pop("bytes")
-        plain = int(all(is_plain(job) for job in jobs))
-        self._text = kernel_text(
-            "depths", {**shape, "PLAIN": plain, "EVENTS": int(bool(len(budgets)))}, policy
-        )
-        self._given = block_arrays(device, jobs, blocks, units, together)
+        return {**shape, "PLAIN": int(all(is_plain(job) for job in jobs))}
 
     @staticmethod
     def fits(device: Device, job: Job) -> bool:
         """Whether the kernel can run this job's rule and has room for its state."""
-        n, fields = job.unit.n, len(job.configured.policy.state)
+        n, heads, fields = _sizes(job)
         return (
             fields > 0
             and recorded(job.unit)
             and always_evicts(job)
             and -(-n // (4 * device.warp)) <= LINES
-            and depths_bytes(device, n, len(job.unit.heads), fields, 1, 2) <= device.shared
+            and depths_bytes(device, n, heads, fields, 1, 2) <= device.shared
         )
+
+
+def _sizes(job: Job) -> tuple[int, int, int]:
+    """Tokens, heads of a unit, fields of state."""
+    return job.unit.n, len(job.unit.heads), len(job.configured.policy.state)
 
 
 def depths_shape(

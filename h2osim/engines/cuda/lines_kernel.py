@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from h2osim.engines.cuda.arguments import always_evicts, in_blocks, most_alike
-from h2osim.engines.cuda.device import Device, blocks_beside, kernel_text
+from h2osim.engines.cuda.arguments import always_evicts
+from h2osim.engines.cuda.device import Device, blocks_beside
 from h2osim.engines.cuda.one_launch import OneLaunch
 from h2osim.engines.cuda.rows import recorded, staged_bytes
 from h2osim.engines.job import Job
@@ -22,34 +23,29 @@ class Lines(OneLaunch):
 
     name = "lines"
 
-    def __init__(
-        self,
-        device: Device,
-        jobs: Sequence[Job],
-        unit_of: Sequence[int],
-        budgets: Sequence[int],
-        together: int | None = None,
-    ):
+    def block_size(
+        self, device: Device, jobs: Sequence[Job], many: int, together: int | None
+    ) -> int:
+        """As many as were asked for, where there is room."""
         n, heads = jobs[0].unit.n, len(jobs[0].unit.heads)
-        together = min(together or TOGETHER, most_alike(unit_of))
-        while (shape := lines_shape(device, n, heads, together)) is None:
+        together = min(together or TOGETHER, many)
+        while lines_shape(device, n, heads, together) is None:
             together //= 2  # one alone fits
-        blocks, units = in_blocks(unit_of, together)
-        super().__init__(device, jobs[0], blocks, together, budgets)
-        self._shared, self._threads = shape.pop("bytes"), shape["T"]
-        sinks = any(int(job.scalars["sinks"]) for job in jobs)
-        self._text = kernel_text(
-            "lines", {**shape, "SINKS": int(sinks), "EVENTS": int(bool(len(budgets)))}
-        )
+        return together
 
-        def numbers(name: str, none: int) -> np.ndarray:
-            found = [[min(n, int(jobs[i].scalars[name])) for i in b] for b in blocks]
-            return np.array([one + [none] * (together - len(one)) for one in found], np.int32)
+    def shape(self, device: Device, jobs: Sequence[Job], together: int) -> dict[str, int]:
+        """With sinks if any configuration has some."""
+        shape = lines_shape(device, jobs[0].unit.n, len(jobs[0].unit.heads), together)
+        assert shape is not None
+        return {**shape, "SINKS": int(any(int(job.scalars["sinks"]) for job in jobs))}
 
-        self._given = [
-            device.array(np.array(units, np.int32)),
-            device.array(numbers("recent", -1)),
-            device.array(numbers("sinks", 0)),
+    def rules(self, job: Job) -> None:
+        """None: the kernel knows this one."""
+
+    def numbers(self, device: Device, jobs: Sequence[Job]) -> list[Any]:
+        """Sinks."""
+        return [
+            device.array(np.array([min(j.unit.n, int(j.scalars["sinks"])) for j in jobs], np.int32))
         ]
 
     @staticmethod

@@ -6,21 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from h2osim.engines.cuda.arguments import (
-    always_evicts,
-    block_arrays,
-    in_blocks,
-    is_plain,
-    most_alike,
-    window,
-)
-from h2osim.engines.cuda.device import Device, blocks_beside, kernel_text
+from h2osim.engines.cuda.arguments import always_evicts, is_plain, window
+from h2osim.engines.cuda.device import Device, blocks_beside
 from h2osim.engines.cuda.one_launch import OneLaunch
 from h2osim.engines.cuda.rows import recorded, staged_bytes
 from h2osim.engines.job import Job
 
-#: Registers of a lane, and of a multiprocessor.
+#: Most registers of a lane: 255, less what estimates miss.
 REGISTERS = 248
+#: Registers of a multiprocessor.
 FILE = 65536
 #: Depths that a lane gets at a time.
 GROWTH = 8
@@ -32,26 +26,20 @@ class Systolic(OneLaunch):
     name = "systolic"
     fewest = 3  # the rows of a unit take as much room for one configuration as for all
 
-    def __init__(
-        self,
-        device: Device,
-        jobs: Sequence[Job],
-        unit_of: Sequence[int],
-        budgets: Sequence[int],
-        together: int | None = None,
-    ):
+    def block_size(
+        self, device: Device, jobs: Sequence[Job], many: int, together: int | None
+    ) -> int:
+        """What keeps most at work, of up to as many as were asked for."""
         n, heads = jobs[0].unit.n, len(jobs[0].unit.heads)
-        many = most_alike(unit_of)
-        _, together = systolic_together(device, n, heads, min(together or many, many))
-        blocks, units = in_blocks(unit_of, together)
-        super().__init__(device, jobs[0], blocks, together, budgets)
-        shape = systolic_shape(device, n, heads, together)
-        self._threads, self._shared = shape["T"], shape.pop("bytes")
-        self._text = kernel_text(
-            "systolic", {**shape, "EVENTS": int(bool(len(budgets)))}, jobs[0].configured.policy
-        )
-        self._given = block_arrays(device, jobs, blocks, units, together)
-        self._lengths.append(np.int32(min(window(job) for job in jobs)))
+        return systolic_together(device, n, heads, min(together or many, many))[1]
+
+    def shape(self, device: Device, jobs: Sequence[Job], together: int) -> dict[str, int]:
+        """For all tokens, whatever the windows."""
+        return systolic_shape(device, jobs[0].unit.n, len(jobs[0].unit.heads), together)
+
+    def more(self, jobs: Sequence[Job]) -> list[np.int32]:
+        """The shortest window."""
+        return [np.int32(min(window(job) for job in jobs))]
 
     @staticmethod
     def fits(device: Device, job: Job) -> bool:
@@ -63,6 +51,7 @@ class Systolic(OneLaunch):
             and always_evicts(job)
             and window(job) <= device.warp
             and registers(depths_of_lane(device, n)) <= REGISTERS
+            # scores and places of the prompt's tokens, while they are sorted
             and 12 * job.prompt_len <= sums_bytes(device, n)
             and systolic_together(device, n, heads, Systolic.fewest)[0] >= Systolic.fewest
         )
@@ -74,12 +63,12 @@ def depths_of_lane(device: Device, n: int) -> int:
 
 
 def registers(width: int) -> int:
-    """Of a lane: at each depth the score takes two, the token's name one."""
+    """Of a lane: at each depth the score takes two, the token's name one; all else some 50."""
     return 3 * width + 56
 
 
 def sums_bytes(device: Device, n: int) -> int:
-    """What a configuration's depths got."""
+    """Of shared memory, for what a configuration's depths get."""
     return device.warp * (depths_of_lane(device, n) + 4) * 4
 
 
