@@ -1,6 +1,7 @@
 """A chunk of a sweep, computed: the one place where an engine is chosen.
 
-Every engine is a function ``f(chunk, lane, tick) -> Found`` in :data:`ENGINES`; they agree exactly.
+Every engine is a function ``f(chunk, found, lane, tick)`` in :data:`ENGINES` that fills ``found``;
+they agree exactly.
 The drivers in ``run.py`` know no more of an engine than what :class:`Engine` says.
 """
 
@@ -13,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 
@@ -28,6 +30,8 @@ _RUNS_BYTES = 128 * 2**20
 #: Bytes of a block of rows that several runs read before the next is touched.
 _BLOCK_BYTES = 2 * 2**20
 
+#: What NumPy takes some entries of an axis by.
+Index: TypeAlias = np.ndarray | slice
 #: Called with the share of a chunk done since the last call; may raise to stop the work.
 Tick = Callable[[float], None]
 
@@ -46,14 +50,22 @@ class Chunk:
     tokens: Sequence[np.ndarray]
     one_pass: np.ndarray
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Configurations, units, budgets."""
+        return len(self.configured), len(self.units), len(self.tokens[0])
+
     @cached_property
-    def columns(self) -> list[tuple[np.ndarray | slice, np.ndarray]]:
-        """Of each unit: the columns that its trace is long enough for, and their budgets."""
-        known: dict[int, tuple[np.ndarray | slice, np.ndarray]] = {}
-        for tokens in self.tokens:
+    def columns(self) -> list[tuple[Index, Index] | None]:
+        """Of each unit: the columns that its trace is long enough for, and where in a curve."""
+        known: dict[int, tuple[Index, Index] | None] = {}
+        for tokens, unit in zip(self.tokens, self.units, strict=True):
             if id(tokens) not in known:
                 places = slice(None) if tokens.all() else np.flatnonzero(tokens)
-                known[id(tokens)] = places, tokens[places]
+                entries = tokens[places] - 1
+                every = np.array_equal(entries, np.arange(unit.n))
+                there = places, slice(None) if every else entries
+                known[id(tokens)] = there if len(entries) else None
         return [known[id(tokens)] for tokens in self.tokens]
 
 
@@ -79,7 +91,7 @@ class Found:
         and the division is rounded as Python's.
         """
         if isinstance(result, Curve):
-            kept, held = result.kept[run.tokens - 1], result.held[run.tokens - 1]
+            kept, held = result.kept[run.entries], result.held[run.entries]
         else:
             kept, held = np.array([result.kept.sum()]), np.array([result.held])
         assert whole < 2**53
@@ -91,27 +103,27 @@ class Found:
 class Run:
     """A configuration on a unit, at one budget or (``one_pass``) at all that are asked for.
 
-    ``places`` are the chunk's columns that it gives and ``tokens`` their budgets.
+    ``places`` are the chunk's columns that it gives; of a curve, ``entries`` go there.
     """
 
     job: Job
     one_pass: bool
-    places: np.ndarray | slice
-    tokens: np.ndarray
+    places: Index
+    entries: Index
 
 
 def runs_of(chunk: Chunk, i: int, u: int) -> list[Run]:
     """The runs of a configuration on a unit."""
     unit, one = chunk.units[u], chunk.configured[i]
     tokens, p = chunk.tokens[u], chunk.prompt_lens[u]
-    places, there = chunk.columns[u]
-    if not len(there):
+    there = chunk.columns[u]
+    if there is None:
         return []
     if chunk.one_pass[i, u]:
-        return [Run(Job(unit, one, unit.n, p), True, places, there)]
+        return [Run(Job(unit, one, unit.n, p), True, *there)]
     return [
-        Run(Job(unit, one, int(k), p), False, np.flatnonzero(tokens == k), tokens[tokens == k])
-        for k in np.unique(there)
+        Run(Job(unit, one, int(k), p), False, np.flatnonzero(tokens == k), slice(None))
+        for k in np.unique(tokens[tokens > 0])
     ]
 
 
@@ -123,14 +135,14 @@ class Engine:
     """How chunks are computed.
 
     ``lanes()``: how many chunks this machine works on at a time; the number of the lane is the
-    second argument of ``compute``. ``seconds``: the size of a chunk, in seconds of a CPU core
+    third argument of ``compute``. ``seconds``: the size of a chunk, in seconds of a CPU core
     running numba, and ``least``: below that chunks are not made smaller to give every lane several;
     ``together``: most configurations of a chunk. ``room``: bytes of working arrays that the runs of
     one unit may have, where the engine does not see to that by itself.
     """
 
     name: str
-    compute: Callable[[Chunk, int, Tick], Found]
+    compute: Callable[[Chunk, Found, int, Tick], None]
     lanes: Callable[[], int]
     seconds: float
     least: float = 0.05
@@ -139,10 +151,9 @@ class Engine:
     missing: Callable[[], str | None] = field(default=lambda: None)
 
 
-def _naive(chunk: Chunk, lane: int, tick: Tick) -> Found:
+def _naive(chunk: Chunk, found: Found, lane: int, tick: Tick) -> None:
     from h2osim.engines import naive
 
-    found = _found(chunk)
     singly = replace(chunk, one_pass=np.zeros_like(chunk.one_pass))
     for u, unit in enumerate(chunk.units):
         unit.trace.check_layer(unit.layer)
@@ -151,15 +162,13 @@ def _naive(chunk: Chunk, lane: int, tick: Tick) -> Found:
             for run in runs_of(singly, i, u):
                 found.put((i, u), run, naive.run(run.job), whole)
                 tick(1 / (found.recall[..., 0].size * len(np.unique(chunk.tokens[u]))))
-    return found
 
 
-def _numba(chunk: Chunk, lane: int, tick: Tick) -> Found:
+def _numba(chunk: Chunk, found: Found, lane: int, tick: Tick) -> None:
     """All configurations of a unit are fed its rows block by block, so that rows are read once."""
     from h2osim.engines.direct import DirectRun
     from h2osim.engines.stack import StackRun
 
-    found = _found(chunk)
     for u, unit in enumerate(chunk.units):
         unit.trace.check_layer(unit.layer)
         waiting = [(i, run) for i in range(len(chunk.configured)) for run in runs_of(chunk, i, u)]
@@ -177,7 +186,6 @@ def _numba(chunk: Chunk, lane: int, tick: Tick) -> Found:
                     tick(part)
             for (i, run), engine in zip(batch, fed, strict=True):
                 found.put((i, u), run, engine.result(), int(engine.masses.sum()))
-    return found
 
 
 def _batches(waiting: list[tuple[int, Run]], unit: Unit) -> Iterator[list[tuple[int, Run]]]:
@@ -196,20 +204,20 @@ def _batches(waiting: list[tuple[int, Run]], unit: Unit) -> Iterator[list[tuple[
         yield batch
 
 
-def _cuda(chunk: Chunk, lane: int, tick: Tick) -> Found:
+def _cuda(chunk: Chunk, found: Found, lane: int, tick: Tick) -> None:
     """Runs go to the GPU by trace, prompt and number of heads; what it refuses runs on the CPU."""
     from h2osim.engines import cuda
 
-    found = _found(chunk)
     groups: dict[tuple[int, int, int, bool], list[tuple[int, int, Run]]] = {}
     refused: list[int] = []
     heads = {len(unit.heads) for unit in chunk.units}
+    for unit in chunk.units:
+        unit.trace.check_layer(unit.layer)
     for i, one in enumerate(chunk.configured):
         if any(cuda.refusal(one, h) for h in heads):
             refused.append(i)
             continue
         for u, unit in enumerate(chunk.units):
-            unit.trace.check_layer(unit.layer)
             for run in runs_of(chunk, i, u):
                 key = (id(unit.trace), run.job.prompt_len, len(unit.heads), run.one_pass)
                 groups.setdefault(key, []).append((i, u, run))
@@ -233,9 +241,9 @@ def _cuda(chunk: Chunk, lane: int, tick: Tick) -> Found:
             [chunk.configured[i] for i in refused], chunk.units, chunk.prompt_lens, chunk.tokens,
             chunk.one_pass[refused],
         )  # fmt: skip
-        there = _numba(rest, lane, lambda part: tick(part * share * len(refused)))
+        there = Found.empty(rest.shape)
+        _numba(rest, there, lane, lambda part: tick(part * share * len(refused)))
         found.recall[refused], found.held[refused] = there.recall, there.held
-    return found
 
 
 def _no_cuda() -> str | None:
@@ -260,10 +268,6 @@ def _gpu_lanes() -> int:
 
 #: Whose turn it is on a GPU.
 _DEVICE_LOCKS: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
-
-
-def _found(chunk: Chunk) -> Found:
-    return Found.empty((len(chunk.configured), len(chunk.units), len(chunk.tokens[0])))
 
 
 ENGINES = {
@@ -307,6 +311,14 @@ def engine_here(name: str) -> Engine:
     return engine
 
 
-def compute(chunk: Chunk, engine: Engine, lane: int = 0, tick: Tick = lambda _: None) -> Found:
-    """Compute a chunk."""
-    return engine.compute(chunk, lane, tick)
+def compute(
+    chunk: Chunk,
+    engine: Engine,
+    lane: int = 0,
+    tick: Tick = lambda _: None,
+    room: Found | None = None,
+) -> Found:
+    """Compute a chunk, into ``room`` where its results have a place already."""
+    found = room or Found.empty(chunk.shape)
+    engine.compute(chunk, found, lane, tick)
+    return found

@@ -76,7 +76,7 @@ def run_here(plan: Plan, sink: Sink, engine: Engine, progress: Progress | None) 
         lane = lanes.get()
         try:
             sink.started(index)
-            sink.put(index, compute(plan.part(index), engine, lane, tick))
+            sink.put(index, compute(plan.part(index), engine, lane, tick, sink.room(index)))
         finally:
             lanes.put(lane)
         meter.add(max(0.0, cost - told))

@@ -59,6 +59,9 @@ class Sink(Protocol):
     def started(self, index: int) -> None:
         """Work on a chunk begins."""
 
+    def room(self, index: int) -> Found | None:
+        """Where a chunk's results go at once, or None: in arrays of their own."""
+
     def put(self, index: int, found: Found) -> None:
         """Keep a chunk's results, and then mark it as done."""
 
@@ -78,10 +81,13 @@ class Memory:
     def started(self, index: int) -> None:
         """Work on a chunk begins."""
 
-    def put(self, index: int, found: Found) -> None:
-        """Keep a chunk's results."""
+    def room(self, index: int) -> Found:
+        """A chunk's part of all results."""
         at = self._plan.slices(index)
-        self.found.recall[at], self.found.held[at] = found.recall, found.held
+        return Found(self.found.recall[at], self.found.held[at])
+
+    def put(self, index: int, found: Found) -> None:
+        """Note that a chunk's results are there."""
         self._done.add(index)
 
 
@@ -162,6 +168,9 @@ class Store:
     def started(self, index: int) -> None:
         """Note that work on a chunk begins."""
         self._log({"start": index})
+
+    def room(self, index: int) -> None:
+        """None: results are written once they are all there."""
 
     def put(self, index: int, found: Found) -> None:
         """Write a chunk's results and then mark it as done; each file is whole or absent."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,11 +18,22 @@ T = TypeVar("T")
 Kind = TypeVar("Kind", bound=Hashable)
 
 
+def of_each(jobs: Iterable[Job], tell: Callable[[Job], T]) -> list[T]:
+    """What each of one trace's jobs tells of its parameters; asked once, whatever the unit."""
+    known: dict[tuple[int, int], T] = {}
+    return [
+        known[key]
+        if (key := (id(job.configured), job.budget)) in known
+        else known.setdefault(key, tell(job))
+        for job in jobs
+    ]
+
+
 def job_arrays(device: Device, jobs: Sequence[Job]) -> list[Any]:
     """On the device: jobs' whole and fractional parameters, inputs, and where each job's start."""
     ints, floats = number_slots(jobs[0].configured.policy)
-    whole = [[j.scalars[name] for name in ints] or [0] for j in jobs]
-    parts = [[j.scalars[name] for name in floats] or [0.0] for j in jobs]
+    whole = of_each(jobs, lambda job: [job.scalars[name] for name in ints] or [0])
+    parts = of_each(jobs, lambda job: [job.scalars[name] for name in floats] or [0.0])
     numbers = np.array(whole, np.int32), np.array(parts, np.float64)
     return [device.array(array.reshape(-1)) for array in (*numbers, *_inputs(jobs))]
 
@@ -112,6 +123,11 @@ def window(job: Job) -> int:
     return min(job.unit.n, int(job.scalars["recent"]))
 
 
+def sinks(job: Job) -> int:
+    """The oldest tokens that a guarded score protects."""
+    return min(job.unit.n, int(job.scalars["sinks"]))
+
+
 def is_plain(job: Job) -> bool:
     """Whether below the window the rank is the only field of state, and never negative."""
     policy = job.configured.policy
@@ -119,5 +135,5 @@ def is_plain(job: Job) -> bool:
         policy.rank is guarded_score
         and policy.update in (accumulate, fade)
         and policy.init is None
-        and int(job.scalars["sinks"]) == 0
+        and sinks(job) == 0
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from h2osim.engines.cuda.arguments import always_evicts, is_plain, window
+from h2osim.engines.cuda.arguments import always_evicts, is_plain, of_each, window
 from h2osim.engines.cuda.device import Device, blocks_beside
 from h2osim.engines.cuda.one_launch import OneLaunch
 from h2osim.engines.cuda.rows import recorded, staged_bytes
@@ -31,9 +31,9 @@ class Depths(OneLaunch):
     def shape(self, device: Device, jobs: Sequence[Job], together: int) -> dict[str, int]:
         """For stacks of what the shortest window leaves."""
         n, heads, fields = _sizes(jobs[0])
-        stacked = n - min(window(job) for job in jobs)
+        stacked = n - min(of_each(jobs, window))
         shape = depths_shape(device, n, heads, fields, together, stacked)
-        return {**shape, "PLAIN": int(all(is_plain(job) for job in jobs))}
+        return {**shape, "PLAIN": int(all(of_each(jobs, is_plain)))}
 
     @staticmethod
     def fits(device: Device, job: Job) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import cache
+from itertools import cycle
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -25,6 +26,8 @@ T = TypeVar("T")
 
 #: Threads of a GPU that copy rows to pinned memory: one does not keep up with the GPU.
 COPIERS = 4
+#: Bytes of pinned memory that such a thread fills at a time; it has two of these.
+PINNED = 2**22
 
 
 class Device(Protocol):
@@ -113,9 +116,20 @@ class Gpu:
             return target
 
     def put(self, values: np.ndarray, target: Any, start: int) -> None:
-        """Copy values into a flat array of the device, through pinned memory."""
+        """Copy values into a flat array of the device, through pinned memory of this thread's."""
         with self._here():
-            target[start : start + len(values)] = self._cupy.asarray(values)
+            stream = self._cupy.cuda.get_current_stream()
+            if not hasattr(self._thread, "pinned"):
+                self._thread.pinned = cycle([_Pinned(self._cupy), _Pinned(self._cupy)])
+            step = PINNED // values.itemsize
+            for at in range(0, len(values), step):
+                part = values[at : at + step]
+                pinned = next(self._thread.pinned)
+                pinned.read.synchronize()
+                there = pinned.bytes[: part.nbytes].view(part.dtype)
+                there[:] = part
+                target[start + at : start + at + len(part)].set(there, stream=stream)
+                pinned.read.record(stream)
 
     def each(self, work: Callable[[T], None], items: Iterable[T]) -> None:
         """Do some work for each of some items, on this thread's stream, by several threads."""
@@ -178,6 +192,14 @@ class Gpu:
             if shared > 48 * 1024:
                 kernel.max_dynamic_shared_size_bytes = shared
             kernel((grid,), (threads,), tuple(args), shared_mem=shared)
+
+
+class _Pinned:
+    """Memory that the GPU reads without the CPU; ``read``: it has read what it was told to."""
+
+    def __init__(self, cupy: Any):
+        self.bytes = np.frombuffer(cupy.cuda.alloc_pinned_memory(PINNED), np.uint8, PINNED)
+        self.read = cupy.cuda.Event(disable_timing=True)
 
 
 def blocks_beside(device: Device, shared: int) -> int:

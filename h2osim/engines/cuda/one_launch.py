@@ -14,6 +14,7 @@ from h2osim.engines.cuda.arguments import (
     in_blocks,
     job_arrays,
     most_alike,
+    of_each,
     window,
 )
 from h2osim.engines.cuda.device import Device, kernel_text
@@ -51,7 +52,8 @@ class OneLaunch(ABC):
         self._text = kernel_text(
             self.name, {**shape, "EVENTS": int(bool(len(budgets)))}, self.rules(jobs[0])
         )
-        windows = [[window(jobs[i]) for i in b] + [-1] * (together - len(b)) for b in self._blocks]
+        each = of_each(jobs, window)
+        windows = [[each[i] for i in b] + [-1] * (together - len(b)) for b in self._blocks]
         self._device = device
         self._tally = Tally(device, self._blocks, together, n, budgets)
         self._given = [

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from h2osim.engines.cuda.arguments import of_each
 from h2osim.engines.cuda.chunks import spread
 from h2osim.engines.cuda.depths_kernel import Depths
 from h2osim.engines.cuda.device import Device
@@ -113,24 +114,23 @@ def curves(
     n = jobs[0].unit.n
     block = block_rows(n)
     outputs = (8 + 4 * len(budgets)) * (n + 1)
+    each = of_each(jobs, lambda job: stack_bytes(job.configured.policy, n, 1, 1, n + 1024))
     cost = {
-        unit: row_bytes(unit, block, 0)
-        + sum(
-            outputs + stack_bytes(jobs[i].configured.policy, n, 1, 1, n + 1024) for i in order[unit]
-        )
+        unit: row_bytes(unit, block, 0) + sum(outputs + each[i] for i in order[unit])
         for unit in order
     }
 
+    # the units of a trace differ in nothing that a kernel asks about
+    chosen: dict[tuple[int, ...], list[tuple[Kernel, list[int]]]] = {}
+
     def work(device: Device, units: list[Unit]) -> dict[int, tuple[Curve, int]]:
         kinds: dict[tuple[Kernel, int], list[int]] = {}
-        # the units of a trace differ in nothing that a kernel asks about
-        chosen: dict[tuple[int, ...], list[tuple[Kernel, list[int]]]] = {}
         for unit in units:
             alike: dict[int, list[int]] = {}
             for i in order[unit]:
                 alike.setdefault(id(jobs[i].configured.policy), []).append(i)
             for policy, ids in alike.items():
-                key = tuple(id(jobs[i].configured) for i in ids)
+                key = (id(device), *(id(jobs[i].configured) for i in ids))
                 if key not in chosen:
                     chosen[key] = choose(device, [jobs[i] for i in ids], together)
                 for kernel, some in chosen[key]:

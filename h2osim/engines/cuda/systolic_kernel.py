@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from h2osim.engines.cuda.arguments import always_evicts, is_plain, window
+from h2osim.engines.cuda.arguments import always_evicts, is_plain, of_each, window
 from h2osim.engines.cuda.device import Device, blocks_beside
 from h2osim.engines.cuda.one_launch import OneLaunch
 from h2osim.engines.cuda.rows import recorded, staged_bytes
@@ -39,7 +39,7 @@ class Systolic(OneLaunch):
 
     def more(self, jobs: Sequence[Job]) -> list[np.int32]:
         """The shortest window."""
-        return [np.int32(min(window(job) for job in jobs))]
+        return [np.int32(min(of_each(jobs, window)))]
 
     @staticmethod
     def fits(device: Device, job: Job) -> bool:
