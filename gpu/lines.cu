@@ -8,7 +8,7 @@
 //
 // Warps have roles. Updaters fetch rows and add them to the scores of all tokens; leader c keeps the
 // stack of configuration c. While leaders move the tokens of step t, updaters add row t + 1 in
-// their registers and publish the sums once the leaders are done.
+// their registers; they publish the sums once the leaders are done.
 //
 // Constants: T threads, C leaders' warps among them, NS tokens an updater, HEADS, ROW (bytes of a
 // staged row), LINES (groups of WARP lines), SINKS (some configuration has any), EVENTS (evictions of
@@ -16,22 +16,31 @@
 #include "staged.cuh"
 #define UPDATERS (T - C * WARP)
 #define MOST (NS * UPDATERS)  // tokens, rounded up
+#define NOBODY MOST  // lies at depths below the stack
 #define STAGES 3
 #define WATCH 16  // rows between two looks at how large sums are
-#define GROUP (NS < 4 ? NS : 4)
 #define LINE (4 * WARP)  // depths, four in a row a lane
 
-// What updaters do to all tokens of a step, in groups; a thread's token i is one of them if
-// i * UPDATERS <= t - tid.
-#define EACH_GROUP(work)                                                                        \
-    _Pragma("unroll") for (int g = 0; g < NS; g += GROUP) {                                     \
-        if (g * UPDATERS > now.t) break;                                                        \
-        work(g, now.t - tid);                                                                   \
-    }
+// Updaters work at the tokens that there are, GROUP at a time. How many groups these are is known
+// when the kernel is compiled: steps come in phases, one for each number of groups.
+#define GROUP 4
+template <int N> struct Groups { static const int count = N; };
+template <int N, class Steps> DEVICE void phases(Steps &steps) {
+    if constexpr (N > 1) phases<N - 1>(steps);
+    steps(Groups<N>());
+}
 
+// One role tells the other what it has done, and does not wait. At the prompt's end all wait.
+#define MOVED 1
+#define ADDED 2
+#define PROMPT 3
 #ifdef H2OSIM_SHIM
+#define TELL(what) __syncthreads()
+#define AWAIT(what) __syncthreads()
 #define fixed_value fixed_point
 #else
+#define TELL(what) asm volatile("bar.arrive %0, %1;" ::"n"(what), "n"(T) : "memory")
+#define AWAIT(what) asm volatile("bar.sync %0, %1;" ::"n"(what), "n"(T) : "memory")
 DEVICE unsigned fixed_value(u16 bits) {  // as fixed_point, in fewer instructions
     return (unsigned)(int)(half_to_float(bits) * 16777216.0f);
 }
@@ -70,20 +79,23 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) lines(
     i64 *hits,              // [blocks, C, n + 1] mass by depth, zeros; depth 0: every budget sees it
     int nb, int n, int p
 ) {
-    const int tid = threadIdx.x, lane = tid % WARP, warp = tid / WARP, block = blockIdx.x;
-    const bool updates = tid < UPDATERS;
+    const int tid = threadIdx.x, lane = tid % WARP, block = blockIdx.x;
+    const int warp = __shfl_sync(ALL_LANES, tid / WARP, 0);  // seen to be the same in all lanes
+    const bool updates = warp < UPDATERS / WARP;
     const int c = updates ? 0 : warp - UPDATERS / WARP;
     const i64 *place = places + (i64)units[block] * HEADS;
     DYNAMIC_SHARED(shared);
     unsigned char *rows = shared;                              // [STAGES, HEADS, ROW]
-    // A token's score is its mass, fixed point: low + 2^32 high.
-    unsigned *low = (unsigned *)(rows + STAGES * HEADS * ROW);  // [MOST]
-    u16 *orders = (u16 *)(low + MOST);                         // [C, MOST] tokens of the stack
-    unsigned char *high = (unsigned char *)(orders + C * MOST);
-    __shared__ u64 ready[STAGES];
-    i64 placed[HEADS];
+    // A token's score is its mass, fixed point: low + 2^32 high. NOBODY's is the highest there is.
+    unsigned *low = (unsigned *)(rows + STAGES * HEADS * ROW);  // [MOST + 1], and 12 bytes
+    u16 *orders = (u16 *)(low + MOST + 4);                     // [C, MOST] tokens of the stack
+    unsigned char *high = (unsigned char *)(orders + C * MOST);  // [MOST + 1]
+    __shared__ u64 barriers[STAGES];
+    u64 *ready = barriers;
+    OPAQUE(ready);
+    i64 asked[HEADS];  // where the next row that is asked for lies
 #pragma unroll
-    for (int h = 0; h < HEADS; h++) placed[h] = place[h];
+    for (int h = 0; h < HEADS; h++) asked[h] = place[h];
 
     auto mass = [&](int j) { return (i64)((u64)high[j] << 32 | low[j]); };
     auto rank = [&](int first, int j) {  // `first` tokens are sinks
@@ -105,7 +117,7 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) lines(
     int shift[HEADS];
 #pragma unroll
     for (int h = 0; h < HEADS; h++) {
-        shift[h] = (int)placed[h] & 7;
+        shift[h] = (int)asked[h] & 7;
         row[h] = (const u16 *)(rows + h * ROW) + shift[h];
     }
     auto next_row = [&]() {
@@ -118,18 +130,20 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) lines(
             row[h] = stage + h * (ROW / 2) + shift[h];
         }
     };
-    auto fetch = [&](int t, int stage) {
-        stage_row(bits, placed, t, rows + stage * HEADS * ROW, ROW, &ready[stage], lane);
+    auto fetch = [&](int t, int stage) {  // one row after the other
+        stage_row_at(bits, asked, t, rows + stage * HEADS * ROW, ROW, ready + stage, lane);
+#pragma unroll
+        for (int h = 0; h < HEADS; h++) asked[h] += t + 1;
     };
 
     for (int j = tid; j < MOST; j += T) low[j] = 0, high[j] = 0;
+    for (int i = tid; i < C * MOST; i += T) orders[i] = NOBODY;
+    if (tid == 0) low[NOBODY] = 0xffffffff, high[NOBODY] = 0xff;
     if (tid == 0)
-        for (int i = 0; i < STAGES; i++) barrier_start(&ready[i], ARRIVALS);
+        for (int i = 0; i < STAGES; i++) barrier_start(ready + i, ARRIVALS);
     __syncthreads();
-    if (warp == 0) {
-        fetch(0, 0);
-        if (n > 1) fetch(1, 1);
-    }
+    if (warp == 0)
+        for (int i = 0; i < min(n, STAGES); i++) fetch(i, i);
 
     // The stack at the prompt's end: a sort by counting, by all threads.
     auto sort = [&](int which) {
@@ -157,26 +171,6 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) lines(
 #pragma unroll
         for (int i = 0; i < NS; i++) sum[i] = 0;
         bool near_wrap = true;  // a sum may pass 2^32 soon
-        // Tokens are worked at in groups of GROUP a thread, so that their loads overlap. What lies
-        // beyond a row's end is read, but not added.
-        auto load = [&](int i) {
-            unsigned x = 0;
-#pragma unroll
-            for (int h = 0; h < HEADS; h++) x += fixed_value(row[h][i * UPDATERS + tid]);
-            return x;
-        };
-        auto sum_rows = [&](int g, int ends) {
-            unsigned x[GROUP];
-#pragma unroll
-            for (int i = 0; i < GROUP; i++) x[i] = load(g + i);
-#pragma unroll
-            for (int i = 0; i < GROUP; i++)
-                if ((g + i) * UPDATERS <= ends) sum[g + i] += x[i];
-        };
-        auto publish = [&](int g, int ends) {
-#pragma unroll
-            for (int i = 0; i < GROUP; i++) low[(g + i) * UPDATERS + tid] = sum[g + i];
-        };
         // The window: depth = age, so nothing moves, and all configurations share one count. A
         // token's own attention counts at depth 0.
         i64 near = 0, next = 0;  // what decode rows gave to ages `lane` and WARP + `lane`
@@ -194,38 +188,53 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) lines(
         const bool counts = warp == UPDATERS / WARP - 1;
         int widest = 0;
         for (int which = 0; which < C; which++) widest = max(widest, windows[block * C + which]);
-        for (; now.t < n; next_row()) {
-            const int t = now.t;
-            barrier_wait(&ready[now.stage], now.phase);
-            EACH_GROUP(sum_rows)
-            if (counts && t >= p) {
-                const int oldest = min(widest, t);
-                if (lane <= oldest) near += entry(lane);
-                if (WARP + lane <= oldest) next += entry(WARP + lane);
-                if (widest >= 2 * WARP)
-                    for (int age = 2 * WARP + lane; age <= oldest; age += WARP)
-                        give(age, entry(age));
-            }
-            __syncthreads();  // leaders are done with step t - 1
-            if (near_wrap) {
+        int stop = p;
+        auto steps = [&](auto groups) {
+            const int most = groups.count * GROUP;
+            for (; now.t < min(stop, most * UPDATERS); next_row()) {
+                const int t = now.t;
+                barrier_wait(ready + now.stage, now.phase);
 #pragma unroll
-                for (int i = 0; i < NS; i++) {
-                    const int j = i * UPDATERS + tid;
-                    if (j <= t && sum[i] < low[j]) high[j]++;
+                for (int i = 0; i < most; i++) {
+                    unsigned x = 0;
+#pragma unroll
+                    for (int h = 0; h < HEADS; h++) x += fixed_value(row[h][i * UPDATERS + tid]);
+                    // what lies beyond a row's end is read, too, but not added
+                    if (i < most - GROUP || i * UPDATERS + tid <= t) sum[i] += x;
+                }
+                if (counts && t >= p) {
+                    const int oldest = min(widest, t);
+                    if (lane <= oldest) near += entry(lane);
+                    if (WARP + lane <= oldest) next += entry(WARP + lane);
+                    if (widest >= 2 * WARP)
+                        for (int age = 2 * WARP + lane; age <= oldest; age += WARP)
+                            give(age, entry(age));
+                }
+                AWAIT(MOVED);  // in step t - 1
+                if (near_wrap) {
+#pragma unroll
+                    for (int i = 0; i < most; i++)
+                        if (sum[i] < low[i * UPDATERS + tid]) high[i * UPDATERS + tid]++;
+                }
+#pragma unroll
+                for (int i = 0; i < most; i++) low[i * UPDATERS + tid] = sum[i];
+                TELL(ADDED);
+                if (warp == 0 && t + STAGES < n) fetch(t + STAGES, now.stage);
+                if ((unsigned)t % WATCH == WATCH - 1) {
+                    unsigned highest = 0;
+#pragma unroll
+                    for (int i = 0; i < most; i++) highest = max(highest, sum[i]);
+                    near_wrap = highest + (u64)WATCH * HEADS * 0x1000000 >= 1ull << 32;
                 }
             }
-            EACH_GROUP(publish)
-            __syncthreads();
-            if (warp == 0 && t + 2 < n) fetch(t + 2, now.stage == 0 ? STAGES - 1 : now.stage - 1);
-            if (t % WATCH == WATCH - 1) {
-                unsigned most = 0;
-#pragma unroll
-                for (int i = 0; i < NS; i++) most = max(most, sum[i]);
-                near_wrap = most + (u64)WATCH * HEADS * 0x1000000 >= 1ull << 32;
-            }
-            if (t == p - 1) {
+        };
+#pragma unroll 1
+        for (int part = 0; part < 2; part++, stop = n) {
+            phases<NS / GROUP>(steps);
+            if (part == 0) {
+                AWAIT(PROMPT);
                 for (int which = 0; which < C; which++) sort(which);
-                __syncthreads();
+                AWAIT(PROMPT);
             }
         }
         if (counts) give(lane, near), give(WARP + lane, next);
@@ -234,7 +243,10 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) lines(
 
     const int recent = windows[block * C + c], first = sinks[block * C + c];
     u16 *order = orders + c * MOST;
-    i64 *hit = hits + ((i64)block * C + c) * (n + 1);
+    u64 *fours = (u64 *)order + lane;  // this lane's depths of the first line
+    OPAQUE(fours);
+    i64 *hit = hits + ((i64)block * C + c) * (n + 1) + recent + 1;  // from below the window on
+    KEEP_POINTER(hit);
     int *lost = evicted + ((i64)block * C + c) * nb * n;
     (void)lost;
     unsigned bound[LINES];  // [b]: of line b * WARP + lane
@@ -246,14 +258,13 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) lines(
     // Gives a bound on the ranks that the line has then.
     auto pass = [&](Token &carry, int line, int t) {
         const int d = line * LINE + lane * 4;
-        u64 *places = (u64 *)(order + d);
-        const u64 four = *places;
+        const u64 four = fours[line * WARP];
         Token own[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            own[i].pos = d + i < m ? (u16)(four >> 16 * i) : 0;
+            own[i].pos = (u16)(four >> 16 * i);
             own[i].top = recent + 1 + d + i;
-            own[i].rank = d + i < m ? rank(first, own[i].pos) : HIGHEST + 0xffffff;
+            own[i].rank = rank(first, own[i].pos);
         }
         Token best = own[0];
 #pragma unroll
@@ -283,17 +294,19 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) lines(
             carry = token_of(best, from);
             if (sinks_below(best, in)) {
                 u64 now = 0;
+                i64 *its = hit + d;
+                KEEP_POINTER(its);
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     if (sinks_below(own[i], in)) {
-                        add(&hit[recent + 1 + d + i], mass_of(own[i]) - mass_of(in));
+                        add(&its[i], mass_of(own[i]) - mass_of(in));
                         book(in.pos, in.top, recent + 1 + d + i, t, n, budgets, following, nb, lost);
                         const Token out = own[i];
                         own[i] = in, in = out;
                     }
                     now |= (u64)own[i].pos << 16 * i;
                 }
-                *places = now;
+                fours[line * WARP] = now;
             }
             least = HIGHEST >> 32;
 #pragma unroll
@@ -302,23 +315,25 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) lines(
         return __reduce_min_sync(ALL_LANES, least);
     };
 
-    for (int t = 0; t < n; t++) {
-        __syncthreads();
-        __syncthreads();  // row t has been added to all scores
-        if (t == p - 1) {
-            for (int which = 0; which < C; which++) sort(which);
-            __syncthreads();
-            m = recent < 0 ? 0 : max(0, p - recent);
+#pragma unroll 1
+    for (int t = 0; t < p; t++) {
+        TELL(MOVED);
+        AWAIT(ADDED);  // row t, to all scores
+    }
+    AWAIT(PROMPT);
+    for (int which = 0; which < C; which++) sort(which);
+    AWAIT(PROMPT);
+    if (recent >= 0) m = max(0, p - recent);
 #pragma unroll
-            for (int b = 0; b < LINES; b++) {
-                const int line = b * WARP + lane;
-                unsigned least = HIGHEST >> 32;
-                for (int i = line * LINE; i < min(m, line * LINE + LINE); i++)
-                    least = min(least, (unsigned)(rank(first, order[i]) >> 32));
-                if (line * LINE < m) bound[b] = least;
-            }
-        }
-        if (t < p || recent < 0) continue;
+    for (int b = 0; b < LINES; b++) {
+        const int line = b * WARP + lane;
+        for (int d = line * LINE; d < min(m, line * LINE + LINE); d++)
+            bound[b] = min(bound[b], (unsigned)(rank(first, order[d]) >> 32));
+    }
+    for (int t = p; t < n; t++) {
+        TELL(MOVED);
+        AWAIT(ADDED);
+        if (recent < 0) continue;
 #if EVENTS  // budgets smaller than the window lose its tokens by age
         for (int b = lane; b < nb && budgets[b] < recent; b += WARP)
             if (budgets[b] <= t) lost[(i64)b * n + t - budgets[b]] = t;
@@ -329,7 +344,7 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) lines(
 #pragma unroll
             for (int b = 0; b < LINES; b++) {
                 auto open = [&]() {
-                    const bool there = (b * WARP + lane) * LINE < m;
+                    const bool there = !SINKS || (b * WARP + lane) * LINE < m;
                     return __ballot_sync(
                         ALL_LANES, there && bound[b] <= (unsigned)(carry.rank >> 32));
                 };
@@ -346,11 +361,13 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) lines(
             const unsigned its = (unsigned)(carry.rank >> 32);
 #pragma unroll
             for (int b = 0; b < LINES; b++)
-                if (m / LINE == b * WARP + lane) bound[b] = min(bound[b], its);
-            if (lane == m / 4 % WARP) {
-                order[m] = (u16)carry.pos;
-                add(&hit[recent + 1 + m], -mass_of(carry));
-                book(carry.pos, carry.top, recent + 1 + m, t, n, budgets, following, nb, lost);
+                if ((unsigned)m / LINE == b * WARP + lane) bound[b] = min(bound[b], its);
+            if (lane == (unsigned)m / 4 % WARP) {
+                // m, but seen to differ between lanes: compilers add up what lanes give to one place
+                const int d = (unsigned)m / LINE * LINE + lane * 4 + (unsigned)m % 4;
+                order[d] = (u16)carry.pos;
+                add(&hit[d], -mass_of(carry));
+                book(carry.pos, carry.top, recent + 1 + d, t, n, budgets, following, nb, lost);
             }
             m++;
         }
@@ -359,5 +376,5 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) lines(
     // What still lies in the stack has given its mass at its depth.
     if (recent < 0) return;
     __syncwarp();
-    for (int d = lane; d < m; d += WARP) add(&hit[recent + 1 + d], mass(order[d]));
+    for (int d = lane; d < m; d += WARP) add(&hit[d], mass(order[d]));
 }

@@ -10,6 +10,7 @@
 #ifdef H2OSIM_SHIM
 #define OPAQUE(pointer)
 #define KEEP(number)
+#define KEEP_POINTER(pointer)
 #define ARRIVALS 1
 // 16 bits each: arrivals in this phase, arrivals that end it; above: phases that have ended
 DEVICE void barrier_start(u64 *barrier, int arrivals) { *barrier = (u64)arrivals << 16; }
@@ -34,8 +35,11 @@ DEVICE double half_to_double(u16 bits) { return fixed_point(bits) * ONE; }
 #define OPAQUE(pointer)                                                                         \
     asm volatile("" : "+l"(pointer));                                                           \
     __builtin_assume(__isShared(pointer))
-// The same for a number.
+// The same for a number, and for a pointer to device memory.
 #define KEEP(number) asm volatile("" : "+r"(number))
+#define KEEP_POINTER(pointer)                                                                   \
+    asm volatile("" : "+l"(pointer));                                                           \
+    __builtin_assume(__isGlobal(pointer))
 DEVICE float half_to_float(u16 bits) {
     float value;
     asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
@@ -96,20 +100,28 @@ DEVICE void barrier_wait(u64 *barrier, unsigned phase) {
 }
 #endif
 
-// A warp asks for row t of a unit's heads; row h goes to `stage` + h * `each` bytes.
-DEVICE void stage_row(
-    const u16 *bits, const i64 *placed, int t, unsigned char *stage, int each, u64 *ready, int lane
+// A warp asks for t + 1 entries from at[h] on of each head h, for `stage` + h * `each` bytes.
+DEVICE void stage_row_at(
+    const u16 *bits, const i64 *at, int t, unsigned char *stage, int each, u64 *ready, int lane
 ) {
     int bytes = 0;
 #pragma unroll
-    for (int h = 0; h < HEADS; h++)
-        bytes += (((int)(placed[h] + tri(t)) & 7) * 2 + 2 * t + 17) & ~15;
+    for (int h = 0; h < HEADS; h++) bytes += (((int)at[h] & 7) * 2 + 2 * t + 17) & ~15;
     stage_expect(ready, bytes, lane);
 #pragma unroll
     for (int h = 0; h < HEADS; h++) {
-        const i64 at = placed[h] + tri(t);
-        const int pieces = ((int)(at & 7) * 2 + 2 * t + 17) / 16;
-        stage_copy(stage + h * each, bits + (at & ~7LL), pieces, ready, lane);
+        const int pieces = ((int)(at[h] & 7) * 2 + 2 * t + 17) / 16;
+        stage_copy(stage + h * each, bits + (at[h] & ~7LL), pieces, ready, lane);
     }
     stage_asked(ready, lane);
+}
+
+// The same for row t of a unit's heads.
+DEVICE void stage_row(
+    const u16 *bits, const i64 *placed, int t, unsigned char *stage, int each, u64 *ready, int lane
+) {
+    i64 at[HEADS];
+#pragma unroll
+    for (int h = 0; h < HEADS; h++) at[h] = placed[h] + tri(t);
+    stage_row_at(bits, at, t, stage, each, ready, lane);
 }

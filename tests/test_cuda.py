@@ -30,7 +30,7 @@ from h2osim.engines.cuda import chunks, run
 from h2osim.engines.cuda.bracket import brackets
 from h2osim.engines.cuda.depths_kernel import Depths, depths_shape
 from h2osim.engines.cuda.device import OPTIONS
-from h2osim.engines.cuda.lines_kernel import lines_shape
+from h2osim.engines.cuda.lines_kernel import Lines, lines_shape
 from h2osim.engines.cuda.rows import load_rows
 from h2osim.engines.cuda.stack_kernel import Stack, stack_shape
 from h2osim.engines.cuda.systolic_kernel import Systolic, systolic_shape
@@ -223,6 +223,11 @@ def test_windows_of_any_size_share_a_launch() -> None:
     for device in devices():
         check_large(device, jobs, [3, 40], None, Depths)
         check_large(device, jobs[:2], [3, 40], None, Systolic)
+    texts = [f"h2o:recent={r},sinks={s},scores=full" for r, s in ((0, 0), (70, 3), (5, 0), (99, 1))]
+    jobs = [Job(unit, parse(text), 1, 20) for text in texts]
+    for device in devices():
+        for budgets in ([], [3, 40]):
+            check_large(device, jobs, budgets, 3, Lines)
 
 
 @needs_compiler

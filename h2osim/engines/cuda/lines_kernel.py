@@ -7,15 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from h2osim.engines.cuda.arguments import always_evicts
+from h2osim.engines.cuda.arguments import always_evicts, of_each, sinks
 from h2osim.engines.cuda.device import Device, blocks_beside
 from h2osim.engines.cuda.one_launch import OneLaunch
 from h2osim.engines.cuda.rows import recorded, staged_bytes
 from h2osim.engines.job import Job
 from h2osim.rules import accumulate, guarded_score
-
-#: Configurations of a unit that share a block.
-TOGETHER = 4
 
 
 class Lines(OneLaunch):
@@ -26,9 +23,9 @@ class Lines(OneLaunch):
     def block_size(
         self, device: Device, jobs: Sequence[Job], many: int, together: int | None
     ) -> int:
-        """As many as were asked for, where there is room."""
+        """As many as were asked for, where there is room: one, since all wait for the slowest."""
         n, heads = jobs[0].unit.n, len(jobs[0].unit.heads)
-        together = min(together or TOGETHER, many)
+        together = min(together or 1, many)
         while lines_shape(device, n, heads, together) is None:
             together //= 2  # one alone fits
         return together
@@ -37,16 +34,14 @@ class Lines(OneLaunch):
         """With sinks if any configuration has some."""
         shape = lines_shape(device, jobs[0].unit.n, len(jobs[0].unit.heads), together)
         assert shape is not None
-        return {**shape, "SINKS": int(any(int(job.scalars["sinks"]) for job in jobs))}
+        return {**shape, "SINKS": int(any(of_each(jobs, sinks)))}
 
     def rules(self, job: Job) -> None:
         """None: the kernel knows this one."""
 
     def numbers(self, device: Device, jobs: Sequence[Job]) -> list[Any]:
         """Sinks."""
-        return [
-            device.array(np.array([min(j.unit.n, int(j.scalars["sinks"])) for j in jobs], np.int32))
-        ]
+        return [device.array(np.array(of_each(jobs, sinks), np.int32))]
 
     @staticmethod
     def fits(device: Device, job: Job) -> bool:
@@ -72,13 +67,10 @@ def lines_shape(device: Device, n: int, heads: int, configurations: int) -> dict
     if warps < 1:
         return None
     threads = (warps + configurations) * device.warp
-    tokens = -(-n // (warps * device.warp))
-    if tokens > 2:  # few variants, so that few are compiled
-        tokens = -(-tokens // 4) * 4
+    tokens = 4 * -(-n // (4 * warps * device.warp))
     row = staged_bytes(n)
     most = tokens * warps * device.warp
-    # a line is read whole, so the last one is read beyond the tokens
-    need = 3 * heads * row + most * (5 + 2 * configurations) + 8 * device.warp
+    need = 3 * heads * row + most * (5 + 2 * configurations) + 17
     if need > device.shared or tokens > 32 or heads * n >= 2**16:  # a score has 40 bits
         return None
     return {
