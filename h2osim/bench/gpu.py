@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,12 @@ from h2osim.policy import parse
 from h2osim.trace import Trace, Unit
 
 UNITS = 1056  # eight for each of an H200's 132 multiprocessors
+ROUND = 924  # as many as `depths` replays at once there: seven for each
 RECORDED = 90  # of a whole recording of the default model: 30 layers, 3 KV heads
 RECENT = 32
 POLICY = f"h2o:recent={RECENT},scores=full"
-DECAYS = [f"decay:gamma={0.9 + 0.006 * i:.3f},recent={RECENT},scores=full" for i in range(16)]
+FINE = [f"decay:gamma={0.9 + 0.0015 * i:.4f},recent={RECENT},scores=full" for i in range(64)]
+DECAYS = FINE[::4]
 LONG = 32768
 
 
@@ -197,7 +200,7 @@ def pytorch(device: cuda.Gpu, rows: Any, n: int, budget: int, found: Any) -> flo
 
 
 def sweeps(device: cuda.Gpu, n: int, units: int = 128) -> list[Line]:
-    """`h2osim.sweep` from scores in host memory: 16 values against one, and what copying costs."""
+    """`h2osim.sweep` from scores in host memory, many values and one, and what copying costs."""
     packed = random_rows(device, n, units)
     scores = np.zeros((1, units, n, n), np.float16)
     below = np.tril_indices(n)
@@ -220,9 +223,10 @@ def sweeps(device: cuda.Gpu, n: int, units: int = 128) -> list[Line]:
     def sweep(texts: list[str]) -> Any:
         return h2osim.sweep(trace, ",".join(texts), "all", engine="cuda")
 
-    values = [parse(text) for text in DECAYS]
-    jobs = [Job(unit, one, 1, 1) for unit in trace.units() for one in values]
-    few = jobs[5 :: len(DECAYS)]
+    def jobs_of(texts: list[str]) -> list[Job]:
+        values = [parse(text) for text in texts]
+        return [Job(unit, one, 1, 1) for unit in trace.units() for one in values]
+
     whole = trace.units()
     cost = {unit: 2 * tri(n) for unit in whole}
 
@@ -234,36 +238,46 @@ def sweeps(device: cuda.Gpu, n: int, units: int = 128) -> list[Line]:
 
         spread(whole, cost, work, device)
 
-    ((kernel, _),) = choose(device, jobs[: len(values)])
     resident = next(load_rows(device, whole, n, 0))
     device.host(resident.places)  # has arrived: lanes do not wait for this stream
+    place = {unit: u for u, unit in enumerate(whole)}
 
-    def computing() -> None:
+    def computing(kernel: Any, jobs: list[Job]) -> None:
         def work(mine: cuda.Device, some: list[Unit]) -> dict[int, Any]:
-            mine_jobs = [job for job in jobs if job.unit in some]
-            run = kernel(mine, mine_jobs, [whole.index(job.unit) for job in mine_jobs], ())
+            chunk = set(some)
+            here = [job for job in jobs if job.unit in chunk]
+            run = kernel(mine, here, [place[job.unit] for job in here], ())
             run.feed(resident)
             return run.curves()
 
         spread(whole, cost, work, device)
 
-    one, many = clock(lambda: sweep(DECAYS[5:6])), clock(lambda: sweep(DECAYS))
-    copied, computed = clock(copying), clock(computing)
-    light = clock(lambda: cuda.curves(few, (), device))
-    heavy = clock(lambda: cuda.curves(jobs, (), device))
+    one, many, more = (clock(partial(sweep, texts)) for texts in (DECAYS[5:6], DECAYS, FINE))
+    copied = clock(copying)
     lines = [
         Line(f"sweep of one decay value, {units} units of {n} tokens in host memory", one, "s"),
         Line("sweep of 16 decay values / of one", many / one, "times"),
+        Line("sweep of 64 decay values / of one", more / one, "times"),
         Line("copying those rows to the GPU, nothing else", copied * 1e3, "ms"),
-        Line("16 values' curves from rows on the GPU, nothing copied", computed * 1e3, "ms"),
-        Line("one value's curves, rows copied", light * 1e3, "ms"),
-        Line("16 values' curves, rows copied", heavy * 1e3, "ms"),
-        Line("  that / copying and computing in turn", heavy / (copied + computed), "times"),
     ]
     gpus = len(cuda.devices())
-    if gpus > 1:
-        shared = clock(lambda: cuda.curves(jobs))
-        lines.append(Line(f"  16 values' curves, one GPU / {gpus} GPUs", heavy / shared, "times"))
+    for texts in (DECAYS[5:6], DECAYS, FINE):
+        jobs = jobs_of(texts)
+        ((kernel, _),) = choose(device, jobs[: len(texts)])
+        run = kernel(device, jobs, [place[job.unit] for job in jobs], ())
+        alone = seconds(partial(run.feed, resident), 3)
+        computed = clock(partial(computing, kernel, jobs))
+        both = clock(partial(cuda.curves, jobs, (), device))
+        name = f"curves, values: {len(texts)}"
+        lines += [
+            Line(f"{name}: the kernel `{kernel.name}`, by events", alone * 1e3, "ms"),
+            Line(f"{name}: from rows on the GPU, nothing copied", computed * 1e3, "ms"),
+            Line(f"{name}: rows copied", both * 1e3, "ms"),
+            Line(f"{name}: that / copying, computing in turn", both / (copied + computed), "times"),
+        ]
+        if gpus > 1:
+            shared = clock(partial(cuda.curves, jobs))
+            lines.append(Line(f"{name}: one GPU / {gpus} GPUs", both / shared, "times"))
     return lines
 
 
@@ -278,6 +292,7 @@ def others(device: cuda.Gpu, n: int, copy: float) -> list[Line]:
     lines = []
     for what, jobs, units, goal in (
         ("decay", decays, UNITS, 6),
+        ("decay", decays, ROUND, None),
         ("decay", decays, RECORDED, None),
         ("h2o, windows", windows, UNITS, None),
     ):
