@@ -14,6 +14,7 @@
 // that a multiprocessor should hold.
 #include "staged.cuh"
 #include "places.cuh"
+#include "told.cuh"
 #define SLOTS 4                                  // tokens in the mail at a time
 #define FIRST(m) ((m) / (SPLIT * 4 * WARP) + 1)  // lines of the first part, of a stack of m tokens
 #define GROUPS ((LINES + WARP - 1) / WARP)       // of WARP lines, one a lane
@@ -70,14 +71,8 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
     const i64 *places,       // [units, HEADS]
     const int *units,        // [blocks] the unit each block replays
     const int *windows,      // [blocks, C] newest tokens that stay, by age; -1: no configuration
-    const int *ints,         // [blocks, C, NI]
-    const double *floats,    // [blocks, C, NF]
-    const double *inputs,    // [*, NIN, n]
-    const i64 *inputs_at,    // [blocks, C] where each configuration's inputs start
-    const int *budgets,      // [nb] ascending
-    const int *following,    // [n + 2] index of the first budget of at least d
-    int *evicted,            // [blocks, C, nb, n]
-    i64 *hits,               // [blocks, C, n + 1] mass by depth, zeros; depth 0: every budget sees it
+    NUMBERS,
+    RESULTS,
     int nb, int n, int p
 ) {
     const int tid = threadIdx.x, lane = tid % WARP, block = blockIdx.x;
@@ -98,13 +93,7 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
     i64 placed[HEADS];
 #pragma unroll
     for (int h = 0; h < HEADS; h++) placed[h] = places[(i64)units[block] * HEADS + h];
-    int ip[NI + 1];
-    double fp[NF + 1];
-#pragma unroll
-    for (int i = 0; i < NI; i++) ip[i] = ints[(block * C + c) * NI + i];
-#pragma unroll
-    for (int i = 0; i < NF; i++) fp[i] = floats[(block * C + c) * NF + i];
-    const double *in = inputs + inputs_at[block * C + c];
+    const Numbers told = numbers_of(ints, floats, inputs, inputs_at, block * C + c);
     i64 *hit = hits + ((i64)block * C + c) * (n + 1);
     int *lost = evicted + ((i64)block * C + c) * nb * n;
     (void)lost;
@@ -135,7 +124,7 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
         states[d] = INF;
 #else
         double s[F];
-        rule_init(s, in, ip, fp, 0, 0, n, p, n, HEADS);
+        rule_init(s, told.in, told.ip, told.fp, 0, 0, n, p, n, HEADS);
         for (int f = 0; f < F; f++) states[f * CELLS + d] = s[f];
 #endif
     }
@@ -182,11 +171,12 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
         return key_of(s[0]);
 #else
         if (place == 0) return KEYLESS;
-        return key_of(rule_rank(s, in, ip, fp, POSITION(place), t, n, p, n, HEADS));
+        return key_of(rule_rank(s, told.in, told.ip, told.fp, POSITION(place), t, n, p, n, HEADS));
 #endif
     };
     auto update = [&](double *s, double a, int place) {
-        rule_update(s, a, 0.0, in, ip, fp, max(0, POSITION(place)), t, n, p, n, HEADS);
+        const int pos = max(0, POSITION(place));
+        rule_update(s, a, 0.0, told.in, told.ip, told.fp, pos, t, n, p, n, HEADS);
     };
     auto load = [&](double *s, const double *from) {
 #pragma unroll
@@ -389,7 +379,7 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
             for (int j = part * WARP + lane; j <= t; j += PARTS * WARP) {
                 double *at = j < p - recent ? cell_of(j) : ring + j % recent;
                 double s[F];
-                if (j == t) rule_init(s, in, ip, fp, j, t, n, p, n, HEADS);
+                if (j == t) rule_init(s, told.in, told.ip, told.fp, j, t, n, p, n, HEADS);
                 else load(s, at);
                 update(s, entry(PLACE(j)), PLACE(j));
                 store(s, at);
@@ -430,7 +420,7 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
                     store(s, ring + i);
                 }
                 double fresh[F];
-                rule_init(fresh, in, ip, fp, t, t, n, p, n, HEADS);
+                rule_init(fresh, told.in, told.ip, told.fp, t, t, n, p, n, HEADS);
                 update(fresh, entry(PLACE(t)), PLACE(t));
                 if (recent > 0) {
                     __syncwarp();

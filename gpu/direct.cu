@@ -5,6 +5,7 @@
 // the next launch. It does what engines/naive.py says; gpu/README.md explains the steps.
 //
 // Constant: T threads.
+#include "told.cuh"
 #define WARPS (T / WARP)
 
 // The sum over the block, to every thread. `part` has WARPS + 1 places.
@@ -43,10 +44,7 @@ extern "C" __global__ void __launch_bounds__(T) direct(
     const int *budgets,    // [jobs]
     const int *cached,     // [jobs] whether the policy is shown renormalised rows
     const int *lags,       // [jobs]
-    const int *ints,       // [jobs, NI]
-    const double *floats,  // [jobs, NF]
-    const double *inputs,  // [*, NIN, n]
-    const i64 *inputs_at,  // [jobs] where each job's inputs start
+    NUMBERS,
     int *left,             // [jobs, n] step after which a token left, n before
     i64 *kept,             // [jobs, n - p] mass attended in each decode step
     int *cells,            // [jobs, 2] tokens cached, most keys attended
@@ -66,11 +64,7 @@ extern "C" __global__ void __launch_bounds__(T) direct(
     const i64 *place = places + (i64)units[job] * heads;
     const int k = budgets[job], lag = lags[job];
     const bool full = !cached[job];
-    const double *in = inputs + inputs_at[job];
-    int ip[NI + 1];
-    double fp[NF + 1];
-    for (int i = 0; i < NI; i++) ip[i] = ints[job * NI + i];
-    for (int i = 0; i < NF; i++) fp[i] = floats[job * NF + i];
+    const Numbers told = numbers_of(ints, floats, inputs, inputs_at, job);
     int *gone = left + (i64)job * n;
     int m = cells[job * 2], held = cells[job * 2 + 1];
 
@@ -81,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(T) direct(
         if (tid == 0) {
             cache[m] = t;
             gone[t] = n;
-            rule_init(own, in, ip, fp, t, t, k, p, n, heads);
+            rule_init(own, told.in, told.ip, told.fp, t, t, k, p, n, heads);
             for (int f = 0; f < F; f++) state[(i64)f * n + t] = own[f];
         }
         m++;
@@ -94,13 +88,13 @@ extern "C" __global__ void __launch_bounds__(T) direct(
             i64 one = 0, keys = 0;
             for (int i = tid; i < m; i += T) {
                 const int j = cache[i];
-                if (dense || !HIDES || rule_visible(j, ip, fp, t, k, p, n, heads)) {
+                if (dense || !HIDES || rule_visible(j, told.ip, told.fp, t, k, p, n, heads)) {
                     one += fixed_point(row[j]);
                     keys++;
                 }
             }
             if (LINGERS) {
-                const int oldest = max(0, t - rule_linger(ip, fp, t, k, p, n, heads));
+                const int oldest = max(0, t - rule_linger(told.ip, told.fp, t, k, p, n, heads));
                 for (int j = oldest + tid; j < t; j += T) {
                     if (gone[j] < n) {
                         one += fixed_point(row[j]);
@@ -120,24 +114,24 @@ extern "C" __global__ void __launch_bounds__(T) direct(
         __syncthreads();
 
         // Update every cached token and, if one must go, find the least rank on the way.
-        const int keep = t >= p - 1 ? rule_keep(m, ip, fp, t, k, p, n, heads) : m;
+        const int keep = t >= p - 1 ? rule_keep(m, told.ip, told.fp, t, k, p, n, heads) : m;
         const bool evicting = m > keep || (EXPIRES && t >= p - 1);
         double least = INF;
         int least_pos = 0x7fffffff, least_slot = 0;
         for (int i = tid; i < m; i += T) {
             const int j = cache[i];
             double a = 0.0, old = 0.0;
-            if (dense || !HIDES || rule_visible(j, ip, fp, t, k, p, n, heads))
+            if (dense || !HIDES || rule_visible(j, told.ip, told.fp, t, k, p, n, heads))
                 a = observe(bits, place, at, j, t, dense || full, shown, n, heads);
             const int u = t - lag;
             if (lag > 0 && u >= j)
-                if (u < p || !HIDES || rule_visible(j, ip, fp, u, k, p, n, heads))
+                if (u < p || !HIDES || rule_visible(j, told.ip, told.fp, u, k, p, n, heads))
                     old = observe(bits, place, tri(u), j, u, u < p || full, shown, n, heads);
             for (int f = 0; f < F; f++) own[f] = state[(i64)f * n + j];
-            rule_update(own, a, old, in, ip, fp, j, t, k, p, n, heads);
+            rule_update(own, a, old, told.in, told.ip, told.fp, j, t, k, p, n, heads);
             for (int f = 0; f < F; f++) state[(i64)f * n + j] = own[f];
             if (evicting) {
-                const double r = rule_rank(own, in, ip, fp, j, t, k, p, n, heads);
+                const double r = rule_rank(own, told.in, told.ip, told.fp, j, t, k, p, n, heads);
                 ranks[i] = r;
                 if (below(r, j, least, least_pos)) least = r, least_pos = j, least_slot = i;
             }

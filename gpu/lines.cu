@@ -14,6 +14,7 @@
 // staged row), LINES (groups of WARP lines), SINKS (some configuration has any), EVENTS (evictions of
 // listed budgets are recorded), BLOCKS that a multiprocessor should hold.
 #include "staged.cuh"
+#include "told.cuh"
 #define UPDATERS (T - C * WARP)
 #define MOST (NS * UPDATERS)  // tokens, rounded up
 #define NOBODY MOST  // lies at depths below the stack
@@ -73,10 +74,7 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) lines(
     const int *units,       // [blocks] the unit each block replays
     const int *windows,     // [blocks, C] newest tokens that stay; -1: no configuration
     const int *sinks,       // [blocks, C] oldest tokens that stay
-    const int *budgets,     // [nb] ascending
-    const int *following,   // [n + 2] index of the first budget of at least d
-    int *evicted,           // [blocks, C, nb, n]
-    i64 *hits,              // [blocks, C, n + 1] mass by depth, zeros; depth 0: every budget sees it
+    RESULTS,
     int nb, int n, int p
 ) {
     const int tid = threadIdx.x, lane = tid % WARP, block = blockIdx.x;

@@ -6,6 +6,7 @@
 //
 // Constants: T threads, NS tokens a thread, C configurations, HEADS, SHARED (arrays in shared
 // memory, else in scratch), EVENTS (evictions of listed budgets are recorded), UNROLL.
+#include "told.cuh"
 static const int UNROLLED = UNROLL;  // `#pragma unroll` reads constants, not macros
 #define FIELDS (F > 0 ? F : 1)
 #define WARPS (T / WARP)
@@ -33,14 +34,8 @@ extern "C" __global__ void __launch_bounds__(T) stack(
     const int *units,        // [blocks] the unit each block replays
     const int *patterns,     // [blocks] which of `evicts` it follows
     const unsigned char *evicts,  // [patterns, n] whether a step evicts
-    const int *ints,         // [blocks, C, NI]
-    const double *floats,    // [blocks, C, NF]
-    const double *inputs,    // [*, NIN, n]
-    const i64 *inputs_at,    // [blocks, C] where each configuration's inputs start
-    const int *budgets,      // [nb] ascending
-    const int *following,    // [n + 2] index of the first budget of at least d
-    int *evicted,            // [blocks, C, nb, n]
-    i64 *hits,               // [blocks, C, n + 1] mass by depth; depth 0: every budget sees it
+    NUMBERS,
+    RESULTS,
     unsigned char *scratch,  // [blocks, scratch_each]
     i64 scratch_each, int nb, int n, int p, int start, int stop
 ) {
@@ -66,17 +61,10 @@ extern "C" __global__ void __launch_bounds__(T) stack(
 
     const i64 *place = places + (i64)units[block] * HEADS;
     const unsigned char *evict_in = evicts + (i64)patterns[block] * n;
-    int ip[C][NI + 1];
-    double fp[C][NF + 1];
-    const double *in[C];
+    Numbers told[C];
 #pragma unroll
-    for (int c = 0; c < C; c++) {
-        in[c] = inputs + inputs_at[block * C + c];
-#pragma unroll
-        for (int i = 0; i < NI; i++) ip[c][i] = ints[(block * C + c) * NI + i];
-#pragma unroll
-        for (int i = 0; i < NF; i++) fp[c][i] = floats[(block * C + c) * NF + i];
-    }
+    for (int c = 0; c < C; c++)
+        told[c] = numbers_of(ints, floats, inputs, inputs_at, block * C + c);
 
     double state[NS][C][FIELDS];
     int row[NS];     // this thread's entries of the next row
@@ -114,17 +102,20 @@ extern "C" __global__ void __launch_bounds__(T) stack(
             if (j == t) {
                 mass[j] = 0;
 #pragma unroll
-                for (int c = 0; c < C; c++)
-                    rule_init(state[i][c], in[c], ip[c], fp[c], j, t, n, p, n, HEADS);
+                for (int c = 0; c < C; c++) {
+                    const Numbers &its = told[c];
+                    rule_init(state[i][c], its.in, its.ip, its.fp, j, t, n, p, n, HEADS);
+                }
             }
             if (t >= p) mass[j] += row[i];
             if (evicts_now && j >= m) always += mass[j];
 #pragma unroll
             for (int c = 0; c < C; c++) {
-                rule_update(state[i][c], a, 0.0, in[c], ip[c], fp[c], j, t, n, p, n, HEADS);
+                const Numbers &its = told[c];
+                rule_update(state[i][c], a, 0.0, its.in, its.ip, its.fp, j, t, n, p, n, HEADS);
                 if (evicts_now)
                     ranks[(i64)c * n + j] =
-                        rule_rank(state[i][c], in[c], ip[c], fp[c], j, t, n, p, n, HEADS);
+                        rule_rank(state[i][c], its.in, its.ip, its.fp, j, t, n, p, n, HEADS);
             }
         }
         if (t + 1 < stop) {  // asked for now, used in the next step

@@ -15,6 +15,7 @@
 #define PLAIN 1  // a token's key is its score
 #include "staged.cuh"
 #include "places.cuh"
+#include "told.cuh"
 #define PITCH(width) ((width) + 4)  // words from one lane's sums to the next one's: no bank conflicts
 
 // A token on its way down.
@@ -38,14 +39,8 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) systolic(
     const i64 *places,       // [units, HEADS]
     const int *units,        // [blocks] the unit each block replays
     const int *windows,      // [blocks, C] newest tokens that stay, by age; -1: no configuration
-    const int *ints,         // [blocks, C, NI]
-    const double *floats,    // [blocks, C, NF]
-    const double *inputs,    // [*, NIN, n]
-    const i64 *inputs_at,    // [blocks, C] where each configuration's inputs start
-    const int *budgets,      // [nb] ascending
-    const int *following,    // [n + 2] index of the first budget of at least d
-    int *evicted,            // [blocks, C, nb, n]
-    i64 *hits,               // [blocks, C, n + 1] mass by depth, zeros; depth 0: every budget sees it
+    NUMBERS,
+    RESULTS,
     int nb, int n, int p,
     int shortest             // of all windows
 ) {
@@ -67,13 +62,7 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) systolic(
         if (tid == 0) desk->placed[h] = placed;
         shift[h] = (int)placed & 7;
     }
-    int ip[NI + 1];
-    double fp[NF + 1];
-#pragma unroll
-    for (int i = 0; i < NI; i++) ip[i] = ints[(block * C + c) * NI + i];
-#pragma unroll
-    for (int i = 0; i < NF; i++) fp[i] = floats[(block * C + c) * NF + i];
-    const double *in = inputs + inputs_at[block * C + c];
+    const Numbers told = numbers_of(ints, floats, inputs, inputs_at, block * C + c);
     i64 *hit = hits + ((i64)block * C + c) * (n + 1);
     int *lost = evicted + ((i64)block * C + c) * nb * n;
     (void)lost;
@@ -132,7 +121,8 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) systolic(
         return a;
     };
     auto update = [&](double &score, double a, int place, int t) {
-        rule_update(&score, a, 0.0, in, ip, fp, max(0, POSITION(place)), t, n, p, n, HEADS);
+        const int pos = max(0, POSITION(place));
+        rule_update(&score, a, 0.0, told.in, told.ip, told.fp, pos, t, n, p, n, HEADS);
     };
     // Nobody comes before everybody, so a token takes nobody's depth and nobody takes a token's.
     const Token nobody = {};

@@ -223,10 +223,6 @@ def sweeps(device: cuda.Gpu, n: int, units: int = 128) -> list[Line]:
     def sweep(texts: list[str]) -> Any:
         return h2osim.sweep(trace, ",".join(texts), "all", engine="cuda")
 
-    def jobs_of(texts: list[str]) -> list[Job]:
-        values = [parse(text) for text in texts]
-        return [Job(unit, one, 1, 1) for unit in trace.units() for one in values]
-
     whole = trace.units()
     cost = {unit: 2 * tri(n) for unit in whole}
 
@@ -262,7 +258,8 @@ def sweeps(device: cuda.Gpu, n: int, units: int = 128) -> list[Line]:
     ]
     gpus = len(cuda.devices())
     for texts in (DECAYS[5:6], DECAYS, FINE):
-        jobs = jobs_of(texts)
+        values = [parse(text) for text in texts]
+        jobs = [Job(unit, one, 1, 1) for unit in whole for one in values]
         ((kernel, _),) = choose(device, jobs[: len(texts)])
         run = kernel(device, jobs, [place[job.unit] for job in jobs], ())
         alone = seconds(partial(run.feed, resident), 3)

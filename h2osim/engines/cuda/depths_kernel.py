@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from h2osim.engines.cuda.arguments import always_evicts, is_plain, of_each, window
+from h2osim.engines.cuda.arguments import is_plain, of_each, window
 from h2osim.engines.cuda.device import Device, blocks_beside
 from h2osim.engines.cuda.one_launch import OneLaunch
-from h2osim.engines.cuda.rows import recorded, staged_bytes
+from h2osim.engines.cuda.rows import staged_bytes
 from h2osim.engines.job import Job
 
 #: Most lines of a stack: each takes four registers for what its depths got.
@@ -36,13 +36,11 @@ class Depths(OneLaunch):
         return {**shape, "PLAIN": int(all(of_each(jobs, is_plain)))}
 
     @staticmethod
-    def fits(device: Device, job: Job) -> bool:
+    def takes(device: Device, job: Job) -> bool:
         """Whether the kernel can run this job's rule and has room for its state."""
         n, heads, fields = _sizes(job)
         return (
             fields > 0
-            and recorded(job.unit)
-            and always_evicts(job)
             and -(-n // (4 * device.warp)) <= LINES
             and depths_bytes(device, n, heads, fields, 1, 2) <= device.shared
         )

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from h2osim.engines.cuda.arguments import always_evicts, of_each, sinks
+from h2osim.engines.cuda.arguments import of_each, sinks
 from h2osim.engines.cuda.device import Device, blocks_beside
 from h2osim.engines.cuda.one_launch import OneLaunch
-from h2osim.engines.cuda.rows import recorded, staged_bytes
+from h2osim.engines.cuda.rows import staged_bytes
 from h2osim.engines.job import Job
 from h2osim.rules import accumulate, guarded_score
 
@@ -44,7 +44,7 @@ class Lines(OneLaunch):
         return [device.array(np.array(of_each(jobs, sinks), np.int32))]
 
     @staticmethod
-    def fits(device: Device, job: Job) -> bool:
+    def takes(device: Device, job: Job) -> bool:
         """Whether the kernel knows this job's rule and has room for its scores."""
         policy = job.configured.policy
         return (
@@ -52,8 +52,6 @@ class Lines(OneLaunch):
             and policy.rank is guarded_score
             and policy.init is None
             and len(policy.state) == 1
-            and recorded(job.unit)
-            and always_evicts(job)
             and lines_shape(device, job.unit.n, len(job.unit.heads), 1) is not None
         )
 

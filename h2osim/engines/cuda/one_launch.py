@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from h2osim.engines.cuda.arguments import (
+    always_evicts,
     filled,
     held_keys,
     in_blocks,
@@ -18,7 +19,7 @@ from h2osim.engines.cuda.arguments import (
     window,
 )
 from h2osim.engines.cuda.device import Device, kernel_text
-from h2osim.engines.cuda.rows import Rows
+from h2osim.engines.cuda.rows import Rows, recorded
 from h2osim.engines.cuda.tally import Tally
 from h2osim.engines.job import Curve, Job
 from h2osim.policy import Policy
@@ -66,9 +67,14 @@ class OneLaunch(ABC):
         ]
         self._held = held_keys(np.ones(n, np.uint8), p)
 
+    @classmethod
+    def fits(cls, device: Device, job: Job) -> bool:
+        """Whether the kernel can run this job."""
+        return recorded(job.unit) and always_evicts(job) and cls.takes(device, job)
+
     @staticmethod
     @abstractmethod
-    def fits(device: Device, job: Job) -> bool:
+    def takes(device: Device, job: Job) -> bool:
         """Whether the kernel can run this job's rule and has room for it."""
 
     @abstractmethod

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from h2osim.engines.cuda.arguments import always_evicts, is_plain, of_each, window
+from h2osim.engines.cuda.arguments import is_plain, of_each, window
 from h2osim.engines.cuda.device import Device, blocks_beside
 from h2osim.engines.cuda.one_launch import OneLaunch
-from h2osim.engines.cuda.rows import recorded, staged_bytes
+from h2osim.engines.cuda.rows import staged_bytes
 from h2osim.engines.job import Job
 
 #: Most registers of a lane: 255, less what estimates miss.
@@ -42,13 +42,11 @@ class Systolic(OneLaunch):
         return [np.int32(min(of_each(jobs, window)))]
 
     @staticmethod
-    def fits(device: Device, job: Job) -> bool:
+    def takes(device: Device, job: Job) -> bool:
         """Whether the kernel can run this job's rule, and there is room for the fewest of them."""
         n, heads = job.unit.n, len(job.unit.heads)
         return (
             is_plain(job)
-            and recorded(job.unit)
-            and always_evicts(job)
             and window(job) <= device.warp
             and registers(depths_of_lane(device, n)) <= REGISTERS
             # scores and places of the prompt's tokens, while they are sorted
