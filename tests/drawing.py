@@ -7,9 +7,10 @@ from typing import Any
 from hypothesis import strategies as st
 from strategies import qk_traces, sixteenth_traces, softmax_traces
 
-from h2osim.carried import bundled_traces
-from h2osim.policy import Configured, Param, Policy
-from h2osim.trace import Trace
+from h2osim.policies.declaration import Configured, Policy
+from h2osim.policies.parameters import Param
+from h2osim.traces.catalogue import bundled_traces
+from h2osim.traces.trace import Trace
 
 #: Names of the traces under version control (not the user's own in traces/local).
 BUNDLED = [name for name, place in bundled_traces().items() if place.parent.name != "local"]

@@ -14,7 +14,7 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from h2osim.trace import Trace
+from h2osim.traces.trace import Trace
 
 ATOMS = 16
 """A row of `sixteenths` is this many atoms of mass 1/16, thrown on its tokens."""

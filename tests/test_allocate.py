@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from h2osim import UserError, replay, synth
-from h2osim.allocate import (
+from h2osim.optima.allocating import (
     RULES,
     adakv_split,
     allocate,
@@ -19,8 +19,8 @@ from h2osim.allocate import (
     equal_split,
     pyramid_split,
 )
-from h2osim.optimum import optimum
-from h2osim.trace import Trace
+from h2osim.optima.solving import optimum
+from h2osim.traces.trace import Trace
 
 
 def every_split(curves: np.ndarray, slots: int) -> int:

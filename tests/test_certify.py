@@ -14,10 +14,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from h2osim import Trace, UserError
-from h2osim.certify import certify, digest
-from h2osim.optimum import optimum
-from h2osim.optimum.certificate import save_certificate
-from h2osim.synth import synth
+from h2osim.optima.certificate import save_certificate
+from h2osim.optima.certifying import certify, digest
+from h2osim.optima.solving import optimum
+from h2osim.traces.synthetic import synth
 
 Content = tuple[dict[str, str], dict[str, np.ndarray]]
 

@@ -17,7 +17,8 @@ import pytest
 from commands import Run, fails, on_terminal
 
 import h2osim
-from h2osim.policy import all_policies, split_policies
+from h2osim.policies.registry import all_policies
+from h2osim.policies.text import split_policies
 
 # --- the entry point ------------------------------------------------------------------------
 
@@ -43,7 +44,7 @@ def test_a_mistake_in_the_real_command_is_one_line() -> None:
 
 SLOW_POLICY = """
 import pathlib, time
-from h2osim.policy import Policy
+from h2osim.policies.declaration import Policy
 
 def rank(pos):
     pathlib.Path({marker!r}).touch()
@@ -332,7 +333,7 @@ def test_info_shows_what_is_in_a_trace(run: Run, folder: Path, tmp_path: Path) -
 
 
 def test_traces_lists_the_bundled_ones(run: Run) -> None:
-    from h2osim.carried import bundled_traces
+    from h2osim.traces.catalogue import bundled_traces
 
     records = json.loads(run("traces", "--format", "json").out)
     assert [record["name"] for record in records] == list(bundled_traces())

@@ -13,7 +13,7 @@ from commands import Run, fails
 import h2osim
 from h2osim.bench import Line
 from h2osim.cli.bench import show
-from h2osim.synth import synth
+from h2osim.traces.synthetic import synth
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_target_recall_is_the_first_budget_that_reaches_it(run: Run, folder: Pat
 
 
 def test_without_a_gpu_cuda_is_refused_in_one_line(run: Run, folder: Path) -> None:
-    from h2osim.engines import cuda
+    from h2osim import cuda
 
     if cuda.available():
         assert run("compare", folder, "--engine", "cuda").code == 0

@@ -25,21 +25,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples, qk_traces, traces
 
-from h2osim.engines import cuda, naive
-from h2osim.engines.cuda import chunks, run
-from h2osim.engines.cuda.bracket import brackets
-from h2osim.engines.cuda.depths_kernel import Depths, depths_shape
-from h2osim.engines.cuda.device import OPTIONS
-from h2osim.engines.cuda.lines_kernel import Lines, lines_shape
-from h2osim.engines.cuda.rows import load_rows
-from h2osim.engines.cuda.stack_kernel import Stack, stack_shape
-from h2osim.engines.cuda.systolic_kernel import Systolic, systolic_shape
-from h2osim.engines.job import Curve, Job
+from h2osim import cuda
+from h2osim.cuda import chunks, run
+from h2osim.cuda.bracket import brackets
+from h2osim.cuda.device import OPTIONS
+from h2osim.cuda.kernels.depths import Depths, depths_shape
+from h2osim.cuda.kernels.lines import Lines, lines_shape
+from h2osim.cuda.kernels.stack import Stack, stack_shape
+from h2osim.cuda.kernels.systolic import Systolic, systolic_shape
+from h2osim.cuda.rows import load_rows
+from h2osim.engines import naive
+from h2osim.engines.request import Curve, Job
 from h2osim.engines.stack import StackRun
-from h2osim.errors import UserError
-from h2osim.optimum.bracket import narrow
-from h2osim.policy import all_policies, parse
-from h2osim.trace import Trace, Unit
+from h2osim.optima.bracket import narrow
+from h2osim.policies.registry import all_policies
+from h2osim.policies.text import parse
+from h2osim.support.errors import UserError
+from h2osim.traces.trace import Trace
+from h2osim.traces.unit import Unit
 
 GPU = cuda.available()
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")

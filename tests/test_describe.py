@@ -13,14 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples, qk_traces, sixteenths, traces
 
-from h2osim.describe import describe, heatmap
-from h2osim.errors import UserError
-from h2osim.synth import synth
-from h2osim.trace import Trace, open_trace
+from h2osim.support.errors import UserError
+from h2osim.traces.catalogue import open_trace
+from h2osim.traces.description import describe, heatmap
+from h2osim.traces.synthetic import synth
+from h2osim.traces.trace import Trace
 
 
 def ref_layer(trace: Trace, layer: int) -> dict[str, float | int | None]:
-    """The definitions of h2osim.describe, entry by entry."""
+    """The definitions of h2osim.traces.description, entry by entry."""
     units = [u for u in trace.units("head") if u.layer == layer]
     window = trace.layer_entry(layer).get("window") or trace.n
     n = trace.n

@@ -21,11 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples
 
-from h2osim.engines.translate import rules_text
-from h2osim.policy import Policy, all_policies, find
-from h2osim.replay import replay
+from h2osim.policies.declaration import Policy
+from h2osim.policies.registry import all_policies, find
+from h2osim.policies.to_cuda import rules_text
+from h2osim.replays.replaying import replay
 from h2osim.report import policy_record
-from h2osim.trace import Trace
+from h2osim.traces.trace import Trace
 
 TOP = Path(__file__).parent.parent
 TABLE = TOP / "docs" / "policies.md"

@@ -16,9 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples, qk_traces
 
-from h2osim.policy import Configured, Policy, all_policies
-from h2osim.replay import replay
-from h2osim.trace import Trace, open_trace, unit
+from h2osim.policies.declaration import Configured, Policy
+from h2osim.policies.registry import all_policies
+from h2osim.replays.replaying import replay
+from h2osim.traces import unit
+from h2osim.traces.catalogue import open_trace
+from h2osim.traces.trace import Trace
 
 POLICIES = sorted(all_policies())
 

@@ -20,8 +20,8 @@ import pytest
 from drawing import BUNDLED
 
 import h2osim
-from h2osim.policy import all_policies
-from h2osim.replay import replay
+from h2osim.policies.registry import all_policies
+from h2osim.replays.replaying import replay
 
 FOLDER = Path(__file__).parent / "golden"
 

@@ -7,9 +7,9 @@ import pytest
 import xarray
 
 import h2osim
-from h2osim.engines import cuda
-from h2osim.engines.cuda import chunks
-from h2osim.policy import all_policies
+from h2osim import cuda
+from h2osim.cuda import chunks
+from h2osim.policies.registry import all_policies
 
 pytestmark = pytest.mark.skipif(not cuda.available(), reason="no NVIDIA GPU with CuPy")
 

@@ -23,8 +23,7 @@ from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from strategies import examples, sixteenths, softmax_scores
 
-from h2osim.carried import bundled_traces, proofs
-from h2osim.fixedpoint import ONE
+from h2osim.attention.fixed_point import ONE
 from h2osim.guarantees import GUARANTEES, Verdict, checks
 from h2osim.guarantees.checks import Result
 from h2osim.guarantees.greedy import best_set, one_swap, static_greedy
@@ -41,8 +40,9 @@ from h2osim.guarantees.setfunctions import (
     check_udc2,
     opt,
 )
-from h2osim.synth import synth
-from h2osim.trace import open_trace
+from h2osim.support.bundled import proofs
+from h2osim.traces.catalogue import bundled_traces, open_trace
+from h2osim.traces.synthetic import synth
 
 ALLOWED = {Verdict.HOLDS, Verdict.VACUOUS, Verdict.FAILS}
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from h2osim.guarantees.history import Rows, simulate
-from h2osim.policy import parse
-from h2osim.replay import replay
-from h2osim.trace import Trace
+from h2osim.policies.text import parse
+from h2osim.replays.replaying import replay
+from h2osim.traces.trace import Trace
 
 POLICIES = (
     "h2o:recent=0,scores=full",

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples, qk_traces, traces
 
-from h2osim.errors import UserError
 from h2osim.guarantees import GUARANTEES, Verdict
 from h2osim.guarantees.history import Rows, Run, follow, simulate
 from h2osim.guarantees.verify import (
@@ -25,11 +24,13 @@ from h2osim.guarantees.verify import (
     violations,
     write_counterexample,
 )
-from h2osim.optimum import optimum
-from h2osim.policy import parse
-from h2osim.replay import replay
-from h2osim.synth import synth
-from h2osim.trace import Trace, open_trace
+from h2osim.optima.solving import optimum
+from h2osim.policies.text import parse
+from h2osim.replays.replaying import replay
+from h2osim.support.errors import UserError
+from h2osim.traces.catalogue import open_trace
+from h2osim.traces.synthetic import synth
+from h2osim.traces.trace import Trace
 
 OTHERS = ("h2o:recent=3,scores=full", "h2o:recent=0,sinks=1", "tova", "streaming", "decay", "topk")
 

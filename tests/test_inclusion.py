@@ -17,9 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples
 
-from h2osim.policy import Configured, all_policies, parse
-from h2osim.replay import replay
-from h2osim.trace import Trace
+from h2osim.policies.declaration import Configured
+from h2osim.policies.registry import all_policies
+from h2osim.policies.text import parse
+from h2osim.replays.replaying import replay
+from h2osim.traces.trace import Trace
 
 POLICIES = sorted(all_policies())
 DECLARED = [name for name in POLICIES if can_be_inclusive(all_policies()[name])]

@@ -16,9 +16,9 @@ from scipy.optimize import linear_sum_assignment, linprog
 from strategies import examples, traces
 
 from h2osim import Trace, UserError, open_trace, replay
-from h2osim.optimum import bracket, one_by_one, optimum
-from h2osim.optimum.bracket import narrow
-from h2osim.optimum.exact import (
+from h2osim.optima import bracket
+from h2osim.optima.bracket import narrow
+from h2osim.optima.exact import (
     Curve,
     cost_above,
     cost_below,
@@ -27,9 +27,10 @@ from h2osim.optimum.exact import (
     from_below,
     future_mass,
 )
-from h2osim.policy import all_policies
-from h2osim.synth import synth
-from h2osim.trace import Unit
+from h2osim.optima.solving import one_by_one, optimum
+from h2osim.policies.registry import all_policies
+from h2osim.traces.synthetic import synth
+from h2osim.traces.unit import Unit
 
 Ints = NDArray[np.int64]
 KINDS = ("dirichlet", "sixteenths", "sparse", "powers", "adversarial", "real")
@@ -314,7 +315,7 @@ def test_dataset() -> None:
 def test_the_way_does_not_change_the_result(
     way: str, p: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = sys.modules["h2osim.optimum"]  # the attribute of h2osim is the function
+    package = sys.modules["h2osim.optima.solving"]
     trace = synth("powerlaw", 96, seed=5)
     budgets = [3, 24, 60, 95]
     chosen = optimum(trace, budgets, prompt_len=p)

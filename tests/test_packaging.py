@@ -29,14 +29,15 @@ PROBE = """
 import json
 from pathlib import Path
 import h2osim
-from h2osim import carried
+from h2osim.support import bundled
+from h2osim.traces.catalogue import bundled_traces
 print(json.dumps({
     "package": str(Path(h2osim.__file__).parent),
-    "traces": sorted(carried.bundled_traces()),
+    "traces": sorted(bundled_traces()),
     "carried": sorted(
         f"{name}/{path.relative_to(folder).as_posix()}"
         for name in ("traces", "proofs", "gpu")
-        for folder in [getattr(carried, name)()]
+        for folder in [getattr(bundled, name)()]
         for path in folder.rglob("*")
         if path.is_file() and path.relative_to(folder).parts[0] != "local"
     ),
@@ -67,7 +68,7 @@ def trace_files() -> list[Path]:
     return [ROOT / name for name in carried_files() if name.startswith("traces/")]
 
 
-def bundled() -> list[str]:
+def bundled_names() -> list[str]:
     return sorted(path.parent.name for path in (ROOT / "traces").glob("*/trace.json"))
 
 
@@ -133,10 +134,10 @@ def test_every_bundled_trace_is_listed() -> None:
     places = {path.parent.relative_to(ROOT / "traces").as_posix() for path in trace_files()}
     folders = places - {"."}
     assert {name.removeprefix(prefix) for name in PACKAGES if name.startswith(prefix)} == folders
-    assert set(bundled()) <= folders
+    assert set(bundled_names()) <= folders
     directories = SETTINGS["tool"]["setuptools"]["package-dir"]
     data = SETTINGS["tool"]["setuptools"]["package-data"]
-    for name in bundled():
+    for name in bundled_names():
         assert directories[prefix + name] == f"traces/{name}"
         assert data[prefix + name] == ["trace.json", "*.safetensors"]
 
@@ -171,11 +172,11 @@ def test_wheel_works_from_elsewhere(built: tuple[Path, Path], fresh: Path, tmp_p
     install(fresh, built[1])
     found = probe(fresh, tmp_path)
     assert found["package"].startswith(str(tmp_path))
-    assert found["traces"] == bundled()
+    assert found["traces"] == bundled_names()
     assert found["carried"] == carried_files()
     command = fresh.parent / "h2osim"
     assert run([command, "--version"], tmp_path) == f"h2osim {h2osim.__version__}\n"
-    for name in bundled():
+    for name in bundled_names():
         assert name in run([command, "traces"], tmp_path)
     importable = "import importlib.util as u; print([u.find_spec(n) for n in ('traces', 'gpu')])"
     assert run([fresh, "-c", importable], tmp_path) == "[None, None]\n"

@@ -20,12 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples, traces
 
-from h2osim.errors import UserError
-from h2osim.inputs import gumbel, noise
-from h2osim.policies import nacl
-from h2osim.policy import all_policies
-from h2osim.replay import replay
-from h2osim.trace import Trace
+from h2osim.policies.inputs import gumbel, noise
+from h2osim.policies.library import nacl
+from h2osim.policies.registry import all_policies
+from h2osim.replays.replaying import replay
+from h2osim.support.errors import UserError
+from h2osim.traces.trace import Trace
 
 
 def square(*rows: Sequence[int]) -> np.ndarray:

@@ -11,17 +11,12 @@ from drawing import configured
 from hypothesis import given
 from hypothesis import strategies as st
 
-from h2osim.errors import UserError
-from h2osim.policy import (
-    Configured,
-    Param,
-    Policy,
-    all_policies,
-    find,
-    parse,
-    resolve_window,
-    split_policies,
-)
+import h2osim.policies.library
+from h2osim.policies.declaration import Configured, Policy
+from h2osim.policies.parameters import Param, resolve_window
+from h2osim.policies.registry import all_policies, find
+from h2osim.policies.text import parse, split_policies
+from h2osim.support.errors import UserError
 
 
 def fails(call: Callable[[], object], *parts: str) -> None:
@@ -227,7 +222,7 @@ def test_declarations_are_complete(name: str) -> None:
 
 
 def test_discovery_finds_one_policy_a_file() -> None:
-    folder = Path(next(iter(__import__("h2osim.policies").policies.__path__)))
+    folder = Path(h2osim.policies.library.__file__).parent
     files = {file.stem for file in folder.glob("*.py")} - {"__init__"}
     assert {name.replace("-", "_") for name in all_policies()} == files
     assert find("h2o-alg1") is all_policies()["h2o-alg1"]

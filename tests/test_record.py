@@ -16,16 +16,20 @@ import numpy as np
 import pytest
 
 from h2osim import open_trace
-from h2osim.errors import UserError
-from h2osim.fixedpoint import float_from_bits, unpack
-from h2osim.trace import Trace
+from h2osim.attention.fixed_point import float_from_bits
+from h2osim.attention.triangle import unpack
+from h2osim.support.errors import UserError
+from h2osim.traces.trace import Trace
 
 torch = pytest.importorskip("torch", reason="recording needs the extra `record` (torch)")
 transformers = pytest.importorskip(
     "transformers", reason="recording needs the extra `record` (transformers)"
 )
 
-from h2osim.record import attention, models, record, run  # noqa: E402
+from h2osim.models import hook as attention  # noqa: E402
+from h2osim.models import loading as models  # noqa: E402
+from h2osim.models import recorder as run  # noqa: E402
+from h2osim.models.recording import record  # noqa: E402
 
 # Small models gain nothing from more, and lose much where other processes want the cores.
 torch.set_num_threads(1)
@@ -514,7 +518,7 @@ def test_progress_counts_every_row_once(
 
 @pytest.mark.parametrize("generate", [0, 6])
 def test_interruption_leaves_nothing(generate: int, tmp_path: Path) -> None:
-    def interrupt(done: int, total: int, what: str) -> None:
+    def interrupt(done: float, total: float, what: str) -> None:
         if done >= total // 2:
             raise KeyboardInterrupt
 

@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from strategies import examples, traces
 
 import h2osim
-from h2osim.engines import cuda
-from h2osim.errors import UserError
-from h2osim.policy import all_policies, parse, resolve_window
-from h2osim.replay import WORTH_A_GPU, engines, replay
-from h2osim.trace import Trace
+from h2osim import cuda
+from h2osim.policies.parameters import resolve_window
+from h2osim.policies.registry import all_policies
+from h2osim.policies.text import parse
+from h2osim.replays.replaying import WORTH_A_GPU, engines, replay
+from h2osim.support.errors import UserError
+from h2osim.traces.trace import Trace
 
 POLICIES = sorted(all_policies())
 
@@ -212,7 +214,7 @@ def test_an_error_in_a_thread_reaches_the_caller() -> None:
 def test_auto_takes_the_gpu_where_there_is_one_and_it_is_worth_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    module = sys.modules["h2osim.replay"]
+    module = sys.modules["h2osim.replays.replaying"]
     policies = [parse(text) for text in ("h2o", "tova:scores=full", "topk")]
 
     def chosen(worth: float, gpu: bool) -> list[str]:

@@ -12,13 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples, sixteenths
 
-from h2osim.guarantees.greedy import (
-    best_set,
-    best_set_milp,
-    lazy_greedy,
-    one_swap,
-    static_greedy,
-)
+from h2osim.guarantees.greedy import best_set, best_set_milp, lazy_greedy, one_swap, static_greedy
 from h2osim.guarantees.history import Rows, simulate
 from h2osim.guarantees.setfunctions import (
     IDENTITY,
@@ -42,8 +36,8 @@ from h2osim.guarantees.setfunctions import (
     check_udc2,
     opt,
 )
-from h2osim.replay import replay
-from h2osim.trace import Trace
+from h2osim.replays.replaying import replay
+from h2osim.traces.trace import Trace
 
 
 def matrices(tokens: int, most_rows: int = 4) -> st.SearchStrategy[list[list[int]]]:

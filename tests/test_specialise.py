@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from h2osim.errors import UserError
-from h2osim.policy import Policy
-from h2osim.replay import replay
-from h2osim.synth import synth
+from h2osim.policies.declaration import Policy
+from h2osim.replays.replaying import replay
+from h2osim.support.errors import UserError
+from h2osim.traces.synthetic import synth
 
 ONE = 1.0
 TRACE = synth("powerlaw", 24)
@@ -78,7 +78,8 @@ def test_any_name_will_do_for_a_file_of_compiled_code() -> None:
 def test_an_edited_policy_file_is_read_again(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     text = (
-        "from h2osim.policy import Policy\n\n\ndef rank(pos: int) -> float:\n    return {}pos\n\n\n"
+        "from h2osim.policies.declaration import Policy\n\n\n"
+        "def rank(pos: int) -> float:\n    return {}pos\n\n\n"
         "POLICY = Policy(name='mine', summary='', source='', rank=rank)\n"
     )
     found = []

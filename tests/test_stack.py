@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from strategies import examples, qk_traces
 
 import h2osim
-from h2osim.policy import Configured, all_policies
-from h2osim.replay import one_pass_pays, replay
-from h2osim.trace import Trace, unit
+from h2osim.policies.declaration import Configured
+from h2osim.policies.registry import all_policies
+from h2osim.replays.replaying import one_pass_pays, replay
+from h2osim.traces import unit
+from h2osim.traces.trace import Trace
 
 INCLUSIVE = [name for name, policy in sorted(all_policies().items()) if can_be_inclusive(policy)]
 

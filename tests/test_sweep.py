@@ -31,17 +31,17 @@ from strategies import examples, traces
 
 import h2osim
 from h2osim import cli
-from h2osim.errors import UserError
-from h2osim.policy import parse
-from h2osim.replay import replay
-from h2osim.sweep import open_sweep, sweep
-from h2osim.sweep.best import best_records, columns_of, summarise
-from h2osim.sweep.compute import ENGINES, compute
-from h2osim.sweep.grid import expand, varied
-from h2osim.sweep.plan import make_plan
-from h2osim.sweep.plot import plot_sweep
-from h2osim.sweep.store import Store
-from h2osim.trace import Trace
+from h2osim.policies.text import parse
+from h2osim.replays.replaying import replay
+from h2osim.support.errors import UserError
+from h2osim.sweeps.best import best_records, columns_of, summarise
+from h2osim.sweeps.compute import ENGINES, compute
+from h2osim.sweeps.grid import expand, varied
+from h2osim.sweeps.plan import make_plan
+from h2osim.sweeps.plot import plot_sweep
+from h2osim.sweeps.store import Store
+from h2osim.sweeps.sweeping import open_sweep, sweep
+from h2osim.traces.trace import Trace
 
 GRID = "h2o:recent=0..4:2,scores=full|cached,decay:gamma=0.5..1.0:0.25,recent=2,scores=full,tova"
 
@@ -242,7 +242,7 @@ def test_rows_of_queries_and_keys_and_rules_that_look_back(tmp_path: Path) -> No
 
 
 def test_many_runs_are_fed_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    from h2osim.sweep import compute as module
+    from h2osim.sweeps import compute as module
 
     expected = sweep(SMALL, GRID, "all")
     monkeypatch.setattr(module, "_RUNS_BYTES", 5000)
@@ -342,7 +342,7 @@ def test_the_cuda_engine_computes_the_same_chunks(monkeypatch: pytest.MonkeyPatc
     shim = pytest.importorskip("cuda_shim", reason="the kernels' stand-in on the CPU is missing")
     if shim.COMPILER is None:
         pytest.skip("no C++ compiler to stand in for a GPU")
-    from h2osim.engines import cuda
+    from h2osim import cuda
 
     monkeypatch.setattr(cuda, "devices", lambda: (shim.Shim(),))
     short = random_trace(9, 1, 2, 3, group_size=2)
@@ -358,7 +358,7 @@ def test_the_cuda_engine_computes_the_same_chunks(monkeypatch: pytest.MonkeyPatc
 
 
 def test_without_a_gpu_cuda_says_what_is_missing() -> None:
-    from h2osim.engines import cuda
+    from h2osim import cuda
 
     if cuda.available():
         pytest.skip("there is a GPU here")
@@ -439,7 +439,8 @@ def test_another_sweep_into_the_same_store_is_refused(
 
 def test_an_edited_policy_is_another_one(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
-    text = "from h2osim.policy import Policy\ndef rank(pos: int) -> float:\n    return {}pos\n"
+    text = "from h2osim.policies.declaration import Policy\n"
+    text += "def rank(pos: int) -> float:\n    return {}pos\n"
     text += "POLICY = Policy(name='mine', summary='', source='', rank=rank)\n"
     file.write_text(text.format(""))
     found = sweep(folder, str(file), [4], tmp_path / "s.zarr", engine="naive")
@@ -542,7 +543,7 @@ def log(store: Path) -> list[dict[str, Any]]:
 
 CHILD = """
 import sys
-from h2osim.sweep import sweep
+from h2osim import sweep
 sweep(sys.argv[1], sys.argv[2], [3, 5, 9], sys.argv[3], engine="naive", chunk=(2, 1))
 """
 MANY = "h2o:recent=0..8,scores=full|cached,decay:gamma=0.5..1:0.1,recent=0..3,scores=full"
@@ -581,7 +582,7 @@ def test_sigkill_at_random_moments(folder: Path, tmp_path: Path) -> None:
 
 
 def test_workers_of_a_machine_take_gpus_in_turn() -> None:
-    from h2osim.sweep.run import lane_of, turns
+    from h2osim.sweeps.run import lane_of, turns
 
     workers = ["tcp://10.0.0.2:41", "tcp://10.0.0.1:9", "tls://10.0.0.2:7", "tcp://10.0.0.2:40"]
     found = turns(workers)
@@ -646,7 +647,7 @@ class TestDask:
     def test_mistakes(
         self, cluster: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from h2osim.sweep import run as module
+        from h2osim.sweeps import run as module
 
         monkeypatch.setattr(module, "_PATIENCE", 2.0)
         address = cluster.scheduler_address

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from h2osim.errors import UserError
-from h2osim.fixedpoint import ONE, unpack
-from h2osim.synth import GENERATORS, find, parse, synth
-from h2osim.trace import Trace, open_trace
+from h2osim.attention.fixed_point import ONE
+from h2osim.attention.triangle import unpack
+from h2osim.support.errors import UserError
+from h2osim.traces.catalogue import open_trace
+from h2osim.traces.synthetic import GENERATORS, find, parse, synth
+from h2osim.traces.trace import Trace
 
 
 def matrix(trace: Trace, head: int = 0) -> np.ndarray:

@@ -25,23 +25,22 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from strategies import examples, qk_traces, sixteenths, softmax_scores, traces
 
-from h2osim import carried
-from h2osim.errors import UserError
-from h2osim.fixedpoint import (
+from h2osim.attention.fixed_point import (
     ONE,
     ONE_BITS,
     bits_from_fixed,
     fixed_from_bits,
     float_from_bits,
-    pack,
     round_to_bits,
-    row_slice,
-    rows_in,
-    tri,
-    unpack,
 )
-from h2osim.rows import RowMaker
-from h2osim.trace import Trace, TraceWriter, files, open_trace
+from h2osim.attention.softmax import RowMaker
+from h2osim.attention.triangle import pack, row_slice, rows_in, tri, unpack
+from h2osim.support import bundled
+from h2osim.support.errors import UserError
+from h2osim.traces import files
+from h2osim.traces.catalogue import bundled_traces, open_trace
+from h2osim.traces.trace import Trace
+from h2osim.traces.writer import TraceWriter
 
 
 def refuses(message: str) -> Any:
@@ -83,7 +82,7 @@ def test_every_float16_in_unit_interval_has_its_fixed_point() -> None:
 
 
 def test_the_compiled_table_is_the_same() -> None:
-    from h2osim import _scan
+    from h2osim.attention import row_loops as _scan
 
     assert np.array_equal(_scan.FIXED[: ONE_BITS + 1], fixed_from_bits(ALL_BITS))
     assert not _scan.FIXED[ONE_BITS + 1 :].any()
@@ -350,7 +349,8 @@ def test_blocks_and_rows_agree(trace: Trace, rows: int | None, lag: int, share: 
 
 
 def test_wrong_rows_and_shares() -> None:
-    unit = Trace.from_scores(softmax(n=5)).units()[0]
+    trace = Trace.from_scores(softmax(n=5))
+    unit = trace.units()[0]
     for t in (-1, 5):
         with pytest.raises(IndexError):
             unit.row(t)
@@ -359,9 +359,9 @@ def test_wrong_rows_and_shares() -> None:
     with pytest.raises(ValueError, match="lag -1"):
         next(unit.blocks(lag=-1))
     with refuses("share: found 'heads', expected one of head, group, layer"):
-        unit.trace.units("heads")
+        trace.units("heads")
     with refuses("no layer 5; it has 0, 1"):
-        unit.trace.check_layer(5)
+        trace.check_layer(5)
 
 
 def test_reading_in_threads(saved: Path) -> None:
@@ -925,7 +925,7 @@ def test_nothing_is_left_when_saving_is_interrupted(
             raise KeyboardInterrupt
         return "0" * 64
 
-    monkeypatch.setattr("h2osim.trace.files.sha256_of", stop)
+    monkeypatch.setattr("h2osim.traces.files.sha256_of", stop)
     with pytest.raises(KeyboardInterrupt):
         trace.save(tmp_path / "trace")
     assert len(calls) == 2 and not any(tmp_path.iterdir())
@@ -934,7 +934,7 @@ def test_nothing_is_left_when_saving_is_interrupted(
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from h2osim.trace import TraceWriter\n"
+        "import sys, time; from h2osim.traces.writer import TraceWriter\n"
         "with TraceWriter(sys.argv[1], stores=['scores'], group_size=1) as w:\n"
         "    with w.layer(0, 3, 1, 1, tensors=['scores', 'row_sum']) as f:\n"
         "        print('ready', flush=True); time.sleep(60)\n"
@@ -1007,7 +1007,7 @@ def test_a_full_disk_is_a_users_error(tmp_path: Path, monkeypatch: pytest.Monkey
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("h2osim.trace.writer._reserve", full)
+    monkeypatch.setattr("h2osim.traces.writer._reserve", full)
     with refuses("trace: cannot be written: No space left on device"):
         Trace.from_scores(softmax(n=7)).save(tmp_path / "trace")
     assert not any(tmp_path.iterdir())
@@ -1095,8 +1095,8 @@ def test_bundled_names(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     shutil.copytree(saved, root / "local" / "mine")
     shutil.copytree(saved, root / "local" / "smollm2-prose")
     (root / "no-trace").mkdir()
-    monkeypatch.setattr(carried, "traces", lambda: root)
-    assert list(carried.bundled_traces()) == ["mine", "smollm2-prose"]
+    monkeypatch.setattr(bundled, "traces", lambda: root)
+    assert list(bundled_traces()) == ["mine", "smollm2-prose"]
     monkeypatch.chdir(tmp_path)
     assert open_trace("smollm2-prose").path == root / "smollm2-prose"
     assert open_trace("mine").path == root / "local" / "mine"
@@ -1110,15 +1110,15 @@ def test_bundled_names(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_carried_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for folder in (carried.traces, carried.proofs, carried.gpu):
+    for folder in (bundled.traces, bundled.proofs, bundled.gpu):
         assert folder().is_dir() and folder().name == folder.__name__
     package = tmp_path / "site" / "h2osim"
     package.mkdir(parents=True)
-    monkeypatch.setattr(carried, "_PACKAGE", package)
-    assert carried.bundled_traces() == {}
+    monkeypatch.setattr(bundled, "_PACKAGE", package)
+    assert bundled_traces() == {}
     with refuses("folder gpu/ of h2osim not found: looked at .*_carried"):
-        carried.gpu()
+        bundled.gpu()
     (tmp_path / "site" / "gpu").mkdir()
-    assert carried.gpu() == tmp_path / "site" / "gpu"
+    assert bundled.gpu() == tmp_path / "site" / "gpu"
     (package / "_carried" / "gpu").mkdir(parents=True)
-    assert carried.gpu() == package / "_carried" / "gpu", "the installed copy goes first"
+    assert bundled.gpu() == package / "_carried" / "gpu", "the installed copy goes first"

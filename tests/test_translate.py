@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from cuda_shim import COMPILER, Shim
 
-from h2osim.engines.cuda import kernel_text
-from h2osim.engines.translate import Untranslatable, rules_text
-from h2osim.policy import INF, Policy, all_policies
-from h2osim.rules import exp, sigmoid
+from h2osim.cuda.device import kernel_text
+from h2osim.policies.arithmetic import exp, sigmoid
+from h2osim.policies.declaration import INF, Policy
+from h2osim.policies.registry import all_policies
+from h2osim.policies.to_cuda import Untranslatable, rules_text
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from h2osim.bench import Line, core_seconds
 from h2osim.engines.direct import DirectRun
-from h2osim.engines.job import Curve, Job, Outcome
+from h2osim.engines.request import Curve, Job, Outcome
 from h2osim.engines.stack import StackRun
-from h2osim.policy import parse
-from h2osim.trace import Unit
+from h2osim.policies.text import parse
+from h2osim.traces.unit import Unit
 
 RECENT = 32
 POLICY = f"h2o:recent={RECENT},scores=full"

@@ -17,23 +17,24 @@ from typing import Any
 import numpy as np
 
 import h2osim
+from h2osim import cuda
+from h2osim.attention.triangle import tri
 from h2osim.bench import Line, core_seconds
-from h2osim.engines import cuda
-from h2osim.engines.cuda.bracket import Bounds, search
-from h2osim.engines.cuda.chunks import spread
-from h2osim.engines.cuda.depths_kernel import Depths
-from h2osim.engines.cuda.direct_kernel import Direct
-from h2osim.engines.cuda.lines_kernel import Lines
-from h2osim.engines.cuda.rows import Rows, block_rows, load_rows, row_masses
-from h2osim.engines.cuda.run import choose
-from h2osim.engines.cuda.stack_kernel import Stack
+from h2osim.cuda.bracket import Bounds, search
+from h2osim.cuda.chunks import spread
+from h2osim.cuda.kernels.depths import Depths
+from h2osim.cuda.kernels.direct import Direct
+from h2osim.cuda.kernels.lines import Lines
+from h2osim.cuda.kernels.stack import Stack
+from h2osim.cuda.rows import Rows, block_rows, load_rows, row_masses
+from h2osim.cuda.run import choose
 from h2osim.engines.direct import DirectRun
-from h2osim.engines.job import Curve, Job
+from h2osim.engines.request import Curve, Job
 from h2osim.engines.stack import StackRun
-from h2osim.fixedpoint import tri
-from h2osim.optimum.bracket import narrow
-from h2osim.policy import parse
-from h2osim.trace import Trace, Unit
+from h2osim.optima.bracket import narrow
+from h2osim.policies.text import parse
+from h2osim.traces.trace import Trace
+from h2osim.traces.unit import Unit
 
 UNITS = 1056  # eight for each of an H200's 132 multiprocessors
 ROUND = 924  # as many as `depths` replays at once there: seven for each

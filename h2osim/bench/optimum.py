@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from h2osim.attention.triangle import tri
 from h2osim.bench import Line
-from h2osim.errors import UserError
-from h2osim.fixedpoint import tri
-from h2osim.optimum.bracket import narrow
-from h2osim.optimum.exact import from_above, from_below, future_mass
-from h2osim.synth import synth
-from h2osim.trace import Unit
+from h2osim.optima.bracket import narrow
+from h2osim.optima.exact import from_above, from_below, future_mass
+from h2osim.support.errors import UserError
+from h2osim.traces.synthetic import synth
+from h2osim.traces.unit import Unit
 
 FAR = 2.0**52  # cost of a pair that is not allowed: above any sum of masses, exact in float64
 

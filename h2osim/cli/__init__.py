@@ -23,7 +23,7 @@ def main() -> NoReturn:
 
 def run(args: Sequence[str]) -> int:
     """Run one command line and return its exit code; ``args`` are the words after ``h2osim``."""
-    from h2osim.errors import UserError
+    from h2osim.support.errors import UserError
 
     try:
         from h2osim.cli.app import app

@@ -63,9 +63,9 @@ def allocate(
 ) -> None:
     """Split cache slots over units: the best split, against equal, PyramidKV's and Ada-KV's."""
     from h2osim import report
-    from h2osim.allocate import allocate as split
-    from h2osim.policy import parse, split_policies
-    from h2osim.trace import open_trace
+    from h2osim.optima.allocating import allocate as split
+    from h2osim.policies.text import parse, split_policies
+    from h2osim.traces.catalogue import open_trace
 
     chosen = split_policies(policies) if policies else []
     for text in chosen:

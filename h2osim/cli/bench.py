@@ -11,7 +11,7 @@ from h2osim.cli.common import console, notice, print_json
 
 if TYPE_CHECKING:
     from h2osim.bench import Line
-    from h2osim.trace import Unit
+    from h2osim.traces.unit import Unit
 
 bench = typer.Typer(help="Measure speed, as ratios from one run; checked before it is timed.")
 
@@ -67,8 +67,8 @@ def gpu(json: AsJson = False) -> None:
 
 
 def _unit(trace: str | None, n: int, layer: int | None) -> Unit:
-    from h2osim.synth import synth
-    from h2osim.trace import open_trace
+    from h2osim.traces.catalogue import open_trace
+    from h2osim.traces.synthetic import synth
 
     recorded = open_trace(trace) if trace else synth("powerlaw", n, seed=0)
     recorded.verify()

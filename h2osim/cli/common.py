@@ -7,19 +7,19 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from h2osim.errors import UserError
+from h2osim.support.errors import UserError
+from h2osim.support.progress import Progress
 
 if TYPE_CHECKING:
     import typer
     from rich.console import Console
 
-Progress = Callable[[float, float, str], None]
 """Called as ``progress(done, total, what)``."""
 
 

@@ -21,12 +21,12 @@ from h2osim.cli.common import (
     progress_bar,
 )
 from h2osim.cli.options import EngineOption, FormatOption, Layers, PromptLen, ShareOption, TraceName
-from h2osim.errors import UserError
+from h2osim.support.errors import UserError
 
 if TYPE_CHECKING:
     import xarray
 
-    from h2osim.trace import Trace
+    from h2osim.traces.trace import Trace
 
 
 def register(app: typer.Typer) -> None:
@@ -81,7 +81,7 @@ def compare(
 ) -> None:
     """Replay policies on a trace and compare their attention-mass recall."""
     from h2osim import report
-    from h2osim.policy import parse, split_policies
+    from h2osim.policies.text import parse, split_policies
 
     # All that can be wrong about the request is found before the trace is read.
     wanted = parse_budgets(budgets or ("all" if target_recall else "0.05,0.1,0.2"))
@@ -100,9 +100,9 @@ def compare(
         output_path(output, "--output", report.SAVE_SUFFIXES)
         report.require_writer(output)
 
-    from h2osim.curves import budget_for_recall
-    from h2osim.replay import budget_tokens, replay
-    from h2osim.trace import open_trace
+    from h2osim.replays.curves import budget_for_recall
+    from h2osim.replays.replaying import budget_tokens, replay
+    from h2osim.traces.catalogue import open_trace
 
     recorded = open_trace(trace)
     recorded.verify()
@@ -161,8 +161,8 @@ def compare(
 def _beside_optimum(
     trace: Trace, results: xarray.Dataset, budgets: Any, options: dict[str, Any]
 ) -> xarray.Dataset:
-    from h2osim.optimum import optimum as solve
-    from h2osim.replay import replay
+    from h2osim.optima.solving import optimum as solve
+    from h2osim.replays.replaying import replay
     from h2osim.report import with_optimum
 
     if "streaming" in results["policy"].values:

@@ -21,7 +21,7 @@ from h2osim.cli.common import (
     progress_bar,
 )
 from h2osim.cli.options import FormatOption, Layers, PromptLen, ShareOption, TraceName
-from h2osim.errors import UserError
+from h2osim.support.errors import UserError
 
 if TYPE_CHECKING:
     import xarray
@@ -78,8 +78,8 @@ def optimum(
 ) -> None:
     """Find the most attention mass that any eviction schedule could have kept."""
     from h2osim import report
-    from h2osim.optimum import optimum as solve
-    from h2osim.trace import open_trace
+    from h2osim.optima.solving import optimum as solve
+    from h2osim.traces.catalogue import open_trace
 
     wanted = parse_budgets(budgets)
     if plot is not None:
@@ -107,7 +107,7 @@ def optimum(
             progress=progress,
         )
     if certificate is not None:
-        from h2osim.optimum.certificate import save_certificate
+        from h2osim.optima.certificate import save_certificate
 
         notice(f"wrote {save_certificate(found, recorded, certificate)}")
     if plot is not None:
@@ -154,8 +154,8 @@ def certify(
     format_: FormatOption = Format.table,
 ) -> None:
     """Check a certificate against its trace, in integers; exit code 2 at the first thing wrong."""
-    from h2osim.certify import certify as check
-    from h2osim.trace import open_trace
+    from h2osim.optima.certifying import certify as check
+    from h2osim.traces.catalogue import open_trace
 
     recorded = open_trace(trace)
     recorded.verify()

@@ -22,7 +22,7 @@ def policies(
 ) -> None:
     """List the eviction policies, or show one: its rule, parameters, source and facts."""
     from h2osim import report
-    from h2osim.policy import all_policies, find
+    from h2osim.policies.registry import all_policies, find
 
     chosen = list(all_policies().values()) if name is None else [find(name)]
     if format_ is not Format.table:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from h2osim.cli.common import command_line, notice, parse_integers, progress_bar
-from h2osim.errors import UserError
+from h2osim.support.errors import UserError
 
 
 class Store(StrEnum):
@@ -81,7 +81,7 @@ def record(
     ] = False,
 ) -> None:
     """Run a model over a text and record its attention (needs the extra `record`)."""
-    from h2osim.record import record as make
+    from h2osim.models.recording import record as make
 
     only_layers = parse_integers(layers, "--layers")
     only_heads = parse_integers(kv_heads, "--kv-heads")

@@ -13,7 +13,6 @@ import typer
 
 from h2osim.cli.common import (
     Format,
-    Progress,
     Share,
     console,
     notice,
@@ -24,9 +23,10 @@ from h2osim.cli.common import (
     print_json,
 )
 from h2osim.cli.options import FormatOption, Layers, PromptLen, ShareOption
+from h2osim.support.progress import Progress
 
 if TYPE_CHECKING:
-    from h2osim.sweep.plan import Plan
+    from h2osim.sweeps.plan import Plan
 
 
 def register(app: typer.Typer) -> None:
@@ -87,11 +87,11 @@ def sweep(
 ) -> None:
     """Replay grids of policies at many budgets, and find the best settings."""
     from h2osim import report
-    from h2osim.sweep import sweep as run
-    from h2osim.sweep.best import best_records, best_table, summarise
-    from h2osim.sweep.grid import expand
-    from h2osim.sweep.plot import axes_of, plot_sweep
-    from h2osim.trace import open_trace
+    from h2osim.sweeps.best import best_records, best_table, summarise
+    from h2osim.sweeps.grid import expand
+    from h2osim.sweeps.plot import axes_of, plot_sweep
+    from h2osim.sweeps.sweeping import sweep as run
+    from h2osim.traces.catalogue import open_trace
 
     # All that can be wrong about the request is found before a trace is read.
     configured = expand(policies)

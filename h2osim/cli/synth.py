@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from h2osim.cli.common import command_line, console, notice, parse_assignments
-from h2osim.errors import UserError
+from h2osim.support.errors import UserError
 
 
 def register(app: typer.Typer) -> None:
@@ -44,8 +44,8 @@ def synth(
     ] = False,
 ) -> None:
     """Make a synthetic trace, or list the generators and their parameters."""
-    from h2osim.synth import GENERATORS, find, parse
-    from h2osim.synth import synth as make
+    from h2osim.traces.synthetic import GENERATORS, find, parse
+    from h2osim.traces.synthetic import synth as make
 
     if name is None:
         from h2osim.report import generators_table

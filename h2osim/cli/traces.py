@@ -29,8 +29,7 @@ def traces(
 ) -> None:
     """List the bundled traces (and those in traces/local/): the names other commands take."""
     from h2osim import report
-    from h2osim.carried import bundled_traces
-    from h2osim.trace import open_trace
+    from h2osim.traces.catalogue import bundled_traces, open_trace
 
     found = bundled_traces()
     records = [
@@ -67,8 +66,8 @@ def info(
         output_path(plot, "--plot", report.PLOT_SUFFIXES)
         report.require_matplotlib()
 
-    from h2osim.describe import describe
-    from h2osim.trace import open_trace
+    from h2osim.traces.catalogue import open_trace
+    from h2osim.traces.description import describe
 
     recorded = open_trace(trace)
     recorded.verify()

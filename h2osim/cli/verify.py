@@ -23,7 +23,7 @@ from h2osim.cli.common import (
     progress_bar,
 )
 from h2osim.cli.options import EngineOption, FormatOption, Layers, PromptLen, ShareOption, TraceName
-from h2osim.errors import UserError
+from h2osim.support.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,8 +67,8 @@ def verify(
     """
     from h2osim import report
     from h2osim.guarantees import verify as module
-    from h2osim.policy import parse, split_policies
-    from h2osim.trace import open_trace
+    from h2osim.policies.text import parse, split_policies
+    from h2osim.traces.catalogue import open_trace
 
     wanted = parse_budgets(budgets)
     if wanted == "all":

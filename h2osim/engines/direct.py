@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from h2osim.engines.job import Job, Outcome
-from h2osim.engines.specialise import compiled, number_slots, sees_heads
-from h2osim.policy import SCORE_KINDS, arguments
-from h2osim.trace import Block
+from h2osim.engines.request import Job, Outcome
+from h2osim.policies.roles import SCORE_KINDS, arguments
+from h2osim.policies.to_numba import compiled, number_slots, sees_heads
+from h2osim.traces.unit import Block
 
 
 class DirectRun:

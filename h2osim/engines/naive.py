@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from h2osim.engines.job import Job, Outcome
-from h2osim.policy import INF, Rule, arguments
+from h2osim.engines.request import Job, Outcome
+from h2osim.policies.declaration import INF
+from h2osim.policies.roles import Rule, arguments
 
 ONE = 2.0**-24  # the unit of fixed point: every float16 probability is a multiple of it
 

@@ -7,11 +7,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from h2osim.engines.job import Curve, Job
-from h2osim.engines.specialise import compiled, number_slots
-from h2osim.errors import UserError
-from h2osim.policy import Rule, arguments
-from h2osim.trace import Block
+from h2osim.engines.request import Curve, Job
+from h2osim.policies.roles import Rule, arguments
+from h2osim.policies.to_numba import compiled, number_slots
+from h2osim.support.errors import UserError
+from h2osim.traces.unit import Block
 
 
 class StackRun:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from h2osim.fixedpoint import ONE
+from h2osim.attention.fixed_point import ONE
 from h2osim.guarantees.greedy import best_set, one_swap, static_greedy
 from h2osim.guarantees.history import History, Rows, Run, follow, simulate
 from h2osim.guarantees.setfunctions import (

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from h2osim.carried import proofs
 from h2osim.guarantees import checks
 from h2osim.guarantees.checks import Result
+from h2osim.support.bundled import proofs
 
 
 @dataclass(frozen=True)

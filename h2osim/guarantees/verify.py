@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from h2osim.errors import UserError
 from h2osim.guarantees import checks
 from h2osim.guarantees.checks import Result, Verdict
 from h2osim.guarantees.greedy import best_set
@@ -31,10 +30,14 @@ from h2osim.guarantees.setfunctions import (
     SharedCache,
     capped,
 )
-from h2osim.optimum import optimum
-from h2osim.policy import Configured, parse
-from h2osim.replay import Progress, decode_start, replay
-from h2osim.trace import Trace, Unit
+from h2osim.optima.solving import optimum
+from h2osim.policies.declaration import Configured
+from h2osim.policies.text import parse
+from h2osim.replays.replaying import decode_start, replay
+from h2osim.support.errors import UserError
+from h2osim.support.progress import Progress
+from h2osim.traces.trace import Trace
+from h2osim.traces.unit import Unit
 
 POLICIES = ("h2o:recent=0,scores=full", "h2o:recent=0,scores=cached", "h2o")
 """What is verified by default: setting P of the proofs, the same on cached scores (T3), and H2O as

@@ -1,1 +1,1 @@
-"""One file a policy, each with a module-level ``POLICY``; found by discovery, no list to edit."""
+"""Eviction policies: declarations, roles, parameters, and translations for the engines."""

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from h2osim.policy import Configured, Policy, parse
+from h2osim.policies.declaration import Configured, Policy
+from h2osim.policies.text import parse
 
 if TYPE_CHECKING:
     import xarray as xr
     from rich.table import Table
 
-    from h2osim.trace import Trace
+    from h2osim.traces.trace import Trace
 
 _UNIT_WORDS = {"head": "heads", "group": "KV groups", "layer": "layers"}
 # A table with more budgets than this shows those nearest to the shares below it.

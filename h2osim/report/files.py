@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from h2osim.errors import UserError
 from h2osim.report.comparison import result_rows
+from h2osim.support.errors import UserError
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from h2osim.policy import Policy
+from h2osim.policies.declaration import Policy
 from h2osim.report.comparison import beyond
 from h2osim.report.files import flat
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-    from h2osim.describe import TraceFacts
-    from h2osim.synth import Generator
-    from h2osim.trace import Trace
+    from h2osim.traces.description import TraceFacts
+    from h2osim.traces.synthetic import Generator
+    from h2osim.traces.trace import Trace
 
 
 # --- policies -------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def traces_table(records: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def info_page(facts: TraceFacts) -> Group:
-    """What :func:`h2osim.describe.describe` found: the manifest's facts, then a row a layer."""
+    """What :func:`~h2osim.traces.description.describe` found: the trace, then layers as rows."""
     from rich.console import Group
     from rich.table import Table
 

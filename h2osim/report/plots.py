@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from h2osim.policy import parse
+from h2osim.policies.text import parse
 from h2osim.report.comparison import beyond, budget_label
 from h2osim.report.files import replacing, require
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from h2osim.trace import Trace
+    from h2osim.traces.trace import Trace
 
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 
@@ -214,14 +214,14 @@ def plot_attention(trace: Trace, path: str | os.PathLike, cells: int = 256) -> P
     """Draw the attention of the first KV group of every layer, queries down, keys to the right.
 
     Grey is logarithmic, from 1e-4 (white) to 1 (black); a cell shows the largest mean over the
-    group's heads among its entries (see :func:`h2osim.describe.heatmap`).
+    group's heads among its entries (see :func:`h2osim.traces.description.heatmap`).
     """
     require_matplotlib()
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
-    from h2osim.describe import heatmap
+    from h2osim.traces.description import heatmap
 
     target = Path(path)
     units = [unit for unit in trace.units("group") if unit.index == 0]

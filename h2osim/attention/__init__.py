@@ -1,0 +1,1 @@
+"""Attention rows as exact integers: fixed point, packed triangles, softmax rows and their loops."""

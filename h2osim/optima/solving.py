@@ -1,0 +1,268 @@
+"""The offline optimum: how much attention any schedule could have kept, with a proof.
+
+`optimum` is the entry. Three ways to the same number (docs/optimum.md derives them):
+
+* `h2osim.optima.exact` solves many budgets in one run, from 0 up or from n down, in O(n²) memory;
+* `h2osim.optima.bracket` closes in on one budget from both sides, reading the rows a few times,
+  in memory linear in n; asked for no gap it ends at the exact optimum;
+* `h2osim.optima.certificate` saves a result so that `h2osim.certify` can check it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from h2osim.optima.bracket import CLOSING, narrow
+from h2osim.optima.exact import cost_above, cost_below, curve
+from h2osim.support.errors import UserError
+from h2osim.traces.trace import Trace
+from h2osim.traces.unit import Unit
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["optimum", "optimum_curves"]
+
+METHODS = ("auto", "exact", "bracket")
+EXACT_N = 8192  # above, C would take more than 270 MB a unit: `auto` brackets, and `exact` closes
+FEW = 10  # brackets up to so many budgets, whatever would be faster
+READINGS = 300
+
+
+def optimum(
+    trace: Trace,
+    budgets: float | Sequence[float] | Literal["all"],
+    *,
+    prompt_len: int | None = None,
+    share: str = "group",
+    method: str = "auto",
+    gap: float = 1e-4,
+    engine: str = "numba",
+    layers: Iterable[int] | None = None,
+    schedules: bool | None = None,
+    progress: Callable[[float, float, str], None] | None = None,
+) -> xarray.Dataset:
+    """The most attention mass that any eviction schedule could keep, unit by unit.
+
+    Over all schedules with |S_t| <= k and S_t a subset of S_{t-1} + {t} (the future known, nothing
+    re-admitted), the largest
+
+        recall = sum_t sum_{j in S_{t-1} + {t}} A[t, j] / sum_t sum_j A[t, j],   t = prompt_len ...
+
+    It is a linear program (theory T6) with prices λ_t >= 0, one per step, as its dual: for any λ,
+
+        D(λ) = k sum_t λ_t + sum_j max_e sum_{t = max(j+1, p) ... e} (A[t, j] - λ_t) + sum_t A[t, t]
+
+    is an upper bound, and equal to the optimum for the best λ. All numbers are integers (multiples
+    of 2^-24) until the final division.
+
+    Parameters
+    ----------
+    trace
+        A :class:`~h2osim.trace.Trace`.
+    budgets
+        Tokens (64), fractions of n (0.05), or ``"all"`` for 1 … n, as in :func:`h2osim.replay`.
+    prompt_len, share, layers
+        As in :func:`h2osim.replay`.
+    method
+        ``exact``: gap 0, by closing a bracket for each budget, by a run over all budgets up to the
+        largest, or by one down to the least, whichever should be fastest. ``bracket``: until
+        upper - lower <= ``gap`` * upper; memory linear in n.
+        ``auto``: exact for ``"all"`` and for n up to 8192, else bracket.
+    gap
+        Relative gap at which a bracket is good enough.
+    engine
+        ``numba``, or ``cuda``: a bracket for all units at once on the GPUs, by price steps alone.
+        It needs recorded scores, and stops after 448 readings though the gap may be wider (1e-3 is
+        what it is made for; the bounds hold whatever the gap).
+    schedules
+        Whether to return schedules and prices. Default: unless every budget is asked for (they are
+        n² numbers each).
+    progress
+        Called with units done, units in all and a word.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dimensions layer, unit, budget (tokens; ``fraction`` beside it):
+
+        * ``recall``, ``lower``, ``upper``: the recall of the schedule found (= ``lower``) and the
+          proved bound on every schedule; equal for the exact method. NaN where nothing is decoded;
+        * ``kept``, ``bound`` int64: the same in fixed point, and ``mass[layer, unit]``: the whole;
+        * ``evicted_at[..., token]`` int32: the step after which a token leaves, n if never;
+        * ``price[..., step]``: λ_t in units of attention mass: what one more cache slot in step t
+          would be worth. An exact multiple of 2^-24.
+
+    Raises
+    ------
+    UserError
+        A budget, prompt length, layer, share, method or gap out of range.
+    """
+    import xarray
+
+    from h2osim.replays.replaying import budget_list, chosen_layers, decode_start
+
+    if method not in METHODS:
+        raise UserError(f"unknown method {method!r}; expected {', '.join(METHODS)}")
+    if engine not in ("numba", "cuda"):
+        raise UserError(f"unknown engine {engine!r}; expected numba or cuda")
+    if engine == "cuda" and (method == "exact" or isinstance(budgets, str)):
+        raise UserError("engine=cuda brackets listed budgets; the exact optimum is engine=numba's")
+    if engine == "cuda" and "scores" not in trace.stores:
+        raise UserError(
+            f"engine=cuda: trace {trace.name} stores no scores; engine=numba makes rows"
+        )
+    if not 0 <= gap < 1:
+        raise UserError(f"gap {gap:g}: expected 0 up to, and not, 1")
+    tokens = budget_list(budgets, trace.n)
+    p = decode_start(trace, prompt_len)
+    chosen = chosen_layers(trace, layers)
+    if schedules is None:
+        schedules = not isinstance(budgets, str)
+    if engine == "cuda":
+        method = "bracket"
+    if method == "auto":
+        every = isinstance(budgets, str)
+        method = "exact" if every or trace.n <= EXACT_N else "bracket"
+    units = [u for u in trace.units(share) if u.layer in chosen]
+    for layer in chosen:
+        trace.check_layer(layer)
+
+    per_layer = len(units) // len(chosen)
+    shape = (len(chosen), per_layer, len(tokens))
+    kept, bound = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    mass = np.zeros(shape[:2], np.int64)
+    gone = np.zeros((*shape, trace.n), np.int32) if schedules else None
+    price = np.zeros((*shape, trace.n)) if schedules else None
+
+    def work(unit: Unit) -> list[_Found]:
+        return _solve(unit, tokens, p, 0.0 if method == "exact" else gap, method, bool(schedules))
+
+    solved = _on_gpu(units, tokens, p, gap) if engine == "cuda" else _each(units, work)
+    for done, (at, found) in enumerate(solved):
+        where = divmod(at, per_layer)
+        for b, one in enumerate(found):
+            kept[(*where, b)], bound[(*where, b)], mass[where] = one.lower, one.upper, one.whole
+            if gone is not None and price is not None:
+                gone[(*where, b)] = one.evicted_at
+                price[(*where, b)] = np.asarray(one.price) * 2.0**-24
+        if progress:
+            progress(done + 1, len(units), "solving")
+
+    dims = ("layer", "unit", "budget")
+    lower = _ratio(kept, mass[:, :, None])
+    data: dict[str, Any] = {
+        "recall": (dims, lower),
+        "lower": (dims, lower.copy()),
+        "upper": (dims, _ratio(bound, mass[:, :, None])),
+        "kept": (dims, kept),
+        "bound": (dims, bound),
+        "mass": (dims[:2], mass),
+    }
+    coords: dict[str, Any] = {
+        "layer": list(chosen),
+        "unit": np.arange(per_layer),
+        "budget": tokens,
+        "fraction": ("budget", np.array(tokens) / trace.n),
+    }
+    if gone is not None:
+        data["evicted_at"] = ((*dims, "token"), gone)
+        data["price"] = ((*dims, "step"), price)
+        coords |= {"token": np.arange(trace.n), "step": np.arange(trace.n)}
+    facts = {"trace": trace.name, "n": trace.n, "prompt_len": p, "share": share, "method": method}
+    return xarray.Dataset(data, coords, facts)
+
+
+def optimum_curves(
+    units: Sequence[Unit],
+    prompt_len: int,
+    *,
+    progress: Callable[[float, float, str], None] | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """OPT(k) of several units: kept int64 [units, n+1] (budgets 0 … n), and their mass [units]."""
+    kept = np.zeros((len(units), units[0].n + 1), np.int64)
+    mass = np.zeros(len(units), np.int64)
+    work = _each(units, lambda unit: curve(unit, prompt_len, least=0))
+    for done, (i, found) in enumerate(work):
+        kept[i], mass[i] = found.kept, found.whole
+        if progress:
+            progress(done + 1, len(units), "solving")
+    return kept, mass
+
+
+@dataclass(frozen=True)
+class _Found:
+    lower: int
+    upper: int
+    whole: int
+    evicted_at: NDArray[np.int32] | None = None
+    price: NDArray[np.int64] | None = None
+
+
+def _solve(
+    unit: Unit, tokens: Sequence[int], p: int, gap: float, method: str, schedules: bool
+) -> list[_Found]:
+    if method == "bracket" or one_by_one(unit.n, p, tokens):
+        found = [narrow(unit, k, p, gap, READINGS) for k in tokens]
+        if method == "bracket" or all(one.lower == one.upper for one in found):
+            return [
+                _Found(one.lower, one.upper, one.whole, one.evicted_at, one.price) for one in found
+            ]
+    solved = curve(unit, p, wanted=tokens if schedules else (), least=min(tokens), most=max(tokens))
+    return [
+        _Found(
+            int(solved.kept[k]), int(solved.kept[k]), solved.whole,
+            solved.evicted_at.get(k), solved.price.get(k),
+        )
+        for k in tokens
+    ]  # fmt: skip
+
+
+def one_by_one(n: int, prompt_len: int, budgets: Sequence[int]) -> bool:
+    """Whether to close a bracket for each of the budgets rather than solve them in one run.
+
+    Because that should be faster, or because the run would need much memory for a few of them.
+    """
+    if n > EXACT_N and len(budgets) <= FEW:
+        return True
+    run = min(cost_below(n, max(budgets)), cost_above(n, prompt_len, min(budgets)))
+    return len(budgets) * CLOSING * n * n < run
+
+
+def _on_gpu(
+    units: Sequence[Unit], tokens: Sequence[int], p: int, gap: float
+) -> Iterable[tuple[int, list[_Found]]]:
+    """Brackets of all units, budget by budget; (index, result) of each."""
+    from h2osim.cuda.bracket import SCHEDULES, brackets
+
+    found = [brackets(units, k, p, gap, SCHEDULES[-1]) for k in tokens]
+    for i, unit in enumerate(units):
+        whole = int(unit.row_masses()[p:].sum())
+        mine = [bounds[i] for bounds in found]
+        yield i, [_Found(b.lower, b.upper, whole, b.evicted_at, b.price) for b in mine]
+
+
+def _each(units: Sequence[Unit], work: Callable[[Unit], Any]) -> Iterable[tuple[int, Any]]:
+    """Work on all units on all cores; yields (index, result) as they come."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    pool = ThreadPoolExecutor(min(cores or 1, len(units)))
+    try:
+        waiting = {pool.submit(work, unit): i for i, unit in enumerate(units)}
+        for future in as_completed(waiting):
+            yield waiting[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Python integers are divided, as in a replay: one correctly rounded division."""
+    pairs = zip(part.ravel(), np.broadcast_to(whole, part.shape).ravel(), strict=True)
+    flat = [int(a) / int(b) if b else np.nan for a, b in pairs]
+    return np.array(flat, np.float64).reshape(part.shape)

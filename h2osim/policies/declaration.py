@@ -1,0 +1,246 @@
+"""What an eviction policy is: one declaration that every engine, the CLI and the docs read.
+
+A policy is a :class:`Policy` made of a few *pure scalar functions*. Each function names the values
+it wants as arguments and the engines supply them, so a declaration is read the same way by the
+plain Python engine, by numba and by the CUDA translator. The values are
+
+=============  ==============================================================================
+name           value
+=============  ==============================================================================
+state fields   the token's own state, one float each (``state=("score",)`` gives ``score``)
+``a``          the attention the token received in this step (see ``scores`` below)
+``a_old``      the same, ``lag`` steps ago; 0 where the token or the row did not exist yet
+``pos``        the token's position, 0 … n-1
+``t``          the step, i.e. the position of the newest token
+``age``        ``t - pos``: 0 for the newest token
+``k``          the budget in tokens
+``p``          the prompt length; decoding starts at step p
+``n``          the length of the trace
+``heads``      how many heads share the cache
+``size``       tokens in the cache before eviction, the newest included (``keep`` only)
+parameters     by their name; a window given as a share of the budget arrives in tokens
+inputs         per-token numbers computed before the run, by their name
+=============  ==============================================================================
+
+One step of a replay: the new token enters with ``init``; the row is attended; ``update`` gives each
+cached token its new state; then tokens of least ``rank`` are evicted until ``keep`` (by default k)
+are left, the oldest first among equals. Nothing is evicted inside the prompt; at its last row the
+cache shrinks to ``keep`` at once.
+
+A rank of ``+inf`` protects a token (recent windows, sinks) unless nothing else is left to evict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from h2osim.policies.parameters import Param, Value, resolve_window
+from h2osim.policies.roles import _PER_TOKEN, ROLES, Rule, arguments
+from h2osim.support.errors import UserError
+from h2osim.support.wording import near
+
+INF = math.inf
+
+Array = NDArray[np.float64]
+
+
+
+
+
+
+
+
+
+
+def fixed_window(values: Mapping[str, Value], heads: int) -> bool:
+    """T7's condition for an accumulated score: recorded rows, a window that does not grow with k.
+
+    A prompt-only rule sees dense rows alone, whatever its scores.
+    """
+    fixed = values["recent"] == 0 or float(values["recent"]) >= 1
+    return fixed and (values["scores"] == "full" or values.get("when") == "prompt")
+
+
+
+
+@dataclass(frozen=True)
+class Policy:
+    """An eviction policy.
+
+    Parameters
+    ----------
+    name, summary, source
+        What it is called, one line on the rule, and where it comes from (arXiv number).
+    rank
+        ``rank(...) -> float``: least is evicted, the oldest first among equals.
+    params
+        :class:`Param` objects; ``scores`` among them lets the user choose what is observed.
+    state, init, update
+        Names of the per-token state; ``init(...)`` gives a new token's state (default 0),
+        ``update(...)`` the state after a step (one float, or a tuple in the order of ``state``).
+    scores
+        What ``a`` is when ``scores`` is no parameter: ``full``: sum over the unit's heads of
+        A[t, j]; ``cached``: each head's row renormalised over the attended keys, A[t, j] / r_t.
+        Rows of the prompt are dense and always ``full``.
+    keep
+        ``keep(size, ...) -> int``: how many tokens may stay after this step (default k).
+    rank_cache
+        ``rank_cache(positions, ranks, ...)`` fills ``ranks[i]`` for the cached ``positions[i]``
+        (oldest first) where a rank needs the whole cache; state and inputs then arrive as arrays
+        indexed by position, and it may ask for ``head_row[h][j]``, what head h showed of token j in
+        this step, and ``head_scores[h][j]``, the sum of that so far. Given instead of ``rank``.
+    visible
+        ``visible(...) -> bool``: whether a cached token is attended in step t (default: yes).
+    linger
+        ``linger(...) -> int``: an evicted token is still attended while its age is at most this.
+    expires
+        A rank of ``-inf`` evicts a token even where there is room.
+    readmits
+        Not a schedule but a bound: every step chooses its k earlier keys afresh, by highest rank.
+    inputs
+        ``{name: f(unit, values) -> float64[n]}``: per-token numbers fixed before the run.
+    needs
+        Recorded data beyond attention rows, in words for tables (``value norms``).
+    lag
+        Name of the parameter that says how many steps back ``a_old`` looks.
+    inclusive
+        Whether the rank and its timing are independent of the cache and the budget, so that
+        caches of growing budgets are nested (theorem T7); may depend on parameters and the number
+        of heads that share the cache: ``inclusive(values, heads) -> bool``.
+    oracle
+        Sees the future: a reference, never an online policy.
+    within_budget
+        Never holds more than k tokens after a step, as a bool or ``within_budget(values)``.
+        Prompt-only and periodic rules do hold more.
+    notes
+        Where we differ from the source.
+    """
+
+    name: str
+    summary: str
+    source: str
+    rank: Rule | None = None
+    params: tuple[Param, ...] = ()
+    state: tuple[str, ...] = ()
+    init: Rule | None = None
+    update: Rule | None = None
+    scores: str = "full"
+    keep: Rule | None = None
+    rank_cache: Rule | None = None
+    visible: Rule | None = None
+    linger: Rule | None = None
+    expires: bool = False
+    readmits: bool = False
+    inputs: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    needs: str = ""
+    lag: str | None = None
+    inclusive: bool | Callable[[Mapping[str, Value], int], bool] = False
+    oracle: bool = False
+    within_budget: bool | Callable[[Mapping[str, Value]], bool] = True
+    notes: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.rank is None) == (self.rank_cache is None):
+            raise TypeError(f"policy {self.name}: give exactly one of rank and rank_cache")
+        if self.inclusive is not False:
+            self._check_inclusive()
+        for role, rule in self.rules().items():
+            known = ROLES[role] | ({p.name for p in self.params} - {"scores"})
+            if role in _PER_TOKEN:
+                known |= {*self.state, *self.inputs}
+            unknown = set(arguments(rule)) - known
+            if unknown:
+                raise TypeError(
+                    f"policy {self.name}: {role} asks for {', '.join(sorted(unknown))}; it may "
+                    f"name {', '.join(sorted(known))}"
+                )
+
+    def _check_inclusive(self) -> None:
+        # What T7 rules out by its form; the rest is tested (and `keep` again before every pass).
+        for name in ("visible", "linger", "expires", "lag"):
+            if getattr(self, name):
+                raise TypeError(f"policy {self.name}: {name} can not go with inclusive (T7)")
+        for role, rule in self.rules().items():
+            if role != "keep" and "k" in arguments(rule):
+                raise TypeError(f"policy {self.name}: inclusive, but {role} asks for the budget k")
+
+    def rules(self) -> dict[str, Rule]:
+        """The functions given, by role."""
+        given = {role: getattr(self, role) for role in ROLES}
+        return {role: rule for role, rule in given.items() if rule is not None}
+
+    def with_params(self, **given: Value) -> Configured:
+        """This policy with some parameters set, the rest at their defaults."""
+        known = {p.name: p for p in self.params}
+        for name in given:
+            if name not in known:
+                raise UserError(
+                    f"policy {self.name}: unknown parameter {name!r}"
+                    + (near(name, known) or f"; it takes {', '.join(known) or 'none'}")
+                )
+        values = {n: p.read(given.get(n, p.default), self.name) for n, p in known.items()}
+        written = ",".join(f"{name}={value}" for name, value in given.items())
+        return Configured(self, values, f"{self.name}:{written}" if written else self.name)
+
+
+@dataclass(frozen=True)
+class Configured:
+    """A policy with a value for every parameter; ``text`` is how the user wrote it."""
+
+    policy: Policy
+    values: Mapping[str, Value]
+    text: str
+
+    @property
+    def scores(self) -> str:
+        """What the policy is shown of a row: full or cached."""
+        return str(self.values.get("scores", self.policy.scores))
+
+    def inclusive(self, heads: int) -> bool:
+        """Whether one pass gives every budget (T7), for a unit of this many heads."""
+        told = self.policy.inclusive
+        return told(self.values, heads) if callable(told) else told
+
+    def within_budget(self) -> bool:
+        """Whether at most k tokens are held after every step from the prompt's end on."""
+        told = self.policy.within_budget
+        return told(self.values) if callable(told) else told
+
+    def numbers(self, k: int) -> dict[str, int | float]:
+        """The parameters as the rules see them at budget k; a choice becomes its index."""
+        seen: dict[str, int | float] = {}
+        for param in self.policy.params:
+            value = self.values[param.name]
+            if param.kind == "choice":
+                seen[param.name] = param.choices.index(str(value))
+            elif param.kind == "window":
+                seen[param.name] = resolve_window(float(value), k)
+            else:
+                seen[param.name] = float(value) if param.kind == "float" else int(value)
+        return seen
+
+    def lag(self) -> int:
+        """How many steps back ``a_old`` looks; 0 if the policy does not ask."""
+        return int(self.values[self.policy.lag]) if self.policy.lag else 0
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+

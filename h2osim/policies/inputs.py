@@ -1,0 +1,51 @@
+"""Numbers per token that a policy may ask for before a run (``Policy.inputs``).
+
+Each is ``f(unit, values) -> float64[n]``, computed once with NumPy and handed to every engine, so
+that engines cannot differ in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from h2osim.traces.unit import Unit
+
+Values = Mapping[str, int | float]
+Numbers = NDArray[np.float64]
+
+
+def noise(unit: Unit, values: Values) -> Numbers:
+    """A number in [0, 1) per token: the splitmix64 hash of ``seed`` and the position."""
+    z = np.arange(1, unit.n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z += np.uint64(int(values["seed"]) * 0xD1342543DE82EF95 % 2**64)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53, np.float64)
+
+
+def gumbel(unit: Unit, values: Values) -> Numbers:
+    """Standard Gumbel noise from :func:`noise`: the m largest of score + noise are a sample of m
+    without replacement from softmax(score).
+    """
+    return np.asarray(-np.log(-np.log(noise(unit, values) + 2.0**-54)), np.float64)
+
+
+def total(unit: Unit, values: Values) -> Numbers:
+    """The attention mass that the token receives in the whole text: sum over t of A[t, j]."""
+    return np.asarray(unit.column_sums() * 2.0**-24, np.float64)
+
+
+def place(unit: Unit, values: Values) -> Numbers:
+    """The token's place by :func:`total`: 0 for the most, the newer first among equals."""
+    order = np.lexsort((-np.arange(unit.n), -unit.column_sums()))
+    found = np.empty(unit.n)
+    found[order] = np.arange(unit.n)
+    return found
+
+
+def value_norm(unit: Unit, values: Values) -> Numbers:
+    """The L1 norm of the token's value vector, summed over the unit's KV heads."""
+    return unit.value_norms()

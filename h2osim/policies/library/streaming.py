@@ -1,0 +1,22 @@
+"""StreamingLLM: attention sinks and a sliding window."""
+
+from h2osim.policies.declaration import Policy
+from h2osim.policies.parameters import shared
+
+
+def rank(pos: int, n: int, sinks: int) -> float:
+    if pos < sinks:
+        return 2 * n - pos  # above every other; where the budget is less than the sinks, the first
+    return pos
+
+
+POLICY = Policy(
+    name="streaming",
+    summary="keep the first `sinks` tokens and the newest k - sinks (StreamingLLM)",
+    source="arXiv 2309.17453",
+    params=(shared("sinks", 4),),
+    rank=rank,
+    inclusive=True,
+    notes="Positions are those of the text; the source re-numbers them inside the cache, which "
+    "changes later layers but not a replay.",
+)

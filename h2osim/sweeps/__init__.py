@@ -1,0 +1,1 @@
+"""Sweeps: grids of policy configurations over many traces, resumable."""

@@ -1,0 +1,116 @@
+"""The heat map of a sweep: recall over two parameters."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from h2osim.policies.declaration import Configured
+from h2osim.policies.parameters import Value
+from h2osim.report import require_matplotlib
+from h2osim.support.errors import UserError
+from h2osim.sweeps.best import Summary
+from h2osim.sweeps.grid import varied
+
+_MOST_PANELS = 4
+_MOST_TICKS = 12
+
+
+def axes_of(configured: list[Configured]) -> dict[str, list[str]]:
+    """For each policy of which a parameter varies, the one or two with the most values."""
+    found = {}
+    for rule, names in varied(configured).items():
+        mine = [one for one in configured if one.policy.name == rule]
+        names.sort(key=lambda name: -len({one.values[name] for one in mine}))
+        if names:
+            found[rule] = names[:2]
+    if not found:
+        raise UserError("--plot: a heat map needs a parameter with several values, as in 0..64:16")
+    return found
+
+
+def plot_sweep(summary: Summary, path: str | os.PathLike, title: str = "") -> Path:
+    """Draw the mean recall over two parameters, a row of panels a policy, a panel a budget.
+
+    Where more than two parameters vary, the two with the most values are the axes and a cell shows
+    the best over the others; where one varies, the budgets are the other axis. A ring marks the
+    best cell. The file's ending chooses the format.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    chosen = axes_of(summary.configured)
+    target = Path(path)
+    some = len(summary.columns)
+    shown = _spread(some, _MOST_PANELS)
+    wide = len(shown) if any(len(names) == 2 for names in chosen.values()) else 1
+    figure = Figure(figsize=(1.5 + 3.6 * wide, 0.6 + 3.3 * len(chosen)), layout="constrained")
+    grid = figure.subplots(len(chosen), wide, squeeze=False)
+    for row, (rule, names) in zip(grid, chosen.items(), strict=True):
+        mine = [i for i, one in enumerate(summary.configured) if one.policy.name == rule]
+        ticks = [_sorted({summary.configured[i].values[name] for i in mine}) for name in names]
+        place = {
+            i: [known.index(summary.configured[i].values[n]) for n, known in axes]
+            for axes in [list(zip(names, ticks, strict=True))]
+            for i in mine
+        }
+        for axes in row[1 if len(names) == 1 else len(shown) :]:
+            axes.set_visible(False)
+        if len(names) == 1:
+            picture = np.full((len(ticks[0]), some), np.nan)
+            for i in mine:
+                picture[place[i][0]] = summary.mean[i]
+            labels = [column.label for column in summary.columns]
+            _panel(figure, row[0], picture, (labels, ticks[0]), ("budget", names[0]), rule)
+            continue
+        for axes, s in zip(row, shown, strict=False):
+            picture = np.full((len(ticks[1]), len(ticks[0])), np.nan)
+            for i in mine:
+                x, y = place[i]
+                picture[y, x] = np.fmax(picture[y, x], summary.mean[i, s])
+            label = f"{rule}, budget {summary.columns[s].label}"
+            _panel(figure, axes, picture, (ticks[0], ticks[1]), (names[0], names[1]), label)
+    if title:
+        figure.suptitle(f"{title}\nmean recall over the units", fontsize="medium")
+    with tempfile.TemporaryDirectory(prefix=".h2osim-", dir=target.parent) as folder:
+        figure.savefig(Path(folder) / target.name, dpi=150)
+        os.replace(Path(folder) / target.name, target)
+    return target
+
+
+def _panel(
+    figure: Any,
+    axes: Any,
+    picture: np.ndarray,
+    ticks: tuple[list[Any], list[Any]],
+    names: tuple[str, str],
+    title: str,
+) -> None:
+    image = axes.imshow(picture, cmap="viridis", origin="lower", aspect="auto")
+    for side, values in zip((axes.xaxis, axes.yaxis), ticks, strict=True):
+        at = _spread(len(values), _MOST_TICKS)
+        side.set_ticks(at, [str(values[i]) for i in at], fontsize="x-small")
+    if max(len(str(value)) for value in ticks[0]) > 4:
+        axes.tick_params(axis="x", rotation=60)
+    axes.set_xlabel(names[0])
+    axes.set_ylabel(names[1])
+    axes.set_title(title, fontsize="small")
+    if not np.isnan(picture).all():
+        y, x = np.unravel_index(np.nanargmax(picture), picture.shape)
+        axes.plot(x, y, "o", fillstyle="none", color="white", markersize=9, markeredgewidth=3)
+        axes.plot(x, y, "o", fillstyle="none", color="black", markersize=9)
+    figure.colorbar(image, ax=axes, shrink=0.9).ax.tick_params(labelsize="x-small")
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many of the first ``count`` numbers, evenly spread, both ends included."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))})
+
+
+def _sorted(values: set[Value]) -> list[Value]:
+    """A parameter's values are all numbers or all words."""
+    return sorted(values, key=lambda value: (0 if isinstance(value, str) else value, str(value)))

@@ -1,0 +1,239 @@
+"""Sweeps: thousands of policy configurations on all units of some traces, at many budgets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from h2osim.policies.declaration import Configured, Policy
+from h2osim.replays.replaying import Budgets
+from h2osim.support.errors import UserError
+from h2osim.sweeps.compute import engine_here
+from h2osim.sweeps.grid import expand
+from h2osim.sweeps.plan import Plan, make_plan, trace_paths
+from h2osim.sweeps.run import connect, engine_there, lanes_of, run_dask, run_here
+from h2osim.sweeps.store import KEY, Coords, Memory, Store
+from h2osim.traces.catalogue import open_trace
+from h2osim.traces.trace import Trace
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["open_sweep", "sweep"]
+
+#: Names that a parameter's coordinate must not take; it is called ``param_NAME`` then.
+_TAKEN = {
+    "policy", "rule", "one_pass", "unit", "trace", "layer", "index", "heads", "n", "prompt_len",
+    "budget", "fraction", "tokens", "recall", "held", "done",
+}  # fmt: skip
+
+
+def sweep(
+    traces: str | os.PathLike | Trace | Sequence[str | os.PathLike | Trace],
+    policies: str | Policy | Configured | Sequence[str | Policy | Configured],
+    budgets: Budgets,
+    store: str | os.PathLike | None = None,
+    *,
+    prompt_len: int | None = None,
+    share: str = "group",
+    engine: str = "auto",
+    layers: Iterable[int] | None = None,
+    dask: str | None = None,
+    chunk: tuple[int, int] | None = None,
+    progress: Callable[[float, float, str], None] | None = None,
+    planned: Callable[[Plan, int], None] | None = None,
+) -> xarray.Dataset:
+    """Replay every configuration of a grid of policies on every unit of some traces.
+
+    Each number is the one that :func:`h2osim.replay` gives. The work is cut into chunks
+    (configurations × units); a chunk's results are written whole, then marked. A call that was
+    killed is continued by the same call: what is marked is not computed again.
+
+    Parameters
+    ----------
+    traces
+        Traces, or their folders or names.
+    policies
+        Grids as text, ``"h2o:recent=0..128:16,scores=full|cached,tova"`` (see
+        :mod:`h2osim.sweeps.grid`), or policy objects.
+    budgets, prompt_len, share, layers
+        As in :func:`h2osim.replay`, for each trace.
+    store
+        A folder for the results, in the Zarr format; made if it is not there, continued if it holds
+        the same sweep. None: results stay in memory.
+    engine
+        ``auto`` (GPU where there is one), ``numba``, ``cuda`` or ``naive``; all agree exactly.
+    dask
+        Address of a running Dask scheduler. Its workers open traces and store by path.
+    chunk
+        Configurations and units of a chunk; chosen from the cost if not given. A store keeps the
+        shape it was made with.
+    progress
+        Called with work done, work in all and a word. From threads, one at a time.
+    planned
+        Called once with the plan and the number of chunks that are left, before the work.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``recall`` (float64) and ``held`` (int32) as in :func:`h2osim.replay`, over
+
+        * ``policy``: the configurations as text that ``replay`` takes; beside it ``rule`` (the
+          policy's name), ``one_pass``, and one coordinate a parameter, of all parameters of all the
+          policies (NaN or empty where a policy has no such parameter);
+        * ``unit``: all units of all traces one after the other; beside it ``trace``, ``layer``,
+          ``index`` (in the layer), ``heads``, ``n`` and ``prompt_len``;
+        * ``budget``: tokens (``"all"``: 1 … the longest n; NaN where a trace is shorter). Where
+          traces of several lengths are asked for shares, the shares as asked, with ``tokens[unit,
+          budget]`` beside them.
+
+        With a store, arrays are read from it when they are used.
+
+    Raises
+    ------
+    UserError
+        As :func:`h2osim.replay`; a bad grid; a store that holds another sweep, that another process
+        is at work on, or that is something else; no Dask, no scheduler, no worker.
+    """
+    given = [traces] if isinstance(traces, str | os.PathLike | Trace) else list(traces)
+    configured = expand(policies)
+    opened = [one if isinstance(one, Trace) else open_trace(one) for one in given]
+    path = None if store is None else Path(store)
+    if dask is None:
+        kind = engine_here(engine)
+        plan = make_plan(
+            opened, configured, budgets, prompt_len=prompt_len, share=share, layers=layers,
+            engine=kind, lanes=kind.lanes(), chunk=chunk,
+        )  # fmt: skip
+        return _work(plan, path, planned, lambda plan, sink: run_here(plan, sink, kind, progress))
+    if path is None:
+        raise UserError("--dask: give a store too; workers write their chunks into it")
+    paths = trace_paths(opened)
+    client = connect(dask)
+    try:
+        kind = engine_there(client, engine, [*paths, os.path.abspath(path.parent)])
+        plan = make_plan(
+            opened, configured, budgets, prompt_len=prompt_len, share=share, layers=layers,
+            engine=kind, lanes=lanes_of(client), chunk=chunk,
+        )  # fmt: skip
+        return _work(
+            plan, path, planned, lambda plan, sink: run_dask(plan, sink, engine, client, progress)
+        )
+    finally:
+        client.close()
+
+
+def _work(
+    plan: Plan,
+    path: Path | None,
+    planned: Callable[[Plan, int], None] | None,
+    run: Callable[[Plan, Any], None],
+) -> xarray.Dataset:
+    """Do a plan, into a store or into memory."""
+    if path is None:
+        memory = Memory(plan)
+        if planned:
+            planned(plan, plan.chunks)
+        run(plan, memory)
+        return _dataset(plan, memory)
+    store = _store_for(path, plan)
+    plan = replace(plan, chunk=store.chunk)
+    with store.locked():
+        if planned:
+            planned(plan, sum(not store.finished(i) for i in range(plan.chunks)))
+        run(plan, store)
+        store.sweep_up()
+    return open_sweep(path)
+
+
+def open_sweep(store: str | os.PathLike) -> xarray.Dataset:
+    """The results in a store, finished or not (NaN where not); arrays are read when used.
+
+    ``xarray.open_zarr`` reads the same folder where zarr is installed.
+    """
+    import xarray
+
+    from h2osim.sweeps.lazy import lazy
+
+    folder = Store(Path(store))
+    variables = {}
+    for name, meta in folder.arrays.items():
+        if name == "done":
+            continue
+        dims = meta["dimension_names"]
+        if name in ("recall", "held"):
+            variables[name] = xarray.Variable(dims, lazy(folder, name))
+            variables[name].encoding["chunks"] = meta["chunk_grid"]["configuration"]["chunk_shape"]
+        else:
+            values = folder.read(name)
+            variables[name] = xarray.Variable(
+                dims, values.astype(str) if meta["data_type"] == "string" else values
+            )
+    data = {name: variables.pop(name) for name in ("recall", "held")}
+    return xarray.Dataset(data, variables, _facts(folder.attributes))
+
+
+def _store_for(path: Path, plan: Plan) -> Store:
+    """The store at a path: the one there if it is of the same sweep, else a new one."""
+    if not path.exists():
+        try:
+            return Store.create(path, plan, _coords(plan), _attributes(plan))
+        except OSError:
+            if not path.exists():  # else another process was faster
+                raise
+    folder = Store(path)
+    folder.check(plan.request)
+    return folder
+
+
+def _attributes(plan: Plan) -> dict[str, Any]:
+    return {"share": plan.share, "traces": list(plan.names)}
+
+
+def _facts(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if name != KEY}
+
+
+def _dataset(plan: Plan, memory: Memory) -> xarray.Dataset:
+    import xarray
+
+    dims = ("policy", "unit", "budget")
+    data = {"recall": (dims, memory.found.recall), "held": (dims, memory.found.held)}
+    return xarray.Dataset(data, _coords(plan), _attributes(plan))
+
+
+def _coords(plan: Plan) -> Coords:
+    """All coordinates: their dimensions and values."""
+    units, owner = plan.units, plan.owner
+    on_policy: dict[str, Any] = {
+        "policy": [c.text for c in plan.configured],
+        "rule": [c.policy.name for c in plan.configured],
+        "one_pass": plan.one_pass.all(axis=1),
+    }
+    kinds = {p.name: p.kind for c in plan.configured for p in c.policy.params}
+    for name, kind in kinds.items():
+        key = f"param_{name}" if name in _TAKEN else name
+        if kind == "choice":
+            on_policy[key] = [str(c.values.get(name, "")) for c in plan.configured]
+        else:
+            on_policy[key] = [float(c.values.get(name, np.nan)) for c in plan.configured]
+    on_unit = {
+        "unit": np.arange(len(units)),
+        "trace": [plan.names[o] for o in owner],
+        "layer": [u.layer for u in units],
+        "index": [u.index for u in units],
+        "heads": [len(u.heads) for u in units],
+        "n": [u.n for u in units],
+        "prompt_len": [plan.prompt_lens[o] for o in owner],
+    }
+    found: Coords = {name: (("policy",), np.array(on)) for name, on in on_policy.items()}
+    found |= {name: (("unit",), np.array(values)) for name, values in on_unit.items()}
+    found["budget"] = (("budget",), plan.budgets)
+    if plan.budgets.dtype.kind == "f":
+        found["tokens"] = (("unit", "budget"), np.array([plan.tokens[o] for o in owner]))
+    return found

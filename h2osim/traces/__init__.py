@@ -1,0 +1,38 @@
+"""Traces: recorded attention, exact to the bit, in a folder or in memory.
+
+A trace folder holds ``trace.json`` and one safetensors file a layer, of two stores, or both:
+
+* ``scores``: float16 post-softmax attention, the lower triangle packed, ``[H, n(n+1)/2]``, row t
+  from t(t+1)/2 on; with ``row_sum`` [H, n], each row's float32 sum before rounding, and ``lse``
+  [H, n], its log-sum-exp (both float32);
+* ``qk``: queries ``q`` [H, n, d] and keys ``k`` [G, n, d], float32, after RoPE; rows are made from
+  them on the fly (rows.py).
+
+H counts the recorded query heads, G the recorded KV heads; H = group_size * G, and the query heads
+of one KV head stand together. Optional in both: ``v`` [G, n, d'], ``v_norm1``, ``v_norm2`` and
+``k_norm2`` [G, n], float32. With a sliding window W, row t is zero for j <= t - W.
+
+trace.json (format version 1): format, version, name, created_by, command, model, tokenizer, text,
+tokens {ids, text}, n, prompt_len (null for given text), generation, stores, heads, kv_heads,
+group_size, model_heads, model_kv_heads, head_dim, provenance, and layers, each with index, file,
+sha256, bytes, scale, window, softcap and the names of its tensors.
+"""
+
+from h2osim.traces.catalogue import open_trace
+from h2osim.traces.manifest import FORMAT, SHARES, STORES, VERSION
+from h2osim.traces.trace import Trace
+from h2osim.traces.unit import Block, Unit
+from h2osim.traces.writer import LayerWriter, TraceWriter
+
+__all__ = [
+    "FORMAT",
+    "SHARES",
+    "STORES",
+    "VERSION",
+    "Block",
+    "LayerWriter",
+    "Trace",
+    "TraceWriter",
+    "Unit",
+    "open_trace",
+]

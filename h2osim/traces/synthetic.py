@@ -1,0 +1,519 @@
+"""Attention made up with a seed: imitations of real patterns, and the adversaries of the theory.
+
+>>> trace = synth("powerlaw", 512, seed=1, heads=2, exponent=1.2)
+>>> trace = synth("powerlaw:exponent=1.2,sink=0", 512)  # the same parameters, written as one text
+
+The same call gives the same bits on every machine: random numbers are the raw 64-bit words of
+PCG64 (whose stream NumPy guarantees, unlike that of its distributions), everything else is IEEE
+addition, multiplication and division in a fixed order; the powers come from the decimal module,
+not from the machine's libm, and sums from `add.accumulate`, not from a pairwise `sum` that depends
+on the vector unit. Rows are made in float64 and rounded once, to float16, as recorded rows are.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import Context, Decimal
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from h2osim.attention.fixed_point import ONE_BITS, round_to_bits
+from h2osim.attention.triangle import pack, tri
+from h2osim.support.errors import UserError
+from h2osim.traces.trace import Trace
+
+_ROWS_AT_A_TIME = 256
+
+Value = int | float
+Rows = Callable[[int, int], NDArray[np.float64]]
+"""rows(start, stop) -> float64 [stop - start, stop]: rows start ... stop-1, zeros above the
+diagonal; called for consecutive ranges from 0 on."""
+
+
+@dataclass(frozen=True)
+class Param:
+    """A typed, ranged, documented parameter of a generator; the default may depend on n."""
+
+    name: str
+    default: Value | Callable[[int], Value]
+    doc: str
+    kind: type = float
+    low: float = 0.0
+    high: float = math.inf
+
+    @property
+    def range(self) -> str:
+        """The accepted values, in words."""
+        word = "whole number" if self.kind is int else "number"
+        return f"{word}, {self.low:g} {'up' if self.high == math.inf else f'to {self.high:g}'}"
+
+    def read(self, given: Any, generator: str) -> Value:
+        """A value from what the user gave (text or number); UserError when it does not fit."""
+        try:
+            number = float(given)
+        except (TypeError, ValueError):
+            number = math.nan
+        whole = self.kind is int
+        if not self.low <= number <= self.high or (whole and not number.is_integer()):
+            raise UserError(f"generator {generator}: {self.name}={given}: expected {self.range}")
+        return int(number) if whole else number
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A family of traces.
+
+    make(n, source, values) -> Rows makes one head; source is that head's random numbers. heads
+    (values) gives the number of heads where the instance fixes it (they share one cache then);
+    prompt_len (values) the prompt's length where decoding starts later than at token 1; least
+    (values) the fewest tokens the instance needs.
+    """
+
+    name: str
+    summary: str
+    make: Callable[[int, Source, Mapping[str, Value]], Rows]
+    params: tuple[Param, ...] = ()
+    heads: Callable[[Mapping[str, Value]], int] | None = None
+    prompt_len: Callable[[Mapping[str, Value]], int] | None = None
+    least: Callable[[Mapping[str, Value]], int] = lambda values: 1
+
+    @property
+    def doc(self) -> str:
+        """What it makes, at length."""
+        return (self.make.__doc__ or "").strip()
+
+    def values(self, n: int, given: Mapping[str, Any]) -> dict[str, Value]:
+        """All parameters, the defaults filled in; UserError for one that does not exist."""
+        names = [p.name for p in self.params]
+        for name in given:
+            if name not in names:
+                has = f"it has {', '.join(names)}" if names else "it has none"
+                raise UserError(
+                    f"generator {self.name}: no parameter {name}{_near(name, names)}; {has}"
+                )
+        return {
+            p.name: p.read(given[p.name], self.name)
+            if p.name in given
+            else (p.default(n) if callable(p.default) else p.default)
+            for p in self.params
+        }
+
+
+class Source:
+    """The random numbers of one head: PCG64 seeded with (seed, layer, head, stream)."""
+
+    def __init__(self, seed: int, layer: int, head: int) -> None:
+        self.head = head
+        self._raw = np.random.PCG64([seed, layer, head])
+
+    def uniform(self, *shape: int) -> NDArray[np.float64]:
+        """Numbers in [0, 1), multiples of 2^-53."""
+        words = self._raw.random_raw(math.prod(shape))
+        return (words >> np.uint64(11)).astype(np.float64).reshape(shape) * 2.0**-53
+
+    def below(self, limit: int, *shape: int) -> NDArray[np.int64]:
+        """Whole numbers 0 ... limit-1 (uniform up to 2^-53 limit)."""
+        return (self.uniform(*shape) * limit).astype(np.int64)
+
+    def permutation(self, n: int) -> NDArray[np.int64]:
+        """0 ... n-1 in random order."""
+        return np.argsort(self._raw.random_raw(n), kind="stable")
+
+
+def parse(text: str) -> tuple[str, dict[str, str]]:
+    """Read ``powerlaw:exponent=1.2,sink=0``: the generator's name and its parameters as texts."""
+    name, _, rest = text.strip().partition(":")
+    given: dict[str, str] = {}
+    for part in filter(None, (s.strip() for s in rest.split(","))):
+        key, equals, value = part.partition("=")
+        if not equals or not value:
+            raise UserError(f"generator {text!r}: {part!r} is not of the form parameter=value")
+        if key in given:
+            raise UserError(f"generator {text!r}: parameter {key} given twice")
+        given[key] = value
+    return name, given
+
+
+def find(name: str) -> Generator:
+    """A generator by its name; UserError with the near misses."""
+    if name not in GENERATORS:
+        raise UserError(
+            f"unknown generator {name!r}{_near(name, GENERATORS)}; "
+            f"there are {', '.join(GENERATORS)}"
+        )
+    return GENERATORS[name]
+
+
+def synth(
+    name: str,
+    n: int,
+    *,
+    seed: int = 0,
+    heads: int | None = None,
+    layers: int = 1,
+    group_size: int | None = None,
+    **params: Any,
+) -> Trace:
+    """A trace of n tokens from the generator `name` (see `GENERATORS`), in memory.
+
+    seed: a whole number from 0 on; every layer and head has its own stream. heads: query heads
+    (default 1; a generator whose instance fixes them refuses another number). group_size: heads
+    that share a cache (default 1, or all where the instance is about a shared cache). params: the
+    generator's parameters, also as ``name:parameter=value,...``. UserError when one does not fit.
+    """
+    name, written = parse(name)
+    generator = find(name)
+    if twice := sorted(set(written) & set(params)):
+        raise UserError(f"generator {name}: parameter {twice[0]} given twice")
+    for word, number, low in (("n", n, 1), ("seed", seed, 0), ("layers", layers, 1)):
+        _whole(name, word, number, low)
+    values = generator.values(n, {**written, **params})
+    if n < generator.least(values):
+        raise UserError(f"generator {name}: n={n}: expected at least {generator.least(values)}")
+    if generator.heads is not None:
+        fixed = generator.heads(values)
+        if heads not in (None, fixed):
+            raise UserError(f"generator {name}: heads={heads}: this instance has {fixed}")
+        heads, group_size = fixed, group_size or fixed
+    heads = _whole(name, "heads", 1 if heads is None else heads, 1)
+    group_size = _whole(name, "group_size", group_size or 1, 1)
+    bits = np.empty((layers, heads, tri(n)), dtype=np.uint16)
+    sums = np.empty((layers, heads, n), dtype=np.float32)
+    for layer in range(layers):
+        for head in range(heads):
+            rows = generator.make(n, Source(seed, layer, head), values)
+            for start in range(0, n, _ROWS_AT_A_TIME):
+                stop = min(start + _ROWS_AT_A_TIME, n)
+                block = rows(start, stop)
+                bits[layer, head, tri(start) : tri(stop)] = round_to_bits(pack(block, start))
+                sums[layer, head, start:stop] = np.add.accumulate(block, axis=1)[:, -1]
+    assert int(bits.max()) <= ONE_BITS
+    written_params = ",".join(f"{key}={value}" for key, value in values.items())
+    return Trace.from_packed(
+        bits,
+        row_sum=sums,
+        group_size=group_size,
+        prompt_len=None if generator.prompt_len is None else generator.prompt_len(values),
+        name=f"{name}-n{n}-seed{seed}",
+        provenance={
+            "generator": name + (f":{written_params}" if written_params else ""),
+            "seed": str(seed),
+            "summary": generator.summary,
+        },
+    )
+
+
+# --- imitations of real patterns -----------------------------------------------------------------
+
+
+def _powerlaw(n: int, source: Source, values: Mapping[str, Value]) -> Rows:
+    """Heavy hitters: tokens whose weights follow a power law, with sinks and locality.
+
+    Row t is the mixture
+
+        sink * S_t + local * L_t + (1 - sink - local) * P_t.
+
+    S_t spreads over the first `sinks` tokens, half to the first, a quarter to the second and so
+    on; L_t falls by half every `halflife` tokens back from t; P_t is proportional to r_j^-exponent
+    over the tokens j <= t, r a random ranking of the n tokens (every head has its own), each entry
+    first multiplied by an independent uniform factor in [1 - noise, 1 + noise].
+    """
+    weights = _powers(n, values["exponent"])[source.permutation(n)]
+    noise = values["noise"]
+
+    def heavy(start: int, stop: int) -> NDArray[np.float64]:
+        factor = 1.0 - noise + 2.0 * noise * source.uniform(stop - start, stop)
+        return _rows_of(weights[:stop] * factor, start)
+
+    return _mixture(n, values, heavy)
+
+
+def _drift(n: int, source: Source, values: Mapping[str, Value]) -> Rows:
+    """Topics that change over time: yesterday's heavy hitters are not today's.
+
+    Every token has one of `topics` topics, at random, and a weight r_j^-exponent for its random
+    rank r_j. The text is about one topic for `period` tokens, then about another one, at random.
+    Row t is a mixture as in `powerlaw`, P_t being proportional to the weights of the tokens of the
+    topic in force, and to `leak` times the weights of the others.
+    """
+    topics, period = int(values["topics"]), int(values["period"])
+    weights = _powers(n, values["exponent"])[source.permutation(n)]
+    topic = source.below(topics, n)
+    # each change is to one of the other topics, so that it is a change
+    steps = 1 + source.below(max(topics - 1, 1), -(-n // period))
+    in_force = np.add.accumulate(steps) % topics
+
+    def heavy(start: int, stop: int) -> NDArray[np.float64]:
+        now = in_force[np.arange(start, stop) // period]
+        share = np.where(topic[None, :stop] == now[:, None], 1.0, values["leak"])
+        return _rows_of(weights[:stop] * share, start)
+
+    return _mixture(n, values, heavy)
+
+
+def _mixture(n: int, values: Mapping[str, Value], heavy: Rows) -> Rows:
+    """Rows sink * S + local * L + the rest of `heavy`, normalised."""
+    sink, local = values["sink"], values["local"]
+    if sink + local > 1:
+        raise UserError(f"generator: sink={sink:g}, local={local:g}: expected a sum up to 1")
+    sinks = int(values["sinks"])
+    near = np.empty(n)
+    near[0] = 1.0
+    near[1:] = float(_power(Decimal(2), -1.0 / values["halflife"]))
+    near = np.multiply.accumulate(near)
+    first = np.multiply.accumulate(np.full(sinks, 0.5)) if sinks else np.ones(1)
+
+    def rows(start: int, stop: int) -> NDArray[np.float64]:
+        t, j = np.arange(start, stop)[:, None], np.arange(stop)[None, :]
+        back = np.where(j <= t, near[np.maximum(t - j, 0)], 0.0)
+        to_first = np.zeros((stop - start, stop))
+        width = min(len(first), stop)
+        to_first[:, :width] = first[:width]
+        mixed = (
+            sink * _rows_of(to_first, start)
+            + local * _rows_of(back, start)
+            + (1.0 - sink - local) * heavy(start, stop)
+        )
+        return _rows_of(mixed, start)
+
+    return rows
+
+
+# --- the adversaries of the theory ---------------------------------------------------------------
+
+
+def _freeze(n: int, source: Source, values: Mapping[str, Value]) -> Rows:
+    """C1, the freeze: attention looks one token back, the frozen cache holds the first k.
+
+    A[0,0] = 1, then A[t,t] = own and A[t,t-1] = 1 - own. The printed Algorithm 1 of the H2O paper
+    gives a new token the score 0, so it always drops the new token and keeps the first k for ever:
+    from step k+1 on its recall is `own`, while one slot for the latest token gives 1. Nothing is
+    random.
+    """
+    own = values["own"]
+
+    def rows(start: int, stop: int) -> NDArray[np.float64]:
+        block = np.zeros((stop - start, stop))
+        t = np.arange(max(start, 1), stop)
+        block[t - start, t] = own
+        block[t - start, t - 1] = 1.0 - own
+        if start == 0:
+            block[0, 0] = 1.0
+        return block
+
+    return rows
+
+
+def _trap(n: int, source: Source, values: Mapping[str, Value]) -> Rows:
+    """C2, the trap for k = 1: one early row makes H2O drop the token that will matter.
+
+    A[0,0] = 1; row 1 is (0.6, 0.4); from then on A[t,1] = 1 - d and A[t,0] = A[t,t] = d/2. With
+    k = 1 and no recent window, accumulated scores 1.6 and 0.4 drop token 1 after step 1; it never
+    comes back. The accumulated mass of the token kept, over that of token 1 (which another schedule
+    keeps), falls towards 0 as n grows: 0.47, 0.034, 0.0037 at n = 5, 50, 500 for d = 0.001. Nothing
+    is random.
+    """
+    d = values["d"]
+
+    def rows(start: int, stop: int) -> NDArray[np.float64]:
+        block = np.zeros((stop - start, stop))
+        t = np.arange(max(start, 2), stop)
+        if len(t):
+            block[t - start, 0] = block[t - start, t] = d / 2
+            block[t - start, 1] = 1.0 - d
+        if start == 0:
+            block[0, 0] = 1.0
+            if stop > 1:
+                block[1, :2] = 0.6, 0.4
+        return block
+
+    return rows
+
+
+def _needle(n: int, source: Source, values: Mapping[str, Value]) -> Rows:
+    """C4, the needle: many tokens that nothing tells apart, then all attention on one of them.
+
+    A[t,t] = 1 for t < tokens; the needle is one of these tokens, at random with every seed, layer
+    and head (or `at` when that is not -1), and A[t,needle] = 1 from then on. Whatever a policy
+    does online, the needle is among its k with probability at most k/tokens; an optimum that sees
+    the future keeps it with one slot. The prompt's length is set to `tokens`, so that the recall of
+    a replay is the share of needles kept.
+    """
+    tokens, at = int(values["tokens"]), int(values["at"])
+    if tokens > n or at >= tokens:
+        raise UserError(f"generator needle: tokens={tokens}, at={at}: expected at < tokens <= {n}")
+    needle = int(source.below(tokens, 1)[0]) if at < 0 else at
+
+    def rows(start: int, stop: int) -> NDArray[np.float64]:
+        t = np.arange(start, stop)
+        block = np.zeros((stop - start, stop))
+        block[t - start, np.where(t < tokens, t, needle)] = 1.0
+        return block
+
+    return rows
+
+
+def _coverage(n: int, source: Source, values: Mapping[str, Value]) -> Rows:
+    """C3, coverage: where the one-swap greedy of a shared cache keeps k/(2k-1) of the optimum.
+
+    Heads that share a cache make sets of tokens worth less than the sum of their parts. Let the
+    worth of a set T at step t be coverage of the heads by the current row,
+
+        f_t(T) = sum over heads h of min(1/2, sum_{j in T} A_h[t, j]),
+
+    monotone and submodular, not modular. The unit has M = copies heads for each of x_1 ... x_k, to
+    be covered by x_i alone, and M + 1 heads for each of y_1 ... y_k, to be covered by y_i or by Z:
+    so a y weighs 1 + 1/M of an x (copies = 0: one head each, equal weights, and ties decide, the
+    oldest going first). Tokens in order of arrival: x_1 ... x_k (0 ... k-1), y_1 ... y_k
+    (k ... 2k-1), Z (2k), then tokens that nobody attends to. Rows:
+
+    * t < 2k: the heads of x_m look at x_m, those of y_m at y_m, or as long as it is not there at
+      x_m (and as long as that is not there, when nothing is evicted yet, at token 0). When y_i
+      arrives, x_i loses its heads to it and becomes the least of all: the greedy swaps it for y_i,
+      and holds the best k tokens at every step;
+    * t >= 2k: the heads of x_m on x_m, those of y_m half on y_m, half on Z. The greedy holds all
+      of the y, which Z only repeats: no swap gains anything, its worth stays k(M+1)/2. The best k
+      tokens are Z and k-1 of the x: (k(M+1) + (k-1)M)/2.
+
+    The ratio is k(M+1) / (k(M+1) + (k-1)M), which falls to k/(2k-1) as M grows (and equals it for
+    copies = 0). It is below 1 - 1/e = .632 for k = 3 from copies = 8 on. Nothing is random; the
+    number of heads is fixed, all in one group: k(2M+1), or 2k for copies = 0. Replay it with k
+    slots.
+    """
+    k, copies = int(values["k"]), int(values["copies"])
+    of_x, of_y = (copies, copies + 1) if copies else (1, 1)
+    is_x = source.head < k * of_x
+    member = source.head // of_x if is_x else (source.head - k * of_x) // of_y
+
+    def rows(start: int, stop: int) -> NDArray[np.float64]:
+        block = np.zeros((stop - start, stop))
+        for t in range(start, stop):
+            row = block[t - start]
+            if t >= 2 * k and not is_x:
+                row[[k + member, 2 * k]] = 0.5
+            elif t >= k + member and not is_x:
+                row[k + member] = 1.0
+            else:
+                row[member if t >= member else 0] = 1.0
+        return block
+
+    return rows
+
+
+def _coverage_heads(values: Mapping[str, Value]) -> int:
+    k, copies = int(values["k"]), int(values["copies"])
+    return k * (2 * copies + 1) if copies else 2 * k
+
+
+_PATTERN = (
+    Param("sink", 0.2, "share of each row on the first tokens", float, 0, 1),
+    Param("sinks", 4, "how many first tokens are sinks", int, 1),
+    Param("local", 0.3, "share of each row on near tokens", float, 0, 1),
+    Param("halflife", 8.0, "tokens back over which locality falls by half", float, 0.01),
+)
+
+GENERATORS: dict[str, Generator] = {
+    g.name: g
+    for g in (
+        Generator(
+            "powerlaw",
+            "heavy hitters with power-law weights, plus sinks and locality",
+            _powerlaw,
+            (
+                Param("exponent", 1.0, "of the power law; 0: all tokens alike", float, 0, 16),
+                *_PATTERN,
+                Param("noise", 0.5, "relative spread of every entry", float, 0, 1),
+            ),
+        ),
+        Generator(
+            "drift",
+            "topics that change over time, each with its own heavy hitters",
+            _drift,
+            (
+                Param("topics", 8, "number of topics", int, 1),
+                Param("period", lambda n: max(1, n // 16), "tokens on one topic", int, 1),
+                Param("leak", 0.02, "weight of tokens of another topic", float, 0.0, 1),
+                Param("exponent", 1.0, "of the power law within a topic", float, 0, 16),
+                *_PATTERN,
+            ),
+        ),
+        Generator(
+            "needle",
+            "C4: tokens nothing tells apart, then all attention on one of them",
+            _needle,
+            (
+                Param("tokens", lambda n: max(1, n // 2), "symmetric tokens, the prompt", int, 1),
+                Param("at", -1, "position of the needle; -1: at random", int, -1),
+            ),
+            prompt_len=lambda values: int(values["tokens"]),
+        ),
+        Generator(
+            "freeze",
+            "C1: attention one token back, where the printed Algorithm 1 keeps the first k",
+            _freeze,
+            (Param("own", 0.25, "share of a row on its own token", float, 0, 1),),
+        ),
+        Generator(
+            "trap",
+            "C2: one early row makes H2O with k = 1 drop the token that will matter",
+            _trap,
+            (Param("d", 0.001, "what the trapped token does not get", float, 0, 1),),
+        ),
+        Generator(
+            "coverage",
+            "C3: heads sharing a cache, where the one-swap greedy keeps k/(2k-1) of the best",
+            _coverage,
+            (
+                Param("k", 3, "slots of the cache the instance is made for", int, 1, 64),
+                Param("copies", 8, "M heads an x, M+1 a y; 0: one each, ties decide", int, 0, 256),
+            ),
+            heads=_coverage_heads,
+            least=lambda values: 2 * int(values["k"]) + 1,
+        ),
+    )
+}
+"""All generators by name."""
+
+
+# --- arithmetic that is the same everywhere ------------------------------------------------------
+
+
+def _powers(n: int, exponent: float) -> NDArray[np.float64]:
+    """r^-exponent for r = 1 ... n."""
+    return np.array([float(_power(Decimal(r), -exponent)) for r in range(1, n + 1)])
+
+
+def _power(base: Decimal, exponent: float) -> Decimal:
+    return Context(prec=25).power(base, Decimal(exponent))
+
+
+def _rows_of(weights: NDArray[np.float64], start: int) -> NDArray[np.float64]:
+    """Weights [rows, columns] cut at the diagonal, each row divided by its sum.
+
+    A row without weight goes to its own token.
+    """
+    rows, columns = weights.shape
+    t, j = np.arange(start, start + rows)[:, None], np.arange(columns)[None, :]
+    cut = np.where(j <= t, weights, 0.0)
+    total = np.add.accumulate(cut, axis=1)[:, -1:]
+    cut = np.where(total > 0, cut, j == t)
+    result: NDArray[np.float64] = cut / np.where(total > 0, total, 1.0)
+    return result
+
+
+def _whole(generator: str, word: str, number: Any, low: int) -> int:
+    if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < low:
+        raise UserError(
+            f"generator {generator}: {word}={number}: expected a whole number from {low} on"
+        )
+    return int(number)
+
+
+def _near(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f", did you mean {' or '.join(close)}?" if close else ""

@@ -1,0 +1,458 @@
+"""Trace: recorded attention of some layers, in a folder or in memory."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from h2osim.attention.fixed_point import ONE_BITS, round_to_bits
+from h2osim.attention.triangle import pack, tri
+from h2osim.support.errors import UserError
+from h2osim.traces import checks, files, manifest
+from h2osim.traces.unit import Unit
+from h2osim.traces.writer import TraceWriter
+
+_ROWS_AT_A_TIME = 512
+
+
+class Trace:
+    """Attention recorded from a model, or made up.
+
+    Got from `open_trace`, `Trace.from_scores`, `Trace.from_packed` or `Trace.from_qk`. Reading is
+    safe from several threads; tensors in a file are mapped into memory when first asked for.
+
+    manifest: the content of trace.json. n: tokens. prompt_len: length of the prompt of a generated
+    run, None for given text. layers: model indices of the recorded layers. heads, kv_heads: model
+    indices of the recorded query and KV heads, `group_size` consecutive query heads for each KV
+    head. stores: "scores", "qk" or both. path: the folder, None in memory.
+    """
+
+    def __init__(
+        self,
+        fields: dict[str, Any],
+        path: Path | None,
+        slots: Mapping[int, Mapping[str, files.Slot]],
+        arrays: Mapping[int, Mapping[str, NDArray[Any]]],
+    ) -> None:
+        self.manifest = fields
+        self.path = path
+        self.name: str = fields["name"]
+        self.n: int = fields["n"]
+        self.prompt_len: int | None = fields["prompt_len"]
+        self.heads: tuple[int, ...] = tuple(fields["heads"])
+        self.kv_heads: tuple[int, ...] = tuple(fields["kv_heads"])
+        self.group_size: int = fields["group_size"]
+        self.stores: tuple[str, ...] = tuple(fields["stores"])
+        self.layers: tuple[int, ...] = tuple(entry["index"] for entry in fields["layers"])
+        self._entries = {entry["index"]: entry for entry in fields["layers"]}
+        self._slots = slots
+        self._arrays = {layer: dict(tensors) for layer, tensors in arrays.items()}
+        self._units: dict[str, list[Unit]] = {}
+        self._lock = threading.RLock()
+        self._row_locks = {layer: threading.Lock() for layer in self.layers}
+        self._rows_checked: set[int] = set()
+        self._files_checked: set[int] = set()
+
+    def __repr__(self) -> str:
+        where = "in memory" if self.path is None else f"in {self.path}"
+        return (
+            f"<Trace {self.name}: {self.n} tokens, layers {list(self.layers)}, "
+            f"{len(self.heads)} heads in {len(self.kv_heads)} KV heads, "
+            f"{'+'.join(self.stores)}, {where}>"
+        )
+
+    # --- making ----------------------------------------------------------------------------------
+
+    @classmethod
+    def from_scores(
+        cls,
+        scores: Any,
+        *,
+        group_size: int = 1,
+        prompt_len: int | None = None,
+        layers: Sequence[int] | None = None,
+        name: str = "scores",
+        v_norm1: Any = None,
+        v_norm2: Any = None,
+        k_norm2: Any = None,
+        v: Any = None,
+        **fields: Any,
+    ) -> Trace:
+        """A trace in memory from post-softmax attention, `scores[layers, heads, n, n]`.
+
+        scores: any float dtype, any strides; ``[heads, n, n]`` is one layer, ``[n, n]`` one head.
+        Row t holds the probabilities of query t; entries above the diagonal are 0. Rounded to
+        float16 (to nearest, ties to even); the sum of each row before that is kept, unless the
+        array is float16 already and the sum is lost.
+        group_size: query heads per KV head (consecutive heads share a cache). prompt_len: the
+        prompt's length of a generated run. layers: model indices, 0 ... by default.
+        v_norm1, v_norm2, k_norm2: norms of values and keys [layers, KV heads, n]; v: values
+        [layers, KV heads, n, d]; the layers axis may be left out where scores leaves it out.
+        fields: more fields of the manifest (model, text, tokens, provenance, ...).
+
+        UserError: shape or dtype; an entry that is NaN, negative, above 1 or above the diagonal; a
+        row whose sum misses 1 by more than float32 softmax explains, (t+1) 2^-23 + 1e-6 (float16
+        arrays: the rounding bound of `checks.rounding_bound`).
+        """
+        array = np.asarray(scores)
+        shape = array.shape
+        if array.dtype.kind != "f":
+            raise UserError(f"scores: found dtype {array.dtype}, expected a float dtype")
+        if array.ndim not in (2, 3, 4) or shape[-1] != shape[-2] or 0 in shape:
+            raise UserError(
+                f"scores: found shape {list(shape)}, expected [layers, heads, n, n], "
+                f"[heads, n, n] or [n, n]"
+            )
+        array = array[(None,) * (4 - array.ndim)]
+        layer_count, heads, n, _ = array.shape
+        indices = range(layer_count) if layers is None else layers
+        if len(indices) != layer_count:
+            raise UserError(f"layers: found {len(indices)} indices, expected {layer_count}")
+        bits = np.empty((layer_count, heads, tri(n)), dtype=np.uint16)
+        sums = np.empty((layer_count, heads, n), dtype=np.float32)
+        for i, layer in enumerate(indices):
+            for head in range(heads):
+                where = f"scores: layer {layer}, head {head}"
+                bits[i, head], sums[i, head] = _pack_square(array[i, head], where)
+        return cls.from_packed(
+            bits,
+            group_size=group_size,
+            prompt_len=prompt_len,
+            layers=layers,
+            name=name,
+            row_sum=None if array.dtype == np.float16 else sums,
+            v_norm1=v_norm1,
+            v_norm2=v_norm2,
+            k_norm2=k_norm2,
+            v=v,
+            **fields,
+        )
+
+    @classmethod
+    def from_packed(
+        cls,
+        bits: Any,
+        *,
+        group_size: int = 1,
+        prompt_len: int | None = None,
+        layers: Sequence[int] | None = None,
+        name: str = "scores",
+        row_sum: Any = None,
+        v_norm1: Any = None,
+        v_norm2: Any = None,
+        k_norm2: Any = None,
+        v: Any = None,
+        **fields: Any,
+    ) -> Trace:
+        """A trace in memory from packed rows: float16 or their uint16 patterns [layers, heads, P].
+
+        P = n(n+1)/2. row_sum: float32 [layers, heads, n], sums before rounding. The rest as in
+        `from_scores`. The rows are checked when they are used (`check_layer`).
+        """
+        packed = np.asarray(bits)
+        if packed.dtype not in (np.uint16, np.float16) or packed.ndim != 3 or 0 in packed.shape:
+            raise UserError(
+                f"packed scores: found {packed.dtype} {list(packed.shape)}, expected float16 "
+                f"[layers, heads, n(n+1)/2]"
+            )
+        tensors = {
+            "scores": packed, "row_sum": row_sum, "v_norm1": v_norm1, "v_norm2": v_norm2,
+            "k_norm2": k_norm2, "v": v,
+        }  # fmt: skip
+        size = packed.shape[2]
+        n = int((2 * size) ** 0.5)
+        if tri(n) != size:
+            raise UserError(f"packed scores: {size} entries are no triangle n(n+1)/2")
+        return cls._in_memory(
+            tensors, ["scores"], n, packed.shape[1], group_size, prompt_len, layers, name, {},
+            fields,
+        )  # fmt: skip
+
+    @classmethod
+    def from_qk(
+        cls,
+        q: Any,
+        k: Any,
+        *,
+        scale: float,
+        v: Any = None,
+        softcap: float | None = None,
+        window: int | None = None,
+        prompt_len: int | None = None,
+        layers: Sequence[int] | None = None,
+        name: str = "qk",
+        **fields: Any,
+    ) -> Trace:
+        """A trace in memory from queries [layers, H, n, d] and keys [layers, G, n, d] after RoPE.
+
+        v: values [layers, G, n, d']. scale, softcap, window: see rows.py; the same in all layers.
+        The group size is H/G. The rest as in `from_scores`.
+        """
+        queries, keys = np.asarray(q, dtype=np.float32), np.asarray(k, dtype=np.float32)
+        if queries.ndim != 4 or keys.ndim != 4 or 0 in queries.shape or 0 in keys.shape:
+            raise UserError(
+                f"q, k: found shapes {list(queries.shape)}, {list(keys.shape)}, expected "
+                f"[layers, heads, n, d], [layers, KV heads, n, d]"
+            )
+        _, heads, n, size = queries.shape
+        if heads % keys.shape[1]:
+            raise UserError(f"q, k: {heads} heads do not share {keys.shape[1]} KV heads evenly")
+        entry = {"scale": float(scale), "softcap": softcap, "window": window}
+        fields["head_dim"] = size
+        return cls._in_memory(
+            {"q": queries, "k": keys, "v": v},
+            ["qk"], n, heads, heads // keys.shape[1], prompt_len, layers, name, entry, fields,
+        )  # fmt: skip
+
+    @classmethod
+    def _in_memory(
+        cls,
+        tensors: Mapping[str, Any],
+        stores: list[str],
+        n: int,
+        heads: int,
+        group_size: int,
+        prompt_len: int | None,
+        layers: Sequence[int] | None,
+        name: str,
+        entry: Mapping[str, Any],
+        fields: Mapping[str, Any],
+    ) -> Trace:
+        if group_size < 1 or heads % group_size:
+            raise UserError(f"group_size: found {group_size}, expected a divisor of {heads} heads")
+        kv_heads = heads // group_size
+        first = next(iter(tensors.values()))
+        indices = list(range(len(first))) if layers is None else [int(i) for i in layers]
+        head_dim = fields.get("head_dim")
+        arrays: dict[int, dict[str, NDArray[Any]]] = {index: {} for index in indices}
+        for tensor, given in tensors.items():
+            if given is None:
+                continue
+            wanted = files.expected(tensor, n, heads, kv_heads, head_dim)
+            assert wanted is not None
+            array = np.asarray(given)
+            if array.ndim == len(wanted[1]) and len(indices) == 1:
+                array = array[None]
+            found: Any = tuple(array.shape)
+            if not (found and found[0] == len(indices) and files.fits(found[1:], wanted[1])):
+                shape = files.shape_text((len(indices), *wanted[1]))
+                raise UserError(f"{tensor}: found shape {list(found)}, expected {shape}")
+            for index, part in zip(indices, array, strict=True):
+                arrays[index][tensor] = _frozen(part, wanted[0])
+        made = {
+            **manifest.OPTIONAL,
+            "provenance": {},
+            **fields,
+            "format": manifest.FORMAT,
+            "version": manifest.VERSION,
+            "name": name,
+            "n": n,
+            "prompt_len": prompt_len,
+            "stores": stores,
+            "heads": list(range(heads)),
+            "kv_heads": list(range(kv_heads)),
+            "group_size": group_size,
+            "layers": [
+                {"index": index, **entry, "tensors": sorted(arrays[index])} for index in indices
+            ],
+        }
+        trace = cls(manifest.check(made, f"trace {name}"), None, {}, arrays)
+        for index in indices:
+            others = {t: a for t, a in arrays[index].items() if t != "scores"}
+            checks.check_floats(trace.where(index), trace.heads, trace.kv_heads, others)
+        return trace
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write the trace into a new folder; whole or not at all.
+
+        UserError when `path` exists (with overwrite: when it is not a trace). Rows are checked
+        before, so that no bad trace gets written.
+        """
+        kept = {*manifest.OPTIONAL, "name", "n", "heads", "group_size", "kv_heads", "stores"}
+        fields = {k: v for k, v in self.manifest.items() if k in kept and v is not None}
+        with TraceWriter(path, overwrite=overwrite, **fields) as writer:
+            for index in self.layers:
+                self.check_layer(index)
+                entry = self._entries[index]
+                tensors = {name: self.tensor(index, name) for name in self.tensors(index)}
+                with writer.layer(
+                    index,
+                    tensors={name: (t.dtype, t.shape) for name, t in tensors.items()},
+                    scale=entry.get("scale"),
+                    window=entry.get("window"),
+                    softcap=entry.get("softcap"),
+                ) as file:
+                    for name, tensor in tensors.items():
+                        if name == "scores":
+                            for head, bits in enumerate(tensor):
+                                file.write_rows(name, head, 0, bits)
+                        else:
+                            file[name][...] = tensor
+        return Path(path)
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def tensors(self, layer: int) -> tuple[str, ...]:
+        """Names of the tensors stored for a layer."""
+        self.layer_entry(layer)
+        return tuple(self._arrays[layer] if layer in self._arrays else self._slots[layer])
+
+    def tensor(self, layer: int, name: str) -> NDArray[Any]:
+        """A tensor of a layer, read-only, C-contiguous: float32, or uint16 patterns of float16.
+
+        A view of the memory map where the trace is in a folder. KeyError when it is not stored.
+        """
+        if name not in self.tensors(layer):
+            raise KeyError(name)
+        with self._lock:
+            if layer not in self._arrays:
+                self._arrays[layer] = files.map_tensors(self._file(layer), self._slots[layer])
+        return self._arrays[layer][name]
+
+    def layer_entry(self, layer: int) -> dict[str, Any]:
+        """The manifest's entry of a layer (scale, window, softcap, file, ...)."""
+        if layer not in self._entries:
+            raise UserError(
+                f"trace {self.name}: no layer {layer}; it has {', '.join(map(str, self.layers))}"
+            )
+        entry: dict[str, Any] = self._entries[layer]
+        return entry
+
+    def units(self, share: str = "group") -> list[Unit]:
+        """The units of the trace, layer by layer.
+
+        share: which heads share a cache. "head": none; "group": the query heads of a KV head;
+        "layer": all recorded heads of the layer.
+        """
+        if share not in manifest.SHARES:
+            raise UserError(f"share: found {share!r}, expected one of {', '.join(manifest.SHARES)}")
+        with self._lock:
+            if share not in self._units:
+                self._units[share] = [u for layer in self.layers for u in self._split(layer, share)]
+            return list(self._units[share])
+
+    def _split(self, layer: int, share: str) -> list[Unit]:
+        size = self.group_size
+        if share == "layer":
+            heads, kv = tuple(range(len(self.heads))), tuple(range(len(self.kv_heads)))
+            return [Unit(self, layer, 0, heads, kv, self.n, f"layer {layer}")]
+        if share == "head" or size == 1:
+            return [
+                Unit(self, layer, h, (h,), (h // size,), self.n, f"layer {layer}, head {head}")
+                for h, head in enumerate(self.heads)
+            ]
+        return [
+            Unit(
+                self, layer, g, tuple(range(g * size, (g + 1) * size)), (g,), self.n,
+                f"layer {layer}, KV head {head}",
+            )
+            for g, head in enumerate(self.kv_heads)
+        ]  # fmt: skip
+
+    # --- checking --------------------------------------------------------------------------------
+
+    def where(self, layer: int) -> str:
+        """How messages call a layer: its file, or the trace's name and the layer."""
+        if self.path is None:
+            return f"trace {self.name}, layer {layer}"
+        return f"{self._file(layer)}, layer {layer}"
+
+    def check_layer(self, layer: int) -> None:
+        """Check every number of a layer, once.
+
+        scores: entries in [0, 1], zeros before the window, rows that sum to what `checks` explains.
+        Other tensors: finite, norms not negative. UserError names file, layer, head, row, what was
+        found and what was expected.
+        """
+        tensors = {name: self.tensor(layer, name) for name in self.tensors(layer)}
+        with self._row_locks[layer]:
+            if layer in self._rows_checked:
+                return
+            where = self.where(layer)
+            if "scores" in tensors:
+                window = self.layer_entry(layer).get("window")
+                scores, row_sum = tensors["scores"], tensors.get("row_sum")
+                checks.check_scores(where, self.heads, scores, row_sum, self.n, window)
+            checks.check_floats(where, self.heads, self.kv_heads, tensors)
+            self._rows_checked.add(layer)
+
+    def verify(self) -> None:
+        """Check everything, once: the sha256 of every file, then every layer's numbers."""
+        for layer in self.layers:
+            if self.path is not None and layer not in self._files_checked:
+                found = files.sha256_of(self._file(layer))
+                expected = self._entries[layer].get("sha256")
+                if found != expected:
+                    raise UserError(
+                        f"{self._file(layer)}: sha256 found {found}, trace.json says {expected}"
+                    )
+                self._files_checked.add(layer)
+            self.check_layer(layer)
+
+    def _file(self, layer: int) -> Path:
+        assert self.path is not None
+        return self.path / str(self._entries[layer]["file"])
+
+
+
+
+
+
+
+
+def _frozen(array: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """A read-only contiguous copy, float16 as its patterns."""
+    if dtype == "F16":
+        bits = array.view(np.uint16) if array.dtype == np.float16 else array
+        kept = np.array(bits, dtype=np.uint16, order="C", copy=True)
+    else:
+        kept = np.array(array, dtype=np.float32, order="C", copy=True)
+    kept.flags.writeable = False
+    return kept
+
+
+def _pack_square(
+    square: NDArray[Any], where: str
+) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
+    """Patterns and sums before rounding of one head's matrix [n, n]; UserError on a bad one."""
+    n = square.shape[0]
+    bits = np.empty(tri(n), dtype=np.uint16)
+    sums = np.empty(n, dtype=np.float32)
+    for start in range(0, n, _ROWS_AT_A_TIME):
+        part = square[start : start + _ROWS_AT_A_TIME]
+        rows = start + np.arange(len(part))
+        above = np.arange(n)[None, :] > rows[:, None]
+        wrong = ~((part >= 0) & (part <= 1)) | (above & (part != 0))
+        if wrong.any():
+            r, column = (int(x) for x in np.argwhere(wrong)[0])
+            found = part[r, column]
+            if above[r, column]:
+                expected = f"0, since it lies above the diagonal (n = {n})"
+            else:
+                expected = "a number in [0, 1]"
+            raise UserError(
+                f"{where}, row {start + r}, column {column}: found {found}, expected {expected}"
+            )
+        found_sums = part.sum(axis=1, dtype=np.float64)
+        entries = (rows + 1).astype(np.float64)
+        if part.dtype == np.float16:
+            limits = checks.rounding_bound(1.0, entries)
+        else:
+            limits = checks.summation_bound(entries)
+        off = np.abs(found_sums - 1) > limits
+        if off.any():
+            r = int(np.argmax(off))
+            raise UserError(
+                f"{where}, row {start + r}: found sum {found_sums[r]:.9g}, "
+                f"expected 1 within {limits[r]:.2g}"
+            )
+        bits[tri(start) : tri(start + len(part))] = round_to_bits(pack(part, start))
+        sums[start : start + len(part)] = found_sums
+    assert not bits.size or int(bits.max()) <= ONE_BITS
+    return bits, sums
