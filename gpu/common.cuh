@@ -14,7 +14,7 @@ typedef unsigned short u16;
 typedef unsigned long long u64;
 typedef long long i64;
 
-#define ONE (1.0 / 16777216.0)  // 2^-24: every float16 probability is a multiple of it
+#define UNIT (1.0 / 16777216.0)  // 2^-24: every float16 probability is a multiple of it
 
 // Where row t of a packed lower triangle starts.
 DEVICE i64 tri(i64 t) { return t * (t + 1) / 2; }

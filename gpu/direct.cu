@@ -29,9 +29,9 @@ DEVICE double observe(
         const i64 x = fixed_point(bits[place[h] + at + j]);
         const i64 seen = shown[(i64)h * n + t], mass = shown[((i64)heads + h) * n + t];
         if (whole)
-            total += (double)x * ONE;
+            total += (double)x * UNIT;
         else if (seen > 0)
-            total += (double)(x * mass) / (double)seen * ONE;
+            total += (double)(x * mass) / (double)seen * UNIT;
     }
     return total;
 }

@@ -98,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(T) stack(
             const int j = i * T + tid;
             if (i * T > t) break;
             if (j > t) continue;
-            const double a = row[i] * ONE;
+            const double a = row[i] * UNIT;
             if (j == t) {
                 mass[j] = 0;
 #pragma unroll

@@ -29,7 +29,7 @@ DEVICE void stage_asked(u64 *ready, int lane) {
     __syncwarp();
     if (lane == 0) barrier_arrive(ready);
 }
-DEVICE double half_to_double(u16 bits) { return fixed_point(bits) * ONE; }
+DEVICE double half_to_double(u16 bits) { return fixed_point(bits) * UNIT; }
 #else
 // A pointer to shared memory that is kept in a register: else compilers work it out again and again.
 #define OPAQUE(pointer)                                                                         \

@@ -16,6 +16,7 @@ from scipy.optimize import linear_sum_assignment, linprog
 from strategies import examples, traces
 
 from h2osim import Trace, UserError, open_trace, replay
+from h2osim.attention.fixed_point import UNIT
 from h2osim.optima import bracket
 from h2osim.optima.bracket import narrow
 from h2osim.optima.exact import (
@@ -43,7 +44,7 @@ def real_rows() -> NDArray[np.float64]:
     found = np.zeros((len(trace.units("head")), 300, 300))
     for unit, square in zip(trace.units("head"), found, strict=True):
         for t in range(300):
-            square[t, : t + 1] = unit.row(t) * 2.0**-24
+            square[t, : t + 1] = unit.row(t) * UNIT
     return found
 
 

@@ -13,7 +13,7 @@ from h2osim.replays.replaying import replay
 from h2osim.support.errors import UserError
 from h2osim.traces.synthetic import synth
 
-ONE = 1.0
+UNIT = 1.0
 TRACE = synth("powerlaw", 24)
 
 
@@ -41,11 +41,11 @@ def test_names_of_the_engines_are_refused_not_shadowed() -> None:
         return fixed(pos)
 
     def threshold(pos: int) -> float:
-        return pos * ONE
+        return pos * UNIT
 
     doubled.__globals__["fixed"] = fixed
     assert "use the name fixed" in refused(policy(rank=doubled))
-    assert "use the name ONE" in refused(policy(rank=threshold))
+    assert "use the name UNIT" in refused(policy(rank=threshold))
 
 
 def test_rules_are_plain_functions_without_closures() -> None:

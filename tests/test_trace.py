@@ -81,11 +81,13 @@ def test_every_float16_in_unit_interval_has_its_fixed_point() -> None:
     assert np.array_equal(round_to_bits(fixed / ONE), ALL_BITS)
 
 
-def test_the_compiled_table_is_the_same() -> None:
-    from h2osim.attention import row_loops as _scan
+def test_the_compiled_conversion_is_the_same() -> None:
+    from h2osim.attention.row_loops import fixed, sum_heads
 
-    assert np.array_equal(_scan.FIXED[: ONE_BITS + 1], fixed_from_bits(ALL_BITS))
-    assert not _scan.FIXED[ONE_BITS + 1 :].any()
+    assert [fixed(int(x)) for x in ALL_BITS] == fixed_from_bits(ALL_BITS).tolist()
+    row = np.empty(ALL_BITS.size, np.int64)
+    sum_heads(np.stack([ALL_BITS, ALL_BITS[::-1]]), 0, row.size, row)
+    assert np.array_equal(row, fixed_from_bits(ALL_BITS) + fixed_from_bits(ALL_BITS)[::-1])
 
 
 @pytest.mark.parametrize("value", [-0.0, -1.0, np.inf, np.nan, 1.001])

@@ -19,15 +19,29 @@ SHIFT = 24
 ONE = 1 << SHIFT
 """The fixed point of probability 1."""
 
+UNIT = 2.0**-SHIFT
+"""The probability whose fixed point is 1: every float16 probability is a multiple of it."""
+
 ONE_BITS = 0x3C00
 """The float16 bit pattern of 1.0; the patterns 0 ... ONE_BITS are exactly the numbers in [0, 1],
 in increasing order (15361 of them)."""
 
 
-def fixed_from_bits(bits: NDArray[np.uint16]) -> NDArray[np.int64]:
-    """Fixed point of float16 bit patterns, the same shape, int64.
+def fixed_point(pattern: Any) -> Any:
+    """The fixed point of float16 patterns that are already int64: one number, or an array of them.
 
     With exponent field e and fraction field m: m if e = 0 (subnormal), else (1024 + m) * 2^(e-1).
+    This is the one definition: NumPy runs it on arrays, and `row_loops.fixed` is it compiled for
+    one number. Nothing is checked.
+    """
+    exponent = pattern >> 10
+    normal = exponent > 0
+    return (pattern & 1023 | normal << 10) << exponent - normal
+
+
+def fixed_from_bits(bits: NDArray[np.uint16]) -> NDArray[np.int64]:
+    """Fixed point of float16 bit patterns, the same shape, int64 (see `fixed_point`).
+
     Patterns above `ONE_BITS` (negative, above 1, infinite, NaN) raise ValueError.
     """
     bits = np.asarray(bits)
@@ -35,11 +49,7 @@ def fixed_from_bits(bits: NDArray[np.uint16]) -> NDArray[np.int64]:
         raise TypeError(f"float16 bit patterns have dtype uint16, not {bits.dtype}")
     if bits.size and int(bits.max()) > ONE_BITS:
         raise ValueError("a bit pattern is not a float16 number in [0, 1]")
-    wide = bits.astype(np.int64)
-    exponent = wide >> 10
-    fraction = wide & 0x3FF
-    normal = exponent > 0
-    return np.where(normal, (fraction | 0x400) << np.where(normal, exponent - 1, 0), fraction)
+    return np.asarray(fixed_point(bits.astype(np.int64)))
 
 
 def bits_from_fixed(fixed: Any) -> NDArray[np.uint16]:

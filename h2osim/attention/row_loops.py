@@ -12,25 +12,26 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-_ONE_BITS = 0x3C00
+from h2osim.attention.fixed_point import fixed_point
 
-
-def _fixed_table() -> Any:
-    """Fixed point of each pattern; 0 for the patterns that are no probability."""
-    table = np.zeros(1 << 16, dtype=np.int32)
-    patterns = np.arange(_ONE_BITS + 1, dtype=np.uint16)
-    table[: _ONE_BITS + 1] = np.ldexp(patterns.view(np.float16).astype(np.float64), 24)
-    return table
-
-
-FIXED = _fixed_table()
+fixed = njit(cache=True, nogil=True)(fixed_point)
 
 
 @njit(cache=True, nogil=True)
-def scan_rows(bits: Any, n: int, window: int, table: Any, sums: Any, top: Any) -> None:
+def sum_heads(bits: Any, begin: int, size: int, row: Any) -> None:
+    """Fixed point of one packed row, summed over the heads of `bits`, into row[:size]."""
+    for h in range(bits.shape[0]):
+        part = bits[h, begin : begin + size]
+        for j in range(size):
+            x = fixed(np.int64(part[j]))
+            row[j] = x if h == 0 else row[j] + x
+
+
+@njit(cache=True, nogil=True)
+def scan_rows(bits: Any, n: int, window: int, sums: Any, top: Any) -> None:
     """Row sums and largest patterns of `bits` [heads, tri(n)], in one pass.
 
-    sums int64 [heads, n]: fixed-point sum of each row (patterns above 1 count as 0); top int64
+    sums int64 [heads, n]: fixed-point sum of each row (meaningless where one is above 1); top int64
     [heads, n]: the largest pattern in the row. A pattern before the window (j <= t - window; 0: no
     window) that is not zero makes `top` -1.
     """
@@ -41,7 +42,7 @@ def scan_rows(bits: Any, n: int, window: int, table: Any, sums: Any, top: Any) -
             largest = np.uint16(0)
             for j in range(base, base + t + 1):
                 pattern = bits[h, j]
-                total += table[pattern]
+                total += fixed(np.int64(pattern))
                 largest = max(largest, pattern)
             sums[h, t] = total
             top[h, t] = largest
@@ -54,7 +55,7 @@ def scan_rows(bits: Any, n: int, window: int, table: Any, sums: Any, top: Any) -
 
 @njit(cache=True, nogil=True)
 def add_columns(
-    bits: Any, first: int, start: int, stop: int, table: Any, columns: Any, masses: Any
+    bits: Any, first: int, start: int, stop: int, columns: Any, masses: Any
 ) -> None:
     """Add rows start ... stop-1 of a block from row `first` on to columns and masses, int64 [n]."""
     for h in range(bits.shape[0]):
@@ -62,7 +63,7 @@ def add_columns(
         for t in range(start, stop):
             total = np.int64(0)
             for j in range(t + 1):
-                value = table[bits[h, base + j]]
+                value = fixed(np.int64(bits[h, base + j]))
                 columns[j] += value
                 total += value
             masses[t] += total
@@ -78,7 +79,6 @@ def describe_rows(
     window: int,
     sinks: int,
     recent: int,
-    table: Any,
     counts: Any,
     masses: Any,
     columns: Any,
@@ -100,21 +100,21 @@ def describe_rows(
             largest = np.uint16(0)
             for j in range(low, t + 1):
                 largest = max(largest, bits[h, base + j])
-            limit = np.int64(table[largest])
+            limit = fixed(np.int64(largest))
             under, zeros = np.int64(0), np.int64(0)
             total, to_sinks, to_near = np.int64(0), np.int64(0), np.int64(0)
             for j in range(low, t + 1):
-                value = np.int64(table[bits[h, base + j]])
+                value = fixed(np.int64(bits[h, base + j]))
                 under += value * 100 < limit
                 zeros += value == 0
                 total += value
                 columns[h, j] += value
             for j in range(low, min(sinks, t + 1)):
-                to_sinks += table[bits[h, base + j]]
+                to_sinks += fixed(np.int64(bits[h, base + j]))
             for j in range(low, near):
-                late[h, j] += table[bits[h, base + j]]
+                late[h, j] += fixed(np.int64(bits[h, base + j]))
             for j in range(max(low, near, sinks), t + 1):
-                to_near += table[bits[h, base + j]]
+                to_near += fixed(np.int64(bits[h, base + j]))
             counts[h, 0] += t + 1 - low
             counts[h, 1] += under
             counts[h, 2] += zeros
@@ -126,7 +126,7 @@ def describe_rows(
 
 
 @njit(cache=True, nogil=True)
-def pool_rows(bits: Any, first: int, start: int, stop: int, n: int, table: Any, cells: Any) -> None:
+def pool_rows(bits: Any, first: int, start: int, stop: int, n: int, cells: Any) -> None:
     """Cells int64 [c, c] = largest entry of the summed rows of a block in each cell."""
     size = cells.shape[0]
     row = np.empty(stop, dtype=np.int64)
@@ -135,27 +135,8 @@ def pool_rows(bits: Any, first: int, start: int, stop: int, n: int, table: Any, 
         row[: t + 1] = 0
         for h in range(bits.shape[0]):
             for j in range(t + 1):
-                row[j] += table[bits[h, base + j]]
+                row[j] += fixed(np.int64(bits[h, base + j]))
         at = t * size // n
         for j in range(t + 1):
             cells[at, j * size // n] = max(cells[at, j * size // n], row[j])
         base += t + 1
-
-
-
-# The helpers below take whole arrays and count from 0: indices that numba cannot prove to be
-# non-negative get a test for Python's negative indexing, and such loops are not vectorised.
-
-
-
-
-
-
-
-
-
-
-
-
-
-

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from h2osim.attention.fixed_point import UNIT
 from h2osim.bench import Line, core_seconds
 from h2osim.engines.direct import DirectRun
 from h2osim.engines.request import Curve, Job, Outcome
@@ -29,7 +30,7 @@ def measure(unit: Unit) -> list[Line]:
     n, fifth = unit.n, unit.n // 5
     rows = np.zeros((n, n), np.float32 if len(unit.heads) == 1 else np.float64)
     for t in range(n):
-        rows[t, : t + 1] = unit.row(t) * 2.0**-24
+        rows[t, : t + 1] = unit.row(t) * UNIT
 
     curve, direct = one_pass(unit), one_budget(unit, fifth)
     kept, gone = numpy_h2o(rows, fifth, RECENT)

@@ -18,6 +18,7 @@ import numpy as np
 
 import h2osim
 from h2osim import cuda
+from h2osim.attention.fixed_point import UNIT
 from h2osim.attention.triangle import tri
 from h2osim.bench import Line, core_seconds
 from h2osim.cuda.bracket import Bounds, search
@@ -182,7 +183,7 @@ def pytorch(device: cuda.Gpu, rows: Any, n: int, budget: int, found: Any) -> flo
 
     torch.cuda.synchronize()
     kept = run()
-    exact = np.array([int(found[u][0].kept[budget - 1]) for u in range(UNITS)]) * 2.0**-24
+    exact = np.array([int(found[u][0].kept[budget - 1]) for u in range(UNITS)]) * UNIT
     assert np.allclose(kept.cpu().numpy(), exact, rtol=1e-3)  # float32 sums may break near-ties
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     times = []

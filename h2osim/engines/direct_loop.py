@@ -24,7 +24,7 @@ def decode(bits, at, t, line, rows, shown):
         source, target = bits[h, at : at + t + 1], rows[h, : t + 1]
         whole = np.int64(0)
         for j in range(t + 1):
-            x = fixed(source[j])
+            x = fixed(np.int64(source[j]))
             target[j] = x
             whole += x
         shown[1, h, t] = whole
@@ -37,7 +37,7 @@ def renormalised(x, h, t, shown):
     """An entry of head h's row t divided by the row's recall, with one rounding."""
     if shown[0, h, t] == 0:
         return 0.0
-    return float(x * shown[1, h, t]) / float(shown[0, h, t]) * ONE
+    return float(x * shown[1, h, t]) / float(shown[0, h, t]) * UNIT
 
 
 @njit(**OPTIONS)
@@ -48,8 +48,8 @@ def recall_old(bits, base, j, u, p, kind, shown, ints, floats, k, n):
     if HIDES and u >= p and not _visible(ints, floats, j, u, k, p, n, heads):
         return total
     for h in range(heads):
-        x = fixed(bits[h, at + j])
-        total += x * ONE if u < p or kind == FULL else renormalised(x, h, u, shown)
+        x = fixed(np.int64(bits[h, at + j]))
+        total += x * UNIT if u < p or kind == FULL else renormalised(x, h, u, shown)
     return total
 
 
@@ -104,15 +104,15 @@ def advance(
             a = 0.0
             if plain:
                 mass += line[j]
-                a = line[j] * ONE
+                a = line[j] * UNIT
             elif seeing and kind == FULL:
-                a = line[j] * ONE
+                a = line[j] * UNIT
             elif seeing:
                 for h in range(heads):
                     a += renormalised(rows[h, j], h, t, shown)
             if BY_HEAD:
                 for h in range(heads):
-                    x = rows[h, j] * ONE
+                    x = rows[h, j] * UNIT
                     if not (dense or kind == FULL):
                         x = renormalised(rows[h, j], h, t, shown)
                     by_head[0, h, j] = x if seeing else 0.0

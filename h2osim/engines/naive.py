@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from h2osim.attention.fixed_point import UNIT
 from h2osim.engines.request import Job, Outcome
 from h2osim.policies.declaration import INF
 from h2osim.policies.roles import Rule, arguments
-
-ONE = 2.0**-24  # the unit of fixed point: every float16 probability is a multiple of it
 
 
 def run(job: Job) -> Outcome:
@@ -108,7 +107,7 @@ def observe(kind: str, row: list[int], cache: list[int], seen: set[int], n: int)
     whole, mass = sum(row), sum(row[j] for j in seen)
     for j in cache:
         if j in seen and kind == "full":
-            found[j] = row[j] * ONE
+            found[j] = row[j] * UNIT
         elif j in seen and mass:
-            found[j] = row[j] * whole / mass * ONE
+            found[j] = row[j] * whole / mass * UNIT
     return found

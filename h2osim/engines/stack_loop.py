@@ -61,11 +61,7 @@ def advance(
         pending[w] = t
         w += 1
         _init(state, inputs, ints, floats, t, t, n, p, n, heads)
-        at = t * (t + 1) // 2 - base
-        for h in range(heads):
-            source = bits[h, at : at + t + 1]
-            for j in range(t + 1):
-                line[j] = fixed(source[j]) if h == 0 else line[j] + fixed(source[j])
+        sum_heads(bits, t * (t + 1) // 2 - base, t + 1, line)
 
         # Attend: what lies at depth d is seen by every budget from d on.
         if t >= p:
@@ -80,7 +76,7 @@ def advance(
                 hits[i + 1] += line[np.int64(stack[i])]
 
         for j in range(t + 1):
-            _update(state, inputs, ints, floats, j, line[j] * ONE, 0.0, t, n, p, n, heads)
+            _update(state, inputs, ints, floats, j, line[j] * UNIT, 0.0, t, n, p, n, heads)
             if not WHOLE:
                 ranks[j] = _rank(state, inputs, ints, floats, j, t, n, p, n, heads)
 
@@ -118,13 +114,9 @@ def bound(
     base = first * (first + 1) // 2
     for t in range(start, stop):
         _init(state, inputs, ints, floats, t, t, n, p, n, heads)
-        at = t * (t + 1) // 2 - base
-        line[: t + 1] = 0
-        for h in range(heads):
-            for j in range(t + 1):
-                line[j] += fixed(bits[h, at + j])
+        sum_heads(bits, t * (t + 1) // 2 - base, t + 1, line)
         for j in range(t + 1):
-            _update(state, inputs, ints, floats, j, line[j] * ONE, 0.0, t, n, p, n, heads)
+            _update(state, inputs, ints, floats, j, line[j] * UNIT, 0.0, t, n, p, n, heads)
             ranks[j] = _rank(state, inputs, ints, floats, j, t, n, p, n, heads)
         if t < p:
             continue

@@ -35,6 +35,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from h2osim.attention.row_loops import fixed
+
 INF = 1 << 60
 CLASSES = 32  # classes of tokens by the price at their node; class 0: kept tokens
 LONGEST = 200  # tokens on a node's list
@@ -47,7 +49,7 @@ SLACK = 0.03  # of the highest price: how far neighbouring prices are taken to s
 
 @njit(cache=True, nogil=True)
 def add_rows(
-    bits: Any, base: int, start: int, stop: int, first: int, table: Any, mass: Any, past: Any
+    bits: Any, base: int, start: int, stop: int, first: int, mass: Any, past: Any
 ) -> None:
     """Sum rows start ... stop-1 of a block, those after row `first` only.
 
@@ -61,7 +63,7 @@ def add_rows(
             for h in range(bits.shape[0]):
                 row = bits[h, begin : begin + t + 1]
                 for v in range(t + 1):
-                    mass[v] += table[row[v]]
+                    mass[v] += fixed(np.int64(row[v]))
         if t < n - 1:
             begin = t * (t + 1) // 2 - first * (first + 1) // 2
             past[begin : begin + t + 1] = mass[: t + 1]

@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from h2osim.attention.row_loops import sum_heads
 from h2osim.optima.above_loops import note
-from h2osim.optima.bracket_loops import decode
 
 INF = 1 << 60
 BLOCK = 64  # nodes that share a bound
@@ -56,7 +56,7 @@ def add_rows(
     row = np.empty(n, np.int64)
     for t in range(max(start, first), stop):
         if t > first:
-            decode(bits, t * (t + 1) // 2 - base, t + 1, row)
+            sum_heads(bits, t * (t + 1) // 2 - base, t + 1, row)
             most = np.int64(0)
             for v in range(t):
                 most = max(most, row[v])

@@ -12,24 +12,12 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from h2osim.attention.row_loops import sum_heads
 from h2osim.optima.above_loops import pop, push
 
 INF = 1 << 60
 SHORT = 80  # candidates per node that a reading aims at
 ROOM = 200  # candidates per node that are remembered
-
-
-@njit(cache=True, nogil=True)
-def decode(bits: Any, begin: int, size: int, row: Any) -> None:
-    """Fixed point of one packed row, summed over the heads of `bits`, into row[:size], int64."""
-    row[:size] = 0
-    for h in range(bits.shape[0]):
-        part = bits[h, begin : begin + size]
-        for v in range(size):
-            pattern = np.int32(part[v])
-            exponent = pattern >> 10
-            normal = np.int32(exponent > 0)
-            row[v] += (pattern & 1023 | normal << 10) << exponent - normal
 
 
 @njit(cache=True, nogil=True)
@@ -46,7 +34,7 @@ def price_rows(
     kept = np.int64(0)
     whole = np.int64(0)
     for t in range(max(start, p), stop):
-        decode(bits, t * (t + 1) // 2 - base, t + 1, row)
+        sum_heads(bits, t * (t + 1) // 2 - base, t + 1, row)
         own += row[t]
         price = prices[t]
         for v in range(t):
@@ -84,7 +72,7 @@ def candidates(
     n = best.shape[0]
     for t in range(max(start, min(p, first)), stop):
         if t >= p:
-            decode(bits, t * (t + 1) // 2 - base, t + 1, row)
+            sum_heads(bits, t * (t + 1) // 2 - base, t + 1, row)
             price = prices[t]
             for v in range(t):
                 received[v] += row[v]
@@ -145,7 +133,7 @@ def snapshots(
     i = np.searchsorted(ends, start)
     for t in range(start, stop):
         if t >= p:
-            decode(bits, t * (t + 1) // 2 - base, t + 1, row)
+            sum_heads(bits, t * (t + 1) // 2 - base, t + 1, row)
             for v in range(t):
                 received[v] += row[v]
         if ends[i] == t:

@@ -56,7 +56,6 @@ def future_mass(unit: Unit, prompt_len: int) -> tuple[Ints, Ints]:
 
     Row t = prompt_len-1 ... n-2 of C: the mass that the rows after t give to tokens 0 ... t.
     """
-    from h2osim.attention.row_loops import FIXED
     from h2osim.optima import above_loops as _exact
 
     n, first = unit.n, prompt_len - 1
@@ -64,7 +63,7 @@ def future_mass(unit: Unit, prompt_len: int) -> tuple[Ints, Ints]:
     later = np.empty(max(0, tri(n - 1) - tri(first)), np.int64)
     for block in unit.blocks():
         base = tri(block.first)
-        _exact.add_rows(block.bits, base, block.start, block.stop, first, FIXED, mass, later)
+        _exact.add_rows(block.bits, base, block.start, block.stop, first, mass, later)
     _exact.turn(later, first, mass)
     return later, mass
 

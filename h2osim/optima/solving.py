@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from h2osim.attention.fixed_point import UNIT
 from h2osim.optima.bracket import CLOSING, narrow
 from h2osim.optima.exact import cost_above, cost_below, curve
 from h2osim.support.errors import UserError
@@ -152,7 +153,7 @@ def optimum(
             kept[(*where, b)], bound[(*where, b)], mass[where] = one.lower, one.upper, one.whole
             if gone is not None and price is not None:
                 gone[(*where, b)] = one.evicted_at
-                price[(*where, b)] = np.asarray(one.price) * 2.0**-24
+                price[(*where, b)] = np.asarray(one.price) * UNIT
         if progress:
             progress(done + 1, len(units), "solving")
 

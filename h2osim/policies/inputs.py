@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from h2osim.attention.fixed_point import UNIT
 from h2osim.traces.unit import Unit
 
 Values = Mapping[str, int | float]
@@ -35,7 +36,7 @@ def gumbel(unit: Unit, values: Values) -> Numbers:
 
 def total(unit: Unit, values: Values) -> Numbers:
     """The attention mass that the token receives in the whole text: sum over t of A[t, j]."""
-    return np.asarray(unit.column_sums() * 2.0**-24, np.float64)
+    return np.asarray(unit.column_sums() * UNIT, np.float64)
 
 
 def place(unit: Unit, values: Values) -> Numbers:

@@ -60,16 +60,10 @@ import math
 import numpy as np
 from numba import njit
 
+from h2osim.attention.fixed_point import UNIT
+from h2osim.attention.row_loops import fixed, sum_heads
+
 OPTIONS = dict(cache=True, nogil=True, error_model="numpy", boundscheck=False)
-ONE = 2.0**-24
-
-
-@njit(**OPTIONS)
-def fixed(x):
-    """A float16's bits as an integer multiple of 2**-24 (the value lies in [0, 1])."""
-    exponent = np.int64(x) >> 10
-    normal = np.int64(exponent > 0)
-    return ((normal << 10) | (np.int64(x) & 1023)) << (exponent - normal)
 '''
 
 
@@ -146,11 +140,11 @@ def _check_name(name: str, policy: str) -> None:
 @cache
 def _reserved() -> frozenset[str]:
     """Names that the loops and their prelude define or use: a rule must not shadow them."""
-    names = {"np", "math", "njit"}
+    names: set[str] = set()
     for text in (_PRELUDE, *(_loop_text(loop) for loop in LOOPS)):
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef):
-                names.add(node.name)
+            if isinstance(node, (ast.FunctionDef, ast.alias)):
+                names.add(getattr(node, "asname", None) or node.name)
             elif isinstance(node, ast.Name) and node.id.isupper():
                 names.add(node.id)
     return frozenset(names - {"INF"})

@@ -47,7 +47,7 @@ def check_scores(
 
     sums = np.empty((len(heads), n), dtype=np.int64)
     top = np.empty((len(heads), n), dtype=np.int64)
-    row_loops.scan_rows(bits, n, window or 0, row_loops.FIXED, sums, top)
+    row_loops.scan_rows(bits, n, window or 0, sums, top)
     entries = np.arange(1, n + 1, dtype=np.float64)
     stored = np.ones((1, n)) if row_sum is None else row_sum.astype(np.float64)
     found = sums / ONE

@@ -143,7 +143,7 @@ def heatmap(unit: Unit, cells: int = 256) -> NDArray[np.float64]:
     pooled = np.zeros((size, size), dtype=np.int64)
     for block in unit.blocks():
         row_loops.pool_rows(
-            block.bits, block.first, block.start, block.stop, unit.n, row_loops.FIXED, pooled
+            block.bits, block.first, block.start, block.stop, unit.n, pooled
         )
     picture = pooled / (ONE * len(unit.heads))
     picture[np.triu_indices(size, 1)] = np.nan
@@ -165,7 +165,7 @@ def _layer_facts(trace: Trace, layer: int) -> LayerFacts:
     for start, stop, bits, before in _blocks(trace, layer):
         sums = np.empty((heads, stop - start), dtype=np.int64)
         row_loops.describe_rows(
-            bits, start, start, stop, window or 0, SINKS, RECENT, row_loops.FIXED,
+            bits, start, start, stop, window or 0, SINKS, RECENT,
             counts, masses, columns, late, sums,
         )  # fmt: skip
         if before is None:

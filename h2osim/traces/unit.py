@@ -152,7 +152,7 @@ class Unit:
             masses = np.zeros(self.n, dtype=np.int64)
             for block in self.blocks():
                 row_loops.add_columns(
-                    block.bits, block.first, block.start, block.stop, row_loops.FIXED,
+                    block.bits, block.first, block.start, block.stop,
                     columns, masses,
                 )  # fmt: skip
             columns.flags.writeable = masses.flags.writeable = False
