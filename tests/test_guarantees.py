@@ -9,167 +9,73 @@ from __future__ import annotations
 
 import ast
 import math
-import random
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import Phase, find, given, settings
+from dynamic_submodular import (
+    AccumulatedAttention,
+    check_udc1,
+    check_udc2,
+    dynamic_one_swap,
+    opt,
+)
+from guarantee_cases import (
+    ALLOWED,
+    OUTSIDE,
+    found_out,
+    gone_after,
+    history_of,
+    matrices,
+    ratio,
+    refuted,
+    rows_of,
+    runs,
+    whole,
+)
+from hypothesis import given
 from hypothesis import strategies as st
-from strategies import examples, sixteenths, softmax_scores
+from strategies import examples
 
 from h2osim.attention.fixed_point import ONE
 from h2osim.guarantees import GUARANTEES, Verdict, checks
-from h2osim.guarantees.checks import Result
-from h2osim.guarantees.greedy import best_set, one_swap, static_greedy
-from h2osim.guarantees.history import History, Rows, Run, follow, simulate
+from h2osim.guarantees.checks.inclusion import stack_run
+from h2osim.guarantees.checks.online import Policy as OnlinePolicy
+from h2osim.guarantees.checks.optimum import (
+    assignment_value,
+    brute_force_value,
+    dual_value,
+    interval_program,
+    path_values,
+    row_by_row_values,
+)
+from h2osim.guarantees.checks.paper import trap_rows
+from h2osim.guarantees.checks.shared import (
+    drift_instance,
+    swap_instance,
+)
+from h2osim.guarantees.choosing import (
+    best_set,
+    one_swap,
+    static_greedy,
+)
+from h2osim.guarantees.history import Rows, Run, follow, simulate
+from h2osim.guarantees.results import Result
 from h2osim.guarantees.setfunctions import (
     LOG,
     SQRT,
-    AccumulatedAttention,
     Coverage,
     Shape,
     SharedCache,
     capped,
-    check_udc1,
-    check_udc2,
-    opt,
 )
 from h2osim.support.bundled import proofs
-from h2osim.traces.catalogue import bundled_traces, open_trace
 from h2osim.traces.synthetic import synth
-
-ALLOWED = {Verdict.HOLDS, Verdict.VACUOUS, Verdict.FAILS}
-
-
-# --- instances -----------------------------------------------------------------------------------
-
-
-def whole(scores: np.ndarray) -> np.ndarray:
-    """Float16 probabilities [heads, n, n] in fixed point."""
-    return np.rint(scores.astype(np.float16).astype(np.float64) * ONE).astype(np.int64)
-
-
-@cache
-def recorded() -> list[np.ndarray]:
-    """Two heads of the first 96 tokens of every layer of every bundled trace, in fixed point."""
-    found = []
-    for path in bundled_traces().values():
-        for unit in open_trace(path).units():
-            n = min(96, unit.n)
-            matrix = np.zeros((min(2, len(unit.heads)), n, n), dtype=np.int64)
-            for t in range(n):
-                matrix[:, t, : t + 1] = unit.head_rows(t)[: len(matrix)]
-            found.append(matrix)
-    return found
-
-
-@st.composite
-def perturbed(draw: st.DrawFn, min_n: int, max_n: int, max_heads: int) -> np.ndarray:
-    """A stretch of recorded attention, among its own tokens, some entries doubled or wiped out."""
-    matrix = draw(st.sampled_from(recorded()))
-    n = draw(st.integers(min_n, max_n))
-    at = draw(st.integers(0, matrix.shape[1] - n))
-    part = matrix[: draw(st.integers(1, max_heads)), at : at + n, at : at + n].copy()
-    for _ in range(draw(st.integers(0, 6))):
-        t = draw(st.integers(0, n - 1))
-        part[:, t, draw(st.integers(0, t))] *= draw(st.sampled_from([0, 2]))
-    return part
-
-
-@st.composite
-def matrices(draw: st.DrawFn, *, min_n: int = 1, max_n: int = 16, max_heads: int = 2) -> np.ndarray:
-    """Rows in fixed point, [heads, n, n]: full of ties, like a model's, recorded, or drifting.
-
-    The drifting ones (adversarial) give every row a favourite of its own, so that tokens return.
-    The recorded ones are perturbed, and their rows do not sum to 1.
-    """
-    sizes: dict[str, Any] = {"min_n": min_n, "max_n": max_n, "max_heads": max_heads}
-    kind = draw(st.sampled_from(["sixteenths", "softmax", "drifting", "recorded"]))
-    if kind == "recorded":
-        return draw(perturbed(**sizes))
-    if kind == "sixteenths":
-        return whole(draw(sixteenths(layers=1, **sizes))[0])
-    if kind == "softmax":
-        return whole(draw(softmax_scores(max_layers=1, **sizes))[0])
-    n = draw(st.integers(min_n, max_n))
-    heads = draw(st.integers(1, max_heads))
-    rows = np.zeros((heads, n, n))
-    for head in range(heads):
-        for t in range(n):
-            favourite, share = draw(st.integers(0, t)), draw(st.sampled_from([0.5, 0.75, 1.0]))
-            rows[head, t, favourite] += share
-            rows[head, t, t] += 1 - share
-    return whole(rows)
-
-
-@st.composite
-def runs(draw: st.DrawFn, **sizes: Any) -> tuple[np.ndarray, int, int]:
-    """A matrix, a budget, a prompt length."""
-    matrix = draw(matrices(**sizes))
-    n = matrix.shape[1]
-    return (
-        matrix,
-        draw(st.integers(1, max(1, n - 1))),
-        draw(st.sampled_from([1, 1, 1, *range(1, n + 1)])),
-    )
-
-
-def history_of(case: tuple[np.ndarray, int, int], **how: Any) -> History:
-    matrix, k, p = case
-    rows = Rows.of(matrix)
-    return follow(rows, simulate(rows, k, p, **how))
-
-
-def rows_of(*rows: tuple[float, ...], heads: tuple[tuple[float, ...], ...] = ()) -> Rows:
-    """Rows written out, in hundredths."""
-
-    def square(given: tuple[tuple[float, ...], ...]) -> np.ndarray:
-        matrix = np.zeros((len(given), len(given)), dtype=np.int64)
-        for t, row in enumerate(given):
-            matrix[t, : len(row)] = [round(100 * x) for x in row]
-        return matrix
-
-    return Rows.of(np.stack([square(rows), *([square(heads)] if heads else [])]))
-
-
-def gone_after(rows: Rows, k: int, p: int = 1, **how: Any) -> list[int]:
-    return simulate(rows, k, p, **how).evicted_at.tolist()
-
-
-def refuted(
-    strategy: st.SearchStrategy[Any], claim: Callable[[Any], bool], *, shrink: bool = True
-) -> Any:
-    """The smallest drawn case that refutes a wrong claim; fails when none is found."""
-    phases = (Phase.generate, Phase.shrink) if shrink else (Phase.generate,)
-    return find(
-        strategy,
-        lambda case: not claim(case),
-        settings=settings(max_examples=3000, database=None, phases=phases),
-        random=random.Random(0),
-    )
-
-
-OUTSIDE: tuple[dict[str, Any], ...] = ({"recent": 1}, {"scores": "cached"})
-
-
-def found_out(check: Callable[[History], Result], how: dict[str, Any]) -> Any:
-    """A case where a run outside setting P, passed off as one inside, is called violated."""
-
-    def unnoticed(case: tuple[np.ndarray, int, int]) -> bool:
-        return check(history_of(case, **how)).verdict != Verdict.VIOLATED
-
-    return refuted(runs(max_n=7), unnoticed, shrink=False)
-
-
-def ratio(history: History) -> float:
-    return float(history.value[-1]) / float(history.opt[-1])
-
 
 # --- registry ------------------------------------------------------------------------------------
 
@@ -203,8 +109,11 @@ def test_proof_files_are_complete(name: str) -> None:
 
 
 def test_named_tests_exist() -> None:
-    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
-    here = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    trees = [
+        ast.parse(path.read_text(encoding="utf-8"))
+        for path in Path(__file__).parent.glob("test_guarantees*.py")
+    ]
+    here = {node.name for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)}
     assert {test for g in GUARANTEES.values() for test in g.tests} <= here
 
 
@@ -306,6 +215,32 @@ def test_paper_theorem_assumption_needs_a_top_that_does_not_grow() -> None:
     assert result.step == 3
 
 
+@pytest.mark.parametrize("n", [3, 7, 96, 1000, 4096])
+def test_alpha_of_one_is_too_much(n: int) -> None:
+    """Alpha < 1 is assumed. Growth by exactly 1/(10 n) needs alpha = 1; a hair less is enough."""
+    rows = rows_of((1,), (0, 1))
+    two = follow(rows, simulate(rows, 1))
+    for grown, verdict in ((1, Verdict.FAILS), (0, Verdict.HOLDS)):
+        opts = np.array([10 * n - 1, 10 * n - 1 + grown]) * 2**20
+        found = checks.paper_theorem(replace(two, value=opts, before=opts, opt=opts), n)
+        assert found.verdict == verdict
+    opts = np.array([(10 * n - 1) * 2**20 + 1, 10 * n * 2**20])
+    found = checks.paper_theorem(replace(two, value=opts, before=opts, opt=opts), n)
+    assert found.numbers["alpha"] == pytest.approx(1)
+    assert found.verdict == Verdict.HOLDS  # alpha is just below 1, and the bound hardly above 0
+    assert 0 < found.numbers["bound"] < 1e-5
+
+
+def test_more_tokens_than_the_budget_are_outside_the_theorem() -> None:
+    rows = rows_of((1,), (0, 1), (0, 1))
+    history = follow(rows, Run(np.array([3, 3, 3]), 1, 1))
+    found = checks.paper_theorem(history, 3)
+    assert (found.verdict, found.note) == (
+        Verdict.FAILS,
+        "the run holds more tokens than the budget",
+    )
+
+
 def test_paper_theorem_can_fail() -> None:
     """The product of the optimum's growth alone is no bound once a step may lose value."""
 
@@ -321,7 +256,7 @@ def test_paper_theorem_can_fail() -> None:
 
 def test_printed_udc2_is_refuted_by_the_trap() -> None:
     """UDC1 and UDC2 as printed hold with 0, the promised (1 - 1/e) does not (proof, remark 4)."""
-    rows, _ = checks.trap_rows(8, Fraction(1, 10))
+    rows, _ = trap_rows(8, Fraction(1, 10))
     matrix = np.stack([np.pad(rows.head_rows(t)[0], (0, 7 - t)) for t in range(8)])
     family = AccumulatedAttention(matrix)
     assert check_udc1(family, 1, theta=0) is None
@@ -330,7 +265,7 @@ def test_printed_udc2_is_refuted_by_the_trap() -> None:
     assert check_udc2(opts, gamma=Fraction(1, 80), direction="growth") is not None
     history = history_of((matrix, 1, 1))
     assert ratio(history) < 1 - 1 / math.e
-    rows, unit = checks.trap_rows(500)
+    rows, unit = trap_rows(500)
     history = follow(rows, simulate(rows, 1))
     assert history.value[-1] == Fraction("1.849") * unit
     assert history.opt[-1] == Fraction("497.902") * unit
@@ -353,10 +288,10 @@ def test_concave_h_never_changes_a_decision(case: tuple[np.ndarray, int, int]) -
     """In float64, on multiples of 2^-24, for the three shapes of the paper."""
     matrix, k, p = case
     scores = matrix / ONE
-    plain = one_swap(AccumulatedAttention(scores), k, p)
+    plain = dynamic_one_swap(AccumulatedAttention(scores), k, p)
     # removing the prompt's surplus one by one is the same for every shape as well
-    assert one_swap(AccumulatedAttention(scores, SQRT), k, p) == plain
-    assert one_swap(AccumulatedAttention(scores, LOG), k, p) == plain
+    assert dynamic_one_swap(AccumulatedAttention(scores, SQRT), k, p) == plain
+    assert dynamic_one_swap(AccumulatedAttention(scores, LOG), k, p) == plain
 
 
 # --- C1-C4 ---------------------------------------------------------------------------------------
@@ -417,9 +352,9 @@ def test_c2_formula(n: int, d: Fraction) -> None:
 
 
 def test_c2_can_fail() -> None:
-    with_window = [follow(rows, simulate(rows, 2, recent=1)) for rows in [checks.trap_rows(400)[0]]]
+    with_window = [follow(rows, simulate(rows, 2, recent=1)) for rows in [trap_rows(400)[0]]]
     assert ratio(with_window[0]) < 0.02  # a protected newest token does not save it
-    roomy = follow(checks.trap_rows(400)[0], simulate(checks.trap_rows(400)[0], 2))
+    roomy = follow(trap_rows(400)[0], simulate(trap_rows(400)[0], 2))
     assert ratio(roomy) == 1  # two slots do
     with pytest.raises(AssertionError):
         assert checks.trap(50).numbers["ratio"] > 1 - 1 / math.e
@@ -434,7 +369,7 @@ def test_c3_numbers(k: int) -> None:
 
 
 def test_c3_can_fail() -> None:
-    f = checks.swap_instance(4)
+    f = swap_instance(4)
     assert f.value(static_greedy(f, 4)) == f.value(best_set(f, 4))  # with all tokens in sight
     first = [f.sets[-1], *f.sets[:-1]]  # Z first
     early = Coverage(first, f.weights)
@@ -448,13 +383,13 @@ def h2o(rows: Rows, k: int, p: int) -> np.ndarray:
 def scattered(rows: Rows, k: int, p: int) -> np.ndarray:
     """A fixed pseudo-random rank a token: an online policy that looks at nothing."""
     rank = np.random.default_rng(1).permutation(rows.n)
-    gone = checks.stack_run(lambda t: [(int(rank[j]), j) for j in range(t + 1)], rows.n, p)
+    gone = stack_run(lambda t: [(int(rank[j]), j) for j in range(t + 1)], rows.n, p)
     return np.asarray(gone[k])
 
 
 @pytest.mark.parametrize("policy", [h2o, scattered])
 @pytest.mark.parametrize(("m", "k"), [(4, 2), (7, 1), (12, 5)])
-def test_c4_numbers(policy: checks.Policy, m: int, k: int) -> None:
+def test_c4_numbers(policy: OnlinePolicy, m: int, k: int) -> None:
     result = checks.needle(policy, m, k)
     assert result.verdict == Verdict.HOLDS
     assert result.numbers["mean"] == pytest.approx(k / m)  # both keep k of the m
@@ -524,6 +459,27 @@ def test_t2_holds(case: tuple[np.ndarray, int, int]) -> None:
         assert result.numbers["ratio"] >= 1 - result.numbers["rho"] - 1e-12
 
 
+@given(runs(), st.data())
+def test_t2_of_any_set(case: tuple[np.ndarray, int, int], data: st.DataObject) -> None:
+    """The statement for a drawn set O, written out; `History.worst` is at least its right side."""
+    matrix, k, p = case
+    rows, n = Rows.of(matrix), matrix.shape[1]
+    run = simulate(rows, k, p)
+    history = follow(rows, run)
+    if not history.steps:
+        return
+    i = data.draw(st.integers(history.first, n - 1))
+    chosen = data.draw(st.sets(st.integers(0, i), max_size=k))
+    summed = np.tril(matrix.sum(axis=0))
+    score = summed[: i + 1].sum(axis=0)
+    left = {o: run.evicted_at[o] for o in chosen if run.evicted_at[o] <= i}
+    late = sum(int(summed[gone + 1 : i + 1, o].sum()) for o, gone in left.items())
+    right = int(score[sorted(chosen)].sum()) - late
+    at = i - history.first
+    assert history.value[at] >= history.worst[at] >= right
+    assert history.worst[at] >= history.opt[at] - history.late[at]
+
+
 def test_t2_can_fail() -> None:
     def half_of_it(case: tuple[np.ndarray, int, int]) -> bool:
         h = history_of(case)
@@ -533,6 +489,17 @@ def test_t2_can_fail() -> None:
     for how in OUTSIDE:
         history = history_of(found_out(checks.post_eviction_mass, how), **how)
         assert checks.post_eviction_mass(history, "outside").verdict == Verdict.FAILS
+    # a run that only a set other than the top k finds out
+    other: dict[str, Any] = {
+        "value": np.array([5]),
+        "opt": np.array([9]),
+        "late": np.array([4]),
+        "worst": np.array([6]),
+        "late_share": np.array([1.0]),
+    }
+    history = replace(follow(rows_of((1,)), simulate(rows_of((1,)), 1)), **other)
+    result = checks.post_eviction_mass(history)
+    assert (result.verdict, result.note) == (Verdict.VIOLATED, "for a set other than the top k")
     keep_first = follow(rows_of((1,), (0, 3), (0, 1)), Run(np.array([3, 1, 2]), 1, 1))
     assert checks.post_eviction_mass(keep_first).verdict == Verdict.VIOLATED
 
@@ -549,6 +516,64 @@ def test_t3_holds(case: tuple[np.ndarray, int, int]) -> None:
     history = history_of(case, scores="cached")
     assert checks.cached_scores(history, rounded=False).verdict in {Verdict.HOLDS, Verdict.VACUOUS}
     assert checks.cached_scores(history).verdict in {Verdict.HOLDS, Verdict.VACUOUS}
+
+
+@given(runs(max_n=9), st.data())
+def test_t3_of_any_set(case: tuple[np.ndarray, int, int], data: st.DataObject) -> None:
+    """Both bounds for a drawn set O, in fractions, by scores that are added up here again."""
+    matrix, k, p = case
+    rows, n = Rows.of(matrix), matrix.shape[1]
+    run = simulate(rows, k, p, scores="cached")
+    history = follow(rows, run)
+    if not history.steps:
+        return
+    i = data.draw(st.integers(history.first, n - 1))
+    chosen = data.draw(st.sets(st.integers(0, i), max_size=k))
+    full, shown = np.zeros(n, object), np.zeros(n, object)
+    full_then, shown_then = full.copy(), shown.copy()
+    missed = 0
+    for t in range(i + 1):
+        seen = run.evicted_at[: t + 1] >= t
+        for row in rows.head_rows(t).tolist():
+            whole_row, mass = sum(row), sum(x for x, here in zip(row, seen, strict=True) if here)
+            missed += whole_row - mass if t >= p else 0
+            for j, x in enumerate(row):
+                full[j] += x
+                if seen[j] and t < p:
+                    shown[j] += x
+                elif seen[j] and mass:
+                    shown[j] += Fraction(x * whole_row, mass)
+        out = [j for j in range(t + 1) if run.evicted_at[j] == t]
+        full_then[out], shown_then[out] = full[out], shown[out]
+    kept = {j for j in range(i + 1) if run.evicted_at[j] > i}
+    right = sum(full[o] if o in kept else full_then[o] for o in chosen)
+    assert sum(full[s] for s in kept) >= right - missed
+    # the sharp form: what was evicted did not look better than what stayed
+    assert sum(shown_then[o] for o in chosen - kept) <= sum(shown[s] for s in kept - chosen)
+    at = i - history.first
+    assert history.surplus[at] <= 1e-9 * max(1, history.opt[at])
+    assert history.worst[at] >= right
+
+
+def test_t3_slack_is_that_of_its_rounding() -> None:
+    """A step below the bound by more than 2 k (H i)^2 2^-52 of a row is a violation."""
+    rows = rows_of((1,), (0, 1), (0.5, 0, 0.5))
+    tight = follow(rows, simulate(rows, 1, scores="cached"))
+    far = 2**20
+    series = {name: getattr(tight, name) * far for name in ("value", "opt", "late", "missed")}
+    series |= {"worst": tight.worst * far, "inflated": tight.inflated * far}
+    heads = 8192  # so many that the rounding of three steps is not nothing
+    scaled = replace(tight, **series, surplus=tight.surplus * 0, heads=heads)
+    allowed = math.floor(2 * 1 * (heads * 3) ** 2 * 2.0**-52 * ONE)
+    assert allowed == 4
+    for short, verdict in ((0, Verdict.HOLDS), (allowed, Verdict.HOLDS), (5, Verdict.VIOLATED)):
+        value = scaled.value.copy()
+        value[-1] -= short
+        assert checks.cached_scores(replace(scaled, value=value)).verdict == verdict
+    value = scaled.value.copy()
+    value[-1] -= 1
+    exact = checks.cached_scores(replace(scaled, value=value), rounded=False)
+    assert exact.verdict == Verdict.VIOLATED
 
 
 def test_t3_can_fail() -> None:
@@ -607,7 +632,7 @@ def test_t4_can_fail() -> None:
 
 def test_t4_is_useful_where_the_clipped_product_is_not() -> None:
     trap = checks.drift_certificate(
-        follow(checks.trap_rows(5)[0], Run(np.array([5, 1, 2, 3, 4]), 1, 1))
+        follow(trap_rows(5)[0], Run(np.array([5, 1, 2, 3, 4]), 1, 1))
     )
     assert trap.numbers["bound"] == pytest.approx(trap.numbers["ratio"])
     assert trap.numbers["ratio"] == pytest.approx(0.471, abs=1e-3)
@@ -669,6 +694,17 @@ def test_t6_holds(case: tuple[np.ndarray, int, int]) -> None:
     assert checks.offline_optimum(Rows.of(matrix), k, p).verdict == Verdict.HOLDS
 
 
+@examples(40)
+@given(matrices(max_n=6), st.integers(0, 9), st.data())
+def test_t6_formulations_of_any_size(matrix: np.ndarray, k: int, data: st.DataObject) -> None:
+    """Budgets of nothing and of more than there is, prompts up to the whole text."""
+    p = data.draw(st.integers(1, matrix.shape[1]))
+    rows = Rows.of(matrix)
+    assert checks.offline_optimum(rows, k, p).verdict == Verdict.HOLDS
+    every = [brute_force_value(rows, c, p) for c in range(rows.n + 1)]
+    assert row_by_row_values(rows, p) == path_values(rows, rows.n, p) == every
+
+
 def test_t6_can_fail() -> None:
     # the per-step top k with re-admission is more than the optimum
     rows = rows_of((1,), (1, 0), (1, 0, 0), (0, 1, 0, 0))
@@ -679,12 +715,12 @@ def test_t6_can_fail() -> None:
     assert readmitting == 300
     # negative values: not evicting early is wrong
     negative = Rows.of(np.array([[1, 0], [-1, 1]]))
-    assert checks.brute_force_value(negative, 1) == 1
-    assert checks.assignment_value(negative, 1) == 0
+    assert brute_force_value(negative, 1) == 1
+    assert assignment_value(negative, 1) == 0
     # H2O is not optimal
     found = refuted(
         runs(max_n=5, max_heads=1),
-        lambda case: attended(*case) == checks.assignment_value(Rows.of(case[0]), *case[1:]),
+        lambda case: attended(*case) == assignment_value(Rows.of(case[0]), *case[1:]),
     )
     assert found[0].shape[1] <= 4
 
@@ -702,11 +738,21 @@ def attended(matrix: np.ndarray, k: int, p: int) -> int:
 def test_t6b_holds(case: tuple[np.ndarray, int, int]) -> None:
     matrix, _, p = case
     rows = Rows.of(matrix)
-    optima = [checks.assignment_value(rows, k, p) for k in range(rows.n + 1)]
+    optima = [assignment_value(rows, k, p) for k in range(rows.n + 1)]
     assert checks.concave_in_budget(optima).verdict == Verdict.HOLDS
     some = sorted({0, 1, rows.n // 2, rows.n})
     assert checks.concave_in_budget([optima[k] for k in some], some).verdict != Verdict.VIOLATED
     assert optima[-1] == sum(int(rows.head_rows(t).sum()) for t in range(p, rows.n))
+
+
+@examples(30)
+@given(st.lists(matrices(max_n=7), min_size=1, max_size=3), st.data())
+def test_t6b_allocation(units: list[np.ndarray], data: st.DataObject) -> None:
+    curves = []
+    for matrix in units:
+        p = data.draw(st.integers(1, matrix.shape[1]))
+        curves.append([assignment_value(Rows.of(matrix), k, p) for k in range(matrix.shape[1] + 1)])
+    assert checks.best_allocation(curves).verdict == Verdict.HOLDS
 
 
 def test_t6b_can_fail() -> None:
@@ -718,7 +764,14 @@ def test_t6b_can_fail() -> None:
     assert (result.verdict, result.step) == (Verdict.VIOLATED, 2)
     assert checks.concave_in_budget([0, 0, 3]).verdict == Verdict.VIOLATED
     assert checks.concave_in_budget([3, 2]).verdict == Verdict.VIOLATED
-    optima = [checks.assignment_value(rows, k) for k in range(4)]
+    # each gain is compared with the one before it, not with the first
+    result = checks.concave_in_budget([0, 5, 6, 8])
+    assert (result.verdict, result.step) == (Verdict.VIOLATED, 3)
+    assert checks.concave_in_budget([0, 5, 6, 8, 8], [0, 1, 2, 4, 5]).verdict == Verdict.HOLDS
+    # one curve that is not concave: giving slots by gains starves it
+    starved = checks.best_allocation([[0, 0, 3], [0, 1, 2]])
+    assert (starved.verdict, starved.note) == (Verdict.FAILS, "a curve is not concave")
+    optima = [assignment_value(rows, k) for k in range(4)]
     assert checks.concave_in_budget(optima).verdict == Verdict.HOLDS
 
 
@@ -727,22 +780,22 @@ def test_t6b_can_fail() -> None:
 def test_t6c_holds(case: tuple[np.ndarray, int, int], prices: list[int]) -> None:
     matrix, k, p = case
     rows = Rows.of(matrix)
-    best = checks.assignment_value(rows, k, p)
+    best = assignment_value(rows, k, p)
     given_prices = np.array(prices)[: rows.n]
     assert checks.dual_certificate(rows, k, given_prices, best, p).verdict == Verdict.HOLDS
-    value, optimal = checks.interval_program(rows, k, p)
+    value, optimal = interval_program(rows, k, p)
     assert value == pytest.approx(best, abs=1)
     whole_prices = np.rint(optimal).astype(np.int64)
-    assert checks.dual_value(rows, k, whole_prices, p) == best  # equality, with whole prices
+    assert dual_value(rows, k, whole_prices, p) == best  # equality, with whole prices
     negative = given_prices - ONE // 2  # remark: with full caches any sign is a bound
-    assert checks.dual_value(rows, k, negative, p) >= best
+    assert dual_value(rows, k, negative, p) >= best
 
 
 def test_t6c_can_fail() -> None:
     rows = rows_of((1,), (1, 0), (1, 0, 0), (0, 1, 0, 0))
-    assert checks.dual_value(rows, 1, np.array([0, 100, 100, 0])) == 200  # tight
-    assert checks.dual_value(rows, 1, np.zeros(4, int)) == 300  # the re-admission bound
-    assert checks.dual_value(rows, 5, np.array([0, 0, 0, -100])) == 300
+    assert dual_value(rows, 1, np.array([0, 100, 100, 0])) == 200  # tight
+    assert dual_value(rows, 1, np.zeros(4, int)) == 300  # the re-admission bound
+    assert dual_value(rows, 5, np.array([0, 0, 0, -100])) == 300
     claimed = checks.dual_certificate(rows, 1, np.array([0, 100, 100, 0]), 201)
     assert claimed.verdict == Verdict.VIOLATED
     assert checks.dual_certificate(rows, 1, np.full(4, -1), 0).verdict == Verdict.FAILS
@@ -751,8 +804,8 @@ def test_t6c_can_fail() -> None:
         matrix, k, p = case
         rows = Rows.of(matrix)
         price = np.full(rows.n, ONE // 4)
-        short = checks.dual_value(rows, k, price, p) - int(price[p:].sum())
-        return short >= checks.assignment_value(rows, k, p)
+        short = dual_value(rows, k, price, p) - int(price[p:].sum())
+        return short >= assignment_value(rows, k, p)
 
     refuted(runs(max_n=5), one_slot_too_few)
 
@@ -791,7 +844,7 @@ def test_t7_holds(case: tuple[np.ndarray, int, int], name: str) -> None:
     rank = lambda t, j: RANKS[name](a, t, j)  # noqa: E731
     direct = {k: run_by_rank(rank, n, k, p) for k in range(1, n + 1)}
     assert checks.inclusion(direct).verdict in {Verdict.HOLDS, Verdict.VACUOUS}
-    stack = checks.stack_run(lambda t: [(rank(t, j), j) for j in range(t + 1)], n, p)
+    stack = stack_run(lambda t: [(rank(t, j), j) for j in range(t + 1)], n, p)
     assert {k: stack[k].tolist() for k in direct} == direct
     held = [[attended_by(a, gone, p)] for gone in direct.values()]
     assert held == sorted(held)  # the recall does not fall when the budget grows
@@ -800,6 +853,49 @@ def test_t7_holds(case: tuple[np.ndarray, int, int], name: str) -> None:
 def attended_by(a: np.ndarray, gone: list[int], p: int) -> int:
     n = a.shape[0]
     return sum(int(a[t, [j for j in range(t + 1) if gone[j] >= t]].sum()) for t in range(p, n))
+
+
+@examples(30)
+@given(case=runs(max_n=10), data=st.data())
+def test_t7_now_and_then(case: tuple[np.ndarray, int, int], data: st.DataObject) -> None:
+    """Evicting at a drawn set of steps only, with any ranks: nested, and one stack has them all."""
+    matrix, _, p = case
+    a = np.tril(matrix.sum(axis=0))
+    n = a.shape[0]
+    rank = RANKS[data.draw(st.sampled_from(sorted(RANKS)))]
+    steps = data.draw(st.sets(st.integers(p - 1, n - 1)))
+    direct = {}
+    for k in range(n + 1):
+        gone, cache = [n] * n, []
+        for t in range(n):
+            cache.append(t)
+            while t in steps and len(cache) > k:
+                least = min(cache, key=lambda j: (rank(a, t, j), j))
+                cache.remove(least)
+                gone[least] = t
+        direct[k] = gone
+    assert checks.inclusion(direct).verdict in {Verdict.HOLDS, Verdict.VACUOUS}
+    stack = stack_run(lambda t: [(rank(a, t, j), j) for j in range(t + 1)], n, p, steps)
+    assert {k: stack[k].tolist() for k in direct} == direct
+
+
+def test_t7_a_larger_cache_that_skipped_an_eviction() -> None:
+    """The proof's example: two tokens more before the eviction are one too many."""
+    a = np.array([[10, 0, 0, 0], [6, 4, 0, 0], [1, 2, 7, 0], [3, 3, 2, 2]])
+
+    def run(k: int, steps: set[int]) -> list[int]:
+        gone, cache = [4] * 4, []
+        for t in range(4):
+            cache.append(t)
+            while t in steps and len(cache) > k:
+                least = min(cache, key=lambda j: (a[t, j], j))
+                cache.remove(least)
+                gone[least] = t
+        return gone
+
+    skipped = {1: run(1, {0, 1, 2, 3}), 2: run(2, {3})}
+    assert skipped == {1: [2, 1, 3, 4], 2: [4, 4, 3, 3]}
+    assert checks.inclusion(skipped).verdict == Verdict.VIOLATED
 
 
 def test_t7_counterexamples() -> None:
@@ -887,7 +983,7 @@ def test_t7_cached_last_row_of_one_head(case: tuple[np.ndarray, int, int]) -> No
 
 @pytest.mark.parametrize("policy", [h2o, scattered])
 @pytest.mark.parametrize(("m", "k"), [(5, 2), (9, 3), (12, 1)])
-def test_t8_holds(policy: checks.Policy, m: int, k: int) -> None:
+def test_t8_holds(policy: OnlinePolicy, m: int, k: int) -> None:
     result = checks.no_free_lunch(policy, m, k)
     assert result.verdict == Verdict.HOLDS
     assert result.numbers["value"] < result.numbers["optimum"] * (k / m + 0.02)
@@ -924,7 +1020,7 @@ def test_t9_can_fail() -> None:
     assert checks.shared_caches(SharedCache([[1, 1]], square), 1).verdict == Verdict.FAILS
     assert checks.shared_caches(SharedCache([[1, -1]]), 1).verdict == Verdict.FAILS
     # one-swap greedy has neither 1 - 1/e nor C3's k/(2k-1)
-    f = checks.drift_instance(3)
+    f = drift_instance(3)
     reached, best = f.value(one_swap(f, 3)[-1]), f.value([0, 7, 11])
     assert reached < Fraction(3, 5) * best < (1 - 1 / math.e) * float(best)
 
@@ -936,7 +1032,7 @@ def test_t9_can_fail() -> None:
 
 @pytest.mark.parametrize(("k", "expected"), [(1, 1.0), (2, 0.501), (3, 0.334), (4, 0.251)])
 def test_t9_drift_instance(k: int, expected: float) -> None:
-    f = checks.drift_instance(k)
+    f = drift_instance(k)
     reached = f.value(one_swap(f, k)[-1])
     whole_tokens = [s for s in range(f.size) if f.value([s]) == k and len(f.sets[s]) == k]
     assert len(whole_tokens) == k
@@ -950,7 +1046,7 @@ def test_t9_drift_instance(k: int, expected: float) -> None:
 
 def test_t9_drift_as_a_shared_cache() -> None:
     # one head a point, min(z, 1), as the proof says
-    f = checks.drift_instance(3)
+    f = drift_instance(3)
     scores = [[f.weights[p] if p in f.sets[s] else 0 for s in range(f.size)] for p in range(18)]
     as_heads = SharedCache(scores, capped(1))
     assert one_swap(as_heads, 3) == one_swap(f, 3)

@@ -8,33 +8,38 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dynamic_submodular import (
+    AccumulatedAttention,
+    CurrentAttention,
+    Still,
+    attention_mass,
+    best_set_milp,
+    check_dynamic_monotone,
+    check_dynamic_submodular,
+    check_modular,
+    check_udc1,
+    check_udc2,
+    dynamic_one_swap,
+    lazy_greedy,
+    opt,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples, sixteenths
 
-from h2osim.guarantees.greedy import best_set, best_set_milp, lazy_greedy, one_swap, static_greedy
+from h2osim.guarantees.choosing import best_set, one_swap, static_greedy
 from h2osim.guarantees.history import Rows, simulate
 from h2osim.guarantees.setfunctions import (
     IDENTITY,
     LOG,
     SHAPES,
     SQRT,
-    AccumulatedAttention,
     Coverage,
-    CurrentAttention,
     FacilityLocation,
     SharedCache,
-    Still,
-    attention_mass,
     capped,
-    check_dynamic_monotone,
-    check_dynamic_submodular,
-    check_modular,
     check_monotone,
     check_submodular,
-    check_udc1,
-    check_udc2,
-    opt,
 )
 from h2osim.replays.replaying import replay
 from h2osim.traces.trace import Trace
@@ -205,7 +210,7 @@ def test_dynamic_greedy_on_modular_objectives_is_h2o(scores: np.ndarray, k: int,
     rows = np.rint(scores[0] * 16).astype(int)
     n = rows.shape[1]
     p = min(p, n)
-    caches = one_swap(AccumulatedAttention(rows), k, p)
+    caches = dynamic_one_swap(AccumulatedAttention(rows), k, p)
     run = simulate(Rows.of(rows), k, p)
     assert caches == [[j for j in range(t + 1) if run.evicted_at[j] > t] for t in range(n)]
 
@@ -215,14 +220,15 @@ def test_dynamic_greedy_differs_from_h2o_on_a_shared_cache() -> None:
     rows = np.zeros((2, 4, 4), dtype=int)
     rows[0, 3, :4] = [9, 8, 0, 0]
     rows[1, 3, :4] = [0, 0, 4, 0]
-    assert one_swap(AccumulatedAttention(rows), 3, 4)[-1] == [0, 1, 2]
-    assert one_swap(AccumulatedAttention(rows), 2, 4)[-1] == [0, 1]
-    assert one_swap(AccumulatedAttention(rows, SQRT), 2, 4)[-1] == [0, 2]
+    assert dynamic_one_swap(AccumulatedAttention(rows), 3, 4)[-1] == [0, 1, 2]
+    assert dynamic_one_swap(AccumulatedAttention(rows), 2, 4)[-1] == [0, 1]
+    assert dynamic_one_swap(AccumulatedAttention(rows, SQRT), 2, 4)[-1] == [0, 2]
 
 
 def test_a_set_function_stands_for_a_family_at_rest() -> None:
     f = attention_mass([3, 1, 4, 1, 5])
-    assert one_swap(f, 2) == one_swap(Still(f), 2) == [[0], [0, 1], [0, 2], [0, 2], [2, 4]]
+    expected = [[0], [0, 1], [0, 2], [0, 2], [2, 4]]
+    assert dynamic_one_swap(f, 2) == dynamic_one_swap(Still(f), 2) == one_swap(f, 2) == expected
 
 
 @examples(20)
@@ -235,6 +241,6 @@ def test_the_policy_is_this_greedy(scores: np.ndarray, k: int, p: int) -> None:
     for objective, shape in (("mass", IDENTITY), ("sqrt", SQRT)):
         found = replay(trace, f"greedy:objective={objective},scores=full", k, engine="naive")
         gone = found.evicted_at.values.ravel()
-        caches = one_swap(AccumulatedAttention(scores[0], shape), k, p)
+        caches = dynamic_one_swap(AccumulatedAttention(scores[0], shape), k, p)
         held = [[j for j in range(t + 1) if gone[j] > t] for t in range(n)]
         assert held == caches, objective

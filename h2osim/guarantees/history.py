@@ -111,6 +111,10 @@ class History:
     inflated       the part of M_i that matters, float: what renormalising has added to the scores
                    of tokens kept outside the top k, less what it had added to missed ones before
                    they went (proof T3); at most M_i
+    worst          largest right side of T2 over all sets O of at most k tokens: the top-k sum of
+                   a_i(o) for cached and a_{t_o}(o) for evicted tokens
+    surplus        how far the cache is below the best k by renormalised scores, b_i for cached and
+                   b_{t_o} for evicted tokens, float: 0 up to rounding where those decided (T3)
 
     lost: M_{n-1}, all the decode mass that was not attended. full: whether exactly k tokens were in
     the cache after each of these steps; within: at most k, the last step aside (what is held after
@@ -130,6 +134,8 @@ class History:
     late_share: NDArray[np.float64]
     missed: NDArray[np.int64]
     inflated: NDArray[np.float64]
+    worst: NDArray[np.int64]
+    surplus: NDArray[np.float64]
     lost: int
     full: bool
     within: bool
@@ -179,8 +185,8 @@ class _Follower:
         self.at_exit = np.zeros(n, np.int64)
         self.lost, self.full, self.within = 0, True, True
         length = n - self.first
-        self.sums = np.zeros((5, length), np.int64)  # value, before, opt, late, missed
-        self.share, self.inflated = np.zeros(length), np.zeros(length)
+        self.sums = np.zeros((6, length), np.int64)  # value, before, opt, late, missed, worst
+        self.share, self.inflated, self.surplus = np.zeros((3, length))
         self.extra, self.extra_at_exit = np.zeros(n), np.zeros(n)  # e_i(s), e_{t_o}(o)
         self.flags = np.zeros((2, length), bool)  # same, returned
         self.earlier = np.zeros(n, bool)
@@ -204,12 +210,16 @@ class _Follower:
         self.at_exit[out], self.extra_at_exit[out] = score[out], self.extra[out]
         if top is None:
             return
-        i, now, kept = t - self.first, score[: t + 1], gone > t
+        i, k, now, kept = t - self.first, self.run.k, score[: t + 1], gone > t
         value, best = int(now[kept].sum()), int(now[top].sum())
         before = int(now[seen].sum()) - (int(now[t]) if seen[t] else 0) if i else value
         missed = np.flatnonzero(top & ~kept)
         after = now[missed] - self.at_exit[missed]
-        self.sums[:, i] = value, before, best, after.sum(), self.lost
+        known = np.where(kept, now, self.at_exit[: t + 1])  # what an exchange may count on
+        worst = int(_largest(known, k).sum())
+        self.sums[:, i] = value, before, best, after.sum(), self.lost, worst
+        shown = known + np.where(kept, self.extra[: t + 1], self.extra_at_exit[: t + 1])
+        self.surplus[i] = _largest(shown, k).sum() - shown[kept].sum()
         some = now[missed] > 0
         self.share[i] = (after[some] / now[missed][some]).max(initial=0.0)
         surplus = np.flatnonzero(kept & ~top)
@@ -229,7 +239,7 @@ class _Follower:
                 self.extra[: len(row)][seen] += row[seen] * (whole / mass - 1.0)
 
     def history(self) -> History:
-        value, before, opt, late, missed = self.sums
+        value, before, opt, late, missed, worst = self.sums
         same, returned = self.flags
         return History(
             self.first,
@@ -245,10 +255,17 @@ class _Follower:
             self.share,
             missed,
             self.inflated,
+            worst,
+            self.surplus,
             self.lost,
             self.full,
             self.within,
         )
+
+
+def _largest(scores: NDArray[Any], k: int) -> NDArray[Any]:
+    """The k largest numbers, in no order."""
+    return scores if k >= len(scores) else np.partition(scores, len(scores) - k)[len(scores) - k :]
 
 
 def _top(scores: NDArray[np.int64], k: int) -> NDArray[np.bool_]:

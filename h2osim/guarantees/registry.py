@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from h2osim.guarantees import checks
-from h2osim.guarantees.checks import Result
+from h2osim.guarantees.results import Result
 from h2osim.support.bundled import proofs
 
 
@@ -50,7 +50,7 @@ _ALL = (
     ),
     Guarantee(
         "C1",
-        "the printed algorithms keep the first k tokens for ever",
+        "the algorithm as printed keeps the first k tokens for ever",
         "02-printed-algorithm-freezes.md",
         checks.literal_freeze,
         ("test_c1_holds", "test_c1_can_fail"),
@@ -88,14 +88,14 @@ _ALL = (
         "lost is at most what missed tokens received after their eviction",
         "07-post-eviction-mass.md",
         checks.post_eviction_mass,
-        ("test_t2_holds", "test_t2_can_fail", "test_t2_is_tight"),
+        ("test_t2_holds", "test_t2_of_any_set", "test_t2_can_fail", "test_t2_is_tight"),
     ),
     Guarantee(
         "T3",
         "with cached scores, at most the missed mass more",
         "08-cached-scores.md",
         checks.cached_scores,
-        ("test_t3_holds", "test_t3_can_fail", "test_t3_is_tight"),
+        ("test_t3_holds", "test_t3_of_any_set", "test_t3_can_fail", "test_t3_is_tight"),
     ),
     Guarantee(
         "T4",
@@ -116,14 +116,14 @@ _ALL = (
         "the offline optimum is an assignment problem",
         "11-offline-optimum-is-an-assignment.md",
         checks.offline_optimum,
-        ("test_t6_holds", "test_t6_can_fail"),
+        ("test_t6_holds", "test_t6_formulations_of_any_size", "test_t6_can_fail"),
     ),
     Guarantee(
         "T6b",
         "the optimum is concave in the budget",
         "12-optimum-concave-in-budget.md",
         checks.concave_in_budget,
-        ("test_t6b_holds", "test_t6b_can_fail"),
+        ("test_t6b_holds", "test_t6b_allocation", "test_t6b_can_fail"),
     ),
     Guarantee(
         "T6c",
@@ -137,7 +137,7 @@ _ALL = (
         "smaller caches lie inside larger ones",
         "14-inclusion.md",
         checks.inclusion,
-        ("test_t7_holds", "test_t7_can_fail", "test_t7_counterexamples"),
+        ("test_t7_holds", "test_t7_now_and_then", "test_t7_can_fail", "test_t7_counterexamples"),
     ),
     Guarantee(
         "T8",
@@ -157,6 +157,67 @@ _ALL = (
             "test_t9_drift_instance",
             "test_t9_greedy_differs_from_optimum",
         ),
+    ),
+    Guarantee(
+        "M1",
+        "a swap rule with a threshold keeps a quarter",
+        "17-threshold-swap-keeps-a-quarter.md",
+        checks.threshold_swap,
+        (
+            "test_m1_holds",
+            "test_m1_can_fail",
+            "test_m1_nearly_tight",
+            "test_m1_where_the_plain_swap_fails",
+        ),
+    ),
+    Guarantee(
+        "M2",
+        "a random rank has the best worst-case ratio, k/(n-1)",
+        "18-random-rank-is-minimax.md",
+        checks.random_rank,
+        ("test_m2_holds", "test_m2_expectation_over_all_orders", "test_m2_can_fail"),
+    ),
+    Guarantee(
+        "M3",
+        "recall is a distance, and the worst output error",
+        "19-what-recall-is.md",
+        checks.what_recall_is,
+        ("test_m3_holds", "test_m3_can_fail", "test_m3_zero_error_is_partition"),
+    ),
+    Guarantee(
+        "M4",
+        "evicting the least future mass has no constant ratio",
+        "20-no-belady-rule.md",
+        checks.no_belady_rule,
+        ("test_m4_numbers", "test_m4_can_fail"),
+    ),
+    Guarantee(
+        "M5",
+        "a schedule for a predicted matrix loses at most the prediction's error",
+        "21-prediction-error.md",
+        checks.prediction_error,
+        ("test_m5_holds", "test_m5_can_fail", "test_m5_is_tight"),
+    ),
+    Guarantee(
+        "M6",
+        "deleting one at a time from a prompt keeps k/p",
+        "22-deletion-from-a-prompt.md",
+        checks.prompt_deletion,
+        ("test_m6_holds", "test_m6_can_fail", "test_m6_instance"),
+    ),
+    Guarantee(
+        "M7",
+        "residents with more than R + 1 rows of mass never leave",
+        "23-freezing.md",
+        checks.freezing,
+        ("test_m7_holds", "test_m7_can_fail", "test_m7_is_tight"),
+    ),
+    Guarantee(
+        "M8",
+        "with concave utilities the offline optimum is NP-hard",
+        "24-concave-utilities-are-np-hard.md",
+        checks.concave_utilities,
+        ("test_m8_holds", "test_m8_can_fail", "test_m8_graphs"),
     ),
 )
 

@@ -1,9 +1,7 @@
-"""The dynamic submodular framework of H2O as code: set functions and exact checkers.
+"""Set functions on the tokens 0 ... size-1, and checkers of monotonicity and diminishing returns.
 
-The paper (arXiv 2306.14048) keeps, for every step i and cache content Z, a set function
-f_{Z,i}(T) = F(Z, i, T) of the tokens kept (Definitions 4.1 and D.4). Here a `SetFunction` is one
-such function on the tokens 0 ... size-1, a `DynamicFunction` the whole family. The checkers look at
-every case of a small ground set and return the first `Witness` that breaks the property, or None.
+They are the objectives of a cache that several heads share (proof T9). The checkers look at every
+case of a small ground set and return the first `Witness` that breaks the property, or None.
 
 Scores that are integers or fractions give exact values, and the checkers compare exactly. Where a
 square root or a logarithm makes floats, they allow `TOLERANCE`, relative to the larger side.
@@ -17,13 +15,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 Number = int | float | Fraction
-Direction = Literal["fall", "growth"]
 
 TOLERANCE = 1e-9
 """Relative slack of a comparison in which a float takes part; exact numbers get none."""
@@ -41,18 +37,6 @@ class SetFunction(Protocol):
 
     def gain(self, chosen: Iterable[int], token: int) -> Number:
         """The marginal gain f(T + token) - f(T)."""
-
-
-@runtime_checkable
-class DynamicFunction(Protocol):
-    """A family F(Z, i, ·): one set function for each step and cache content."""
-
-    @property
-    def steps(self) -> int:
-        """Number of steps; step i knows the tokens 0 ... i."""
-
-    def at(self, step: int, cache: Iterable[int]) -> SetFunction:
-        """f_{Z,i} for i = step and Z = cache, on the tokens 0 ... step."""
 
 
 def at_least(left: Number, right: Number) -> bool:
@@ -129,12 +113,6 @@ class SharedCache(_Function):
         return total
 
 
-def attention_mass(scores: Any, shape: Shape = IDENTITY) -> SharedCache:
-    """f(T) = shape(sum_{s in T} scores[s]), scores [tokens]: H2O's F_score, of one head."""
-    row = scores.tolist() if isinstance(scores, np.ndarray) else list(scores)
-    return SharedCache([row], shape)
-
-
 class FacilityLocation(_Function):
     """f(T) = sum over clients c of max_{s in T} likeness[c, s], 0 for the empty set.
 
@@ -178,65 +156,6 @@ class Coverage(_Function):
         return total
 
 
-@dataclass(frozen=True)
-class Still:
-    """A family that does not change: token i arrives at step i, the values stay the same."""
-
-    function: SetFunction
-
-    @property
-    def steps(self) -> int:
-        """One step for each token."""
-        return self.function.size
-
-    def at(self, step: int, cache: Iterable[int]) -> SetFunction:
-        """The same function at every step."""
-        return self.function
-
-
-class AccumulatedAttention:
-    """f_i(T) = sum over heads of shape(sum_{s in T} sum_{t <= i} rows[h, t, s]), whatever Z is.
-
-    H2O's objective on full scores (Algorithm 2 in its faithful reading, self column counted). rows:
-    [heads, n, n] (or [n, n]) integers or fractions, row t zero beyond t.
-    """
-
-    def __init__(self, rows: ArrayLike, shape: Shape = IDENTITY) -> None:
-        matrix = np.asarray(rows)
-        self.rows = matrix[None] if matrix.ndim == 2 else matrix
-        self.sums = np.add.accumulate(self.rows, axis=1)
-        self.shape = shape
-
-    @property
-    def steps(self) -> int:
-        """The number of rows, n."""
-        return int(self.rows.shape[1])
-
-    def at(self, step: int, cache: Iterable[int]) -> SharedCache:
-        """f_i; the cache makes no difference."""
-        return SharedCache(self.sums[:, step, : step + 1], self.shape)
-
-
-class CurrentAttention(AccumulatedAttention):
-    """f_{Z,i}(T) = sum over heads of shape(mass of T in row i, renormalised over Z + {i}).
-
-    Algorithm 1's objective with the self column counted. It depends on Z: tokens outside have 0. A
-    head that gives Z + {i} no mass counts 0.
-    """
-
-    def at(self, step: int, cache: Iterable[int]) -> SharedCache:
-        """f_{Z,i}, in fractions."""
-        seen = sorted({*cache, step})
-        scores = []
-        for row in self.rows[:, step, : step + 1].tolist():
-            mass = sum(row[s] for s in seen)
-            share = [Fraction(0)] * (step + 1)
-            for s in seen:
-                share[s] = Fraction(row[s]) / Fraction(mass) if mass else Fraction(0)
-            scores.append(share)
-        return SharedCache(scores, self.shape)
-
-
 # --- exact checkers ------------------------------------------------------------------------------
 
 
@@ -244,8 +163,8 @@ class CurrentAttention(AccumulatedAttention):
 class Witness:
     """A case that breaks a property: `left` ought to be at least `right`.
 
-    small, large: the two sets of the case; token: the one added, if any; step and cache: of the
-    family's member, if it is about a family.
+    small, large: the two sets of the case; token: the one added, if any; step and cache: which
+    function it is, where functions change with time or with the cache.
     """
 
     property: str
@@ -295,109 +214,4 @@ def check_submodular(f: SetFunction, *, above: Iterable[int] = ()) -> Witness | 
             left, right = values[x] - here, f.value(small | {x, y}) - values[y]
             if not at_least(left, right):
                 return Witness("submodular", left, right, small, small | {y}, x)
-    return None
-
-
-def check_modular(f: SetFunction) -> Witness | None:
-    """Equal returns: f(X + x) - f(X) the same for every X without x.
-
-    Submodular, and its mirror image; the witness of a submodular function that is not modular has
-    the larger return as `right`.
-    """
-    found = check_submodular(f)
-    if found is not None:
-        return found
-    for x in range(f.size):
-        first = f.value({x}) - f.value(())
-        last = f.value(range(f.size)) - f.value(set(range(f.size)) - {x})
-        if not at_least(last, first):
-            rest = frozenset(range(f.size)) - {x}
-            return Witness("modular", last, first, frozenset(), rest, x)
-    return None
-
-
-def check_dynamic_submodular(family: DynamicFunction, most: int | None = None) -> Witness | None:
-    """Definition D.4: every member f_{Z,i} has diminishing returns above Z (|Z| <= most)."""
-    return _each_member(
-        family, most, lambda f, cache: check_submodular(f, above=cache), "dynamic submodular"
-    )
-
-
-def check_dynamic_monotone(family: DynamicFunction, most: int | None = None) -> Witness | None:
-    """The universal monotone condition D.23: every member is monotone (|Z| <= most)."""
-    return _each_member(family, most, lambda f, cache: check_monotone(f), "universal monotone")
-
-
-def check_udc1(
-    family: DynamicFunction, k: int, theta: Number, direction: Direction = "fall"
-) -> Witness | None:
-    """UDC1 (D.25) for every i and all caches Z, S of at most k with S within one token of Z.
-
-    fall (as printed): f_{S,i}(S) >= (1 - theta) f_{Z,i-1}(S); growth (the other way round):
-    f_{Z,i-1}(S) >= (1 - theta) f_{S,i}(S). S lies among the tokens 0 ... i-1, which both functions
-    know.
-    """
-    for i in range(1, family.steps):
-        known = range(i)
-        for before in subsets(known, k):
-            old = family.at(i - 1, before)
-            for after in subsets(known, k):
-                if len(after - before) > 1:
-                    continue
-                was, now = old.value(after), family.at(i, after).value(after)
-                left, right = (now, was) if direction == "fall" else (was, now)
-                if not at_least(left, (1 - theta) * right):
-                    bound = (1 - theta) * right
-                    return Witness(f"UDC1 ({direction})", left, bound, before, after, None, i)
-    return None
-
-
-def opt(family: DynamicFunction, step: int, k: int) -> Number:
-    """opt_i (D.27): the largest f_{X,i}(Y) over |X|, |Y| <= k, Y at most one token beyond X."""
-    known = range(step + 1)
-    return max(
-        member.value(chosen)
-        for cache in subsets(known, k)
-        for member in (family.at(step, cache),)
-        for chosen in subsets(known, k)
-        if len(chosen - cache) <= 1
-    )
-
-
-def check_udc2(
-    opts: Sequence[Number], gamma: Number, direction: Direction = "fall", first: int = 0
-) -> Witness | None:
-    """UDC2 (D.28) on the values opt_first, opt_{first+1}, ...
-
-    fall (as printed): opt_i >= (1 - gamma) opt_{i-1}; growth (what the induction needs, proof
-    paper-theorem): opt_{i-1} >= (1 - gamma) opt_i.
-    """
-    for i in range(1, len(opts)):
-        before, after = opts[i - 1], opts[i]
-        left, right = (after, before) if direction == "fall" else (before, after)
-        if not at_least(left, (1 - gamma) * right):
-            return Witness(f"UDC2 ({direction})", left, (1 - gamma) * right, step=first + i)
-    return None
-
-
-def _each_member(
-    family: DynamicFunction,
-    most: int | None,
-    check: Callable[[SetFunction, frozenset[int]], Witness | None],
-    name: str,
-) -> Witness | None:
-    for i in range(family.steps):
-        for cache in subsets(range(i + 1), most):
-            found = check(family.at(i, cache), cache)
-            if found is not None:
-                return Witness(
-                    name,
-                    found.left,
-                    found.right,
-                    found.small,
-                    found.large,
-                    found.token,
-                    i,
-                    cache,
-                )
     return None

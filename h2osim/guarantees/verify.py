@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from h2osim.guarantees import checks
-from h2osim.guarantees.checks import Result, Verdict
-from h2osim.guarantees.greedy import best_set
+from h2osim.guarantees.choosing import best_set
 from h2osim.guarantees.history import History, Rows, Run, follow_all
+from h2osim.guarantees.results import Result, Verdict
 from h2osim.guarantees.setfunctions import (
     IDENTITY,
     LOG,
@@ -117,7 +117,7 @@ def verify(
     Per policy, unit and budget: the paper's theorem with the constants it needs, T1 to T4 (T3 only
     for cached scores), T5 where values are recorded, and T6, the attention kept against the offline
     optimum; per policy and unit T7 over the budgets. A policy outside a statement's setting gets
-    "assumption fails" and the numbers all the same. Last come the lines of the optimum itself:
+    "does not apply" and the numbers all the same. Last come the lines of the optimum itself:
     its schedule keeps what is claimed (T6) and its prices prove it best (T6c), per budget, and it
     is concave (T6b).
 
@@ -245,6 +245,8 @@ def _against(best: Any, history: History) -> Result:
         "recall": kept / whole if whole else math.nan,
         "optimum": schedule / whole if whole else math.nan,
     }
+    if not history.within:
+        return Result("T6", Verdict.FAILS, None, numbers, checks.OVER_BUDGET)
     return Result("T6", Verdict.HOLDS if kept <= bound else Verdict.VIOLATED, None, numbers)
 
 
