@@ -636,6 +636,7 @@ def replace(path: Path, layer: int = 2, **tensors: Any) -> None:
     for entry in fields["layers"]:
         if entry["index"] == layer:
             entry["bytes"] = file.stat().st_size
+            entry["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
     (path / "trace.json").write_text(json.dumps(fields))
 
 
@@ -673,7 +674,7 @@ def test_bad_rows_in_a_file(saved: Path, value: float, message: str) -> None:
     where = "layer-002.safetensors, layer 2, head 1, row 30"
     with refuses(f"{where}[:,] {message}"):
         trace.check_layer(2)
-    with refuses("sha256 found"):
+    with refuses(f"{where}[:,] {message}"):
         trace.verify()
 
 

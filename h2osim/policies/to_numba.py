@@ -26,6 +26,7 @@ from typing import Any
 
 from h2osim.policies.declaration import Policy
 from h2osim.policies.roles import ROLES, SCORE_KINDS, Rule, arguments
+from h2osim.policies.source import outside
 from h2osim.support.errors import UserError
 
 LOOPS = ("direct_loop", "stack_loop")
@@ -105,29 +106,18 @@ def _collect(rule: Rule, policy: str, found: dict[str, str]) -> None:
     known = found.setdefault(rule.__name__, text)
     if known != text:
         raise UserError(f"policy {policy}: two different rules are called {rule.__name__}")
-    tree = ast.parse(text)
-    for node in ast.walk(tree):  # annotations are for the reader; the compiled text ignores them
-        if isinstance(node, ast.FunctionDef):
-            node.returns = None
-        elif isinstance(node, ast.arg):
-            node.annotation = None
-    local = {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
-    local |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and _stored(n)}
-    for node in ast.walk(tree.body[0]):
-        if not isinstance(node, ast.Name) or node.id in local or node.id in found:
+    for name, value in outside(rule).items():
+        if name in found:
             continue
-        if node.id not in rule.__globals__:
-            continue  # a builtin, or an annotation's name
-        value = rule.__globals__[node.id]
         if isinstance(value, FunctionType):
             _collect(value, policy, found)
         elif isinstance(value, (int, float)):
-            _check_name(node.id, policy)
+            _check_name(name, policy)
             text = f'float("{value}")' if isinstance(value, float) else repr(value)
-            found[node.id] = f"{node.id} = {text}\n"
+            found[name] = f"{name} = {text}\n"
         elif value is not math and getattr(value, "__name__", "") != "numpy":
             raise UserError(
-                f"policy {policy}: {rule.__name__} uses {node.id}; a rule may use its arguments, "
+                f"policy {policy}: {rule.__name__} uses {name}; a rule may use its arguments, "
                 "numbers, math, numpy and other plain functions"
             )
 
@@ -152,10 +142,6 @@ def _reserved() -> frozenset[str]:
 
 def _loop_text(loop: str) -> str:
     return importlib.resources.files("h2osim.engines").joinpath(f"{loop}.py").read_text()
-
-
-def _stored(name: ast.Name) -> bool:
-    return isinstance(name.ctx, ast.Store)
 
 
 def wrapper(policy: Policy, role: str) -> str:

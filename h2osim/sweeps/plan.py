@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-import h2osim
 from h2osim.policies.declaration import Configured
 from h2osim.replays.replaying import (
     Budgets,
@@ -24,6 +21,7 @@ from h2osim.replays.replaying import (
 )
 from h2osim.support.errors import UserError
 from h2osim.sweeps.compute import Chunk, Engine
+from h2osim.sweeps.identity import identity
 from h2osim.traces.trace import Trace
 from h2osim.traces.unit import Unit
 
@@ -106,22 +104,13 @@ class Plan:
         return np.array([each[self.slices(i)].sum() for i in range(self.chunks)])
 
     @cached_property
-    def request(self) -> dict[str, Any]:
-        """All that the results hang on, as plain values: the identity of the sweep."""
-        rules = {c.policy.name: c.policy for c in self.configured}
-        return {
-            "h2osim": h2osim.__version__,
-            "share": self.share,
-            "layers": [list(self.layers(o)) for o in range(len(self.traces))],
-            "prompt_len": list(self.prompt_lens),
-            "budgets": self.asked if isinstance(self.asked, str) else _plain(self.asked),
-            "policies": [c.text for c in self.configured],
-            "rules": {name: _rules(c) for name, c in rules.items()},
-            "traces": [
-                f"{name}, {trace.n} tokens, sha256 {_identity(trace, self.layers(o))}"
-                for o, (name, trace) in enumerate(zip(self.names, self.traces, strict=True))
-            ],
-        }
+    def identity(self) -> dict[str, Any]:
+        """Everything that the results depend on, as plain values."""
+        layers = [self.layers(o) for o in range(len(self.traces))]
+        return identity(
+            self.configured, self.traces, self.names, layers, self.asked, self.prompt_lens,
+            self.share,
+        )  # fmt: skip
 
     def layers(self, trace: int) -> tuple[int, ...]:
         """The layers of a trace that are swept."""
@@ -259,37 +248,6 @@ def _chunk_shape(
     fitting = int(min(engine.room / (_STATE_BYTES * states), engine.together))
     c = min(configurations, max(1, fitting), most)
     return c, max(1, min(units, most // c))
-
-
-def _plain(budgets: Budgets) -> list[int | float]:
-    given = np.atleast_1d(np.asarray(budgets, object)).tolist()
-    return [b.item() if isinstance(b, np.generic) else b for b in given]
-
-
-def _identity(trace: Trace, layers: Sequence[int]) -> str:
-    """A sha256 over those of the layers: the files' own, or of the arrays of a trace in memory."""
-    total = hashlib.sha256()
-    for layer in layers:
-        told = trace.layer_entry(layer).get("sha256")
-        if told is not None:
-            total.update(str(told).encode())
-            continue
-        for name in sorted(trace.tensors(layer)):
-            total.update(name.encode())
-            total.update(trace.tensor(layer, name).tobytes())
-    return total.hexdigest()
-
-
-def _rules(policy: Any) -> str:
-    """sha256 of the text of a policy's rules, so that an edited policy is another one."""
-    total = hashlib.sha256()
-    for role, rule in policy.rules().items():
-        try:
-            text = inspect.getsource(rule)
-        except (OSError, TypeError):
-            text = repr(rule)
-        total.update(f"{role}:{text}".encode())
-    return total.hexdigest()
 
 
 def trace_paths(traces: Sequence[Trace]) -> list[str]:

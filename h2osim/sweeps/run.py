@@ -208,7 +208,7 @@ def _remote(
 def _opened(path: str, traces: tuple[str, ...]) -> tuple[Plan, Store]:
     """The plan of a store, made anew from what it says, and checked to be the same."""
     store = Store(Path(path))
-    asked = store.request
+    asked = store.identity
     plan = make_plan(
         [open_trace(trace) for trace in traces],
         [parse(text) for text in asked["policies"]],
@@ -219,7 +219,7 @@ def _opened(path: str, traces: tuple[str, ...]) -> tuple[Plan, Store]:
         engine=engine_called("numba"),
         chunk=store.chunk,
     )
-    store.check(plan.request)
+    store.check(plan.identity)
     return plan, store
 
 

@@ -32,8 +32,9 @@ import numpy as np
 
 from h2osim.support.errors import UserError
 from h2osim.sweeps.compute import Found
+from h2osim.sweeps.identity import check_same
 
-#: The attribute of the group that holds the request.
+#: The attribute of the group that holds the sweep's identity.
 KEY = "h2osim_sweep"
 _OWN = ".h2osim"
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -98,7 +99,7 @@ class Store:
         self.path = path
         self.meta = _read_group(path)
         self.attributes: dict[str, Any] = self.meta["attributes"]
-        self.request: dict[str, Any] = self.attributes[KEY]["request"]
+        self.identity: dict[str, Any] = self.attributes[KEY]["identity"]
         self.arrays: dict[str, dict[str, Any]] = self.meta["consolidated_metadata"]["metadata"]
         configurations, units, _ = self._chunks("recall")
         self.chunk = configurations, units
@@ -133,7 +134,7 @@ class Store:
             group = {
                 "zarr_format": 3,
                 "node_type": "group",
-                "attributes": {**attributes, KEY: {"request": plan.request}},
+                "attributes": {**attributes, KEY: {"identity": plan.identity}},
                 "consolidated_metadata": {
                     "kind": "inline", "must_understand": False, "metadata": arrays,
                 },
@@ -146,18 +147,9 @@ class Store:
             raise
         return cls(path)
 
-    def check(self, request: Mapping[str, Any]) -> None:
-        """UserError, in one line, unless this is the store of the same request."""
-        for name, asked in request.items():
-            found = self.request.get(name)
-            if found == asked:
-                continue
-            word = {"h2osim": "version of h2osim", "rules": "text of a policy's rules"}
-            raise UserError(
-                f"{self.path}: holds another sweep: its {word.get(name, name)} is "
-                f"{_short(found, asked)}, asked for is {_short(asked, found)}; give the same "
-                "command to continue it, or another --output"
-            )
+    def check(self, identity: Mapping[str, Any]) -> None:
+        """UserError, in one line, unless this is the store of the same sweep."""
+        check_same(self.identity, identity, self.path)
 
     # --- chunks ------------------------------------------------------------------------------
 
@@ -260,7 +252,7 @@ class Store:
 def _read_group(path: Path) -> dict[str, Any]:
     try:
         meta: dict[str, Any] = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
-        assert KEY in meta["attributes"] and meta["consolidated_metadata"]
+        assert meta["attributes"][KEY]["identity"] and meta["consolidated_metadata"]
     except (OSError, ValueError, KeyError, AssertionError, TypeError):
         raise UserError(f"{path}: found something else than the store of a sweep") from None
     return meta
@@ -323,18 +315,3 @@ def _write(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-
-
-def _short(value: Any, other: Any) -> str:
-    """A value in a few words; of lists, the first entry that differs from the other's."""
-    if isinstance(value, list) and isinstance(other, list):
-        pairs = enumerate(zip(value, other, strict=False))
-        place = next((i for i, (a, b) in pairs if a != b), None)
-        if place is None:
-            return f"{len(value)} long"
-        return f"{_short(value[place], other[place])} at place {place + 1} of {len(value)}"
-    if isinstance(value, dict) and isinstance(other, dict):
-        name = next((k for k in value if value[k] != other.get(k)), "")
-        return f"{name} {_short(value.get(name), other.get(name))}".strip()
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -187,7 +187,7 @@ def _store_for(path: Path, plan: Plan) -> Store:
             if not path.exists():  # else another process was faster
                 raise
     folder = Store(path)
-    folder.check(plan.request)
+    folder.check(plan.identity)
     return folder
 
 

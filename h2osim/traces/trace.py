@@ -56,8 +56,7 @@ class Trace:
         self._units: dict[str, list[Unit]] = {}
         self._lock = threading.RLock()
         self._row_locks = {layer: threading.Lock() for layer in self.layers}
-        self._rows_checked: set[int] = set()
-        self._files_checked: set[int] = set()
+        self._checked: dict[int, tuple[int, ...] | None] = {}
 
     def __repr__(self) -> str:
         where = "in memory" if self.path is None else f"in {self.path}"
@@ -364,36 +363,48 @@ class Trace:
         return f"{self._file(layer)}, layer {layer}"
 
     def check_layer(self, layer: int) -> None:
-        """Check every number of a layer, once.
+        """Check a layer: its file's sha256, and every number in it.
 
         scores: entries in [0, 1], zeros before the window, rows that sum to what `checks` explains.
         Other tensors: finite, norms not negative. UserError names file, layer, head, row, what was
-        found and what was expected.
+        found and what was expected. A layer is checked once, and again when its file has changed.
         """
-        tensors = {name: self.tensor(layer, name) for name in self.tensors(layer)}
+        entry = self.layer_entry(layer)
         with self._row_locks[layer]:
-            if layer in self._rows_checked:
+            state = self._file_state(layer)
+            if self._checked.get(layer, ...) == state:
                 return
-            where = self.where(layer)
-            if "scores" in tensors:
-                window = self.layer_entry(layer).get("window")
-                scores, row_sum = tensors["scores"], tensors.get("row_sum")
-                checks.check_scores(where, self.heads, scores, row_sum, self.n, window)
-            checks.check_floats(where, self.heads, self.kv_heads, tensors)
-            self._rows_checked.add(layer)
-
-    def verify(self) -> None:
-        """Check everything, once: the sha256 of every file, then every layer's numbers."""
-        for layer in self.layers:
-            if self.path is not None and layer not in self._files_checked:
+            if state is not None:
                 found = files.sha256_of(self._file(layer))
-                expected = self._entries[layer].get("sha256")
+                expected = entry.get("sha256")
                 if found != expected:
                     raise UserError(
                         f"{self._file(layer)}: sha256 found {found}, trace.json says {expected}"
                     )
-                self._files_checked.add(layer)
+            tensors = {name: self.tensor(layer, name) for name in self.tensors(layer)}
+            where = self.where(layer)
+            if "scores" in tensors:
+                scores, row_sum = tensors["scores"], tensors.get("row_sum")
+                checks.check_scores(
+                    where, self.heads, scores, row_sum, self.n, entry.get("window")
+                )
+            checks.check_floats(where, self.heads, self.kv_heads, tensors)
+            self._checked[layer] = state
+
+    def verify(self) -> None:
+        """Check every layer: the sha256 of its file and its numbers."""
+        for layer in self.layers:
             self.check_layer(layer)
+
+    def _file_state(self, layer: int) -> tuple[int, ...] | None:
+        """What changes when the layer's file is written or replaced; None in memory."""
+        if self.path is None:
+            return None
+        try:
+            told = self._file(layer).stat()
+        except OSError as error:
+            raise UserError(f"{self._file(layer)}: cannot be read: {error.strerror}") from None
+        return told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns
 
     def _file(self, layer: int) -> Path:
         assert self.path is not None

@@ -1,0 +1,140 @@
+"""What the numbers of a sweep depend on, as plain values: its identity.
+
+A store keeps it, and is continued only by a sweep of the same identity. Engine, cores and chunks
+are not part of it: they change no number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import h2osim
+from h2osim.policies.declaration import Configured, Policy
+from h2osim.policies.source import fingerprint
+from h2osim.replays.replaying import Budgets
+from h2osim.support.errors import UserError
+from h2osim.traces.trace import Trace
+
+#: Fields of a policy that are words for people.
+_WORDS = {"name", "summary", "source", "needs", "notes"}
+#: Fields of a trace that the replayed rows and their units follow from, besides the layers.
+_TRACE_FIELDS = ("n", "stores", "heads", "kv_heads", "group_size", "head_dim", "prompt_len")
+
+
+def identity(
+    configured: Sequence[Configured],
+    traces: Sequence[Trace],
+    names: Sequence[str],
+    layers: Sequence[Sequence[int]],
+    budgets: Budgets,
+    prompt_lens: Sequence[int],
+    share: str,
+) -> dict[str, Any]:
+    """The identity of a sweep; entries of ``traces`` and ``layers`` are one a trace.
+
+    Raises :class:`UserError` where a policy reaches something whose change would go unnoticed.
+    """
+    policies = list({id(one.policy): one.policy for one in configured}.values())
+    place = {id(policy): i for i, policy in enumerate(policies)}
+    return {
+        "h2osim": h2osim.__version__,
+        "share": share,
+        "layers": [list(one) for one in layers],
+        "prompt_len": list(prompt_lens),
+        "budgets": budgets if isinstance(budgets, str) else plain(budgets),
+        "policies": [one.text for one in configured],
+        "parameters": [
+            {"policy": place[id(one.policy)], **_values(one.values)} for one in configured
+        ],
+        "declarations": [{"name": policy.name, **_declaration(policy)} for policy in policies],
+        "traces": [
+            {"name": name, **_trace(trace, chosen)}
+            for name, trace, chosen in zip(names, traces, layers, strict=True)
+        ],
+    }
+
+
+def check_same(found: Mapping[str, Any], asked: Mapping[str, Any], where: object) -> None:
+    """UserError naming the first thing in which two identities differ."""
+    for part in dict.fromkeys([*asked, *found]):
+        here, there = found.get(part), asked.get(part)
+        if here != there:
+            at, old, new = _difference(part, here, there)
+            raise UserError(
+                f"{where}: holds another sweep: {at} is {_short(old)}, asked for is {_short(new)}; "
+                "give the same command to continue it, or another --output"
+            )
+
+
+def plain(budgets: Budgets) -> list[int | float]:
+    """Budgets as Python numbers."""
+    given = np.atleast_1d(np.asarray(budgets, object)).tolist()
+    return [b.item() if isinstance(b, np.generic) else b for b in given]
+
+
+def _values(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: v.item() if isinstance(v, np.generic) else v for name, v in values.items()}
+
+
+def _declaration(policy: Policy) -> dict[str, str]:
+    """Every field of a policy that is no wording: simple ones as they are, others as a digest.
+
+    Of the parameters only what a rule sees: their defaults and ranges are in the values.
+    """
+    found = {}
+    for field in dataclasses.fields(policy):
+        if field.name not in _WORDS:
+            value = getattr(policy, field.name)
+            if field.name == "params":
+                value = str([(one.name, one.kind, one.choices) for one in value])
+            simple = value is None or isinstance(value, bool | int | float | str)
+            where = f"policy {policy.name}, {field.name}"
+            found[field.name] = repr(value) if simple else f"sha256 {fingerprint(value, where)}"
+    return found
+
+
+def _trace(trace: Trace, layers: Sequence[int]) -> dict[str, Any]:
+    """What a trace's numbers follow from; of a layer in memory, the digest of its arrays."""
+    found = {name: trace.manifest[name] for name in _TRACE_FIELDS}
+    for layer in layers:
+        entry = {k: v for k, v in trace.layer_entry(layer).items() if k != "file"}
+        if "sha256" not in entry:
+            entry["sha256"] = _arrays(trace, layer)
+        found[f"layer {layer}"] = entry
+    return found
+
+
+def _arrays(trace: Trace, layer: int) -> str:
+    """A sha256 over the tensors of a layer: names, types, shapes and values."""
+    total = hashlib.sha256()
+    for name in sorted(trace.tensors(layer)):
+        tensor = trace.tensor(layer, name)
+        total.update(f"{name} {tensor.dtype} {tensor.shape};".encode())
+        total.update(np.ascontiguousarray(tensor).data)
+    return total.hexdigest()
+
+
+def _difference(at: str, found: Any, asked: Any) -> tuple[str, Any, Any]:
+    """Where two values differ first, in words, and what is there in each."""
+    if isinstance(found, list) and isinstance(asked, list):
+        pairs = enumerate(zip(found, asked, strict=False))
+        place = next((i for i, (a, b) in pairs if a != b), None)
+        if place is None:
+            return at, f"{len(found)} long", f"{len(asked)} long"
+        word = f"{at} {place + 1} of {len(found)}"
+        return _difference(word, found[place], asked[place])
+    if isinstance(found, Mapping) and isinstance(asked, Mapping):
+        key = next(k for k in [*asked, *found] if found.get(k, ...) != asked.get(k, ...))
+        named = f" ({found['name']})" if "name" in found and key != "name" else ""
+        return _difference(f"{at}{named}, {key}", found.get(key), asked.get(key))
+    return at, found, asked
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
