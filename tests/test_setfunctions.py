@@ -27,7 +27,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples, sixteenths
 
-from h2osim.guarantees.choosing import best_set, one_swap, static_greedy
+from h2osim.guarantees.choosing import (
+    best_set,
+    cheapest_removal,
+    one_swap,
+    static_greedy,
+    threshold_swap,
+)
 from h2osim.guarantees.history import Rows, simulate
 from h2osim.guarantees.setfunctions import (
     IDENTITY,
@@ -244,3 +250,33 @@ def test_the_policy_is_this_greedy(scores: np.ndarray, k: int, p: int) -> None:
         caches = dynamic_one_swap(AccumulatedAttention(scores[0], shape), k, p)
         held = [[j for j in range(t + 1) if gone[j] > t] for t in range(n)]
         assert held == caches, objective
+
+
+@examples(30)
+@given(sixteenths(min_n=2, max_n=10, layers=1), st.integers(1, 5), st.integers(1, 9))
+def test_the_policy_with_a_threshold_is_the_rule_of_m1(scores: np.ndarray, k: int, p: int) -> None:
+    """`greedy:swap=threshold`: a prompt is a stream under its last row, then one token a row."""
+    heads, n = scores.shape[1:3]
+    k, p = min(k, n), min(p, n - 1)
+    trace = Trace.from_scores(scores, group_size=heads, prompt_len=p)
+    half = capped(Fraction(1, 2))
+    rows = scores[0].astype(np.float64)
+    sums = np.add.accumulate(rows, axis=1)
+    for objective, of in (
+        ("mass", lambda t: SharedCache(sums[:, t, : t + 1])),
+        ("sqrt", lambda t: SharedCache(sums[:, t, : t + 1], SQRT)),
+        ("coverage", lambda t: SharedCache(rows[:, t, : t + 1], half)),
+        ("facility", lambda t: FacilityLocation(sums[:, t, : t + 1])),
+    ):
+        policy = f"greedy:objective={objective},swap=threshold,scores=full"
+        gone = replay(trace, policy, k, engine="naive").evicted_at.values.ravel()
+        cache = threshold_swap(of(p - 1), k)[-1]  # the prompt, token by token
+        assert cache == [j for j in range(p) if gone[j] > p - 1], objective
+        for t in range(p, n):
+            f = of(t)
+            cache = [*cache, t]
+            if len(cache) > k:
+                now = f.value(cache[:-1])
+                left, place = cheapest_removal(f, cache, range(k))
+                cache.pop(place if k * (left - now) >= now else k)
+            assert cache == [j for j in range(t + 1) if gone[j] > t], (objective, t)
