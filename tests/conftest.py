@@ -1,4 +1,4 @@
-"""Fixtures for command lines, and the hypothesis profiles.
+"""Fixtures for command lines, the hypothesis profiles, and how many tests run at a time.
 
 `ci` is the default, quick and the same every time; `nightly` makes 100 times the draws: chosen with
 ``pytest --hypothesis-profile nightly``.
@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 import h2osim
 from h2osim import cli
+from h2osim.support.machine import cores
 
 # A shell starts what it puts in the background with SIGINT ignored, and children inherit that: the
 # commands that tests interrupt would never hear of it.
@@ -36,6 +37,15 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("ci")
+
+MOST_WORKERS = 8
+"""Beyond, each further process takes longer to compile its own loops than it saves."""
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which a single test does without
+def pytest_xdist_auto_num_workers() -> int:
+    """What ``-n auto`` means: the cores this process may use (a hyperthread counts as one)."""
+    return min(MOST_WORKERS, cores())
 
 
 @pytest.fixture

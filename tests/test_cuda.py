@@ -189,7 +189,7 @@ def busy_unit(n: int, seed: int, heads: int = 1) -> Unit:
 
 @needs_compiler
 @pytest.mark.parametrize("recent", [0, 3, 40])
-@pytest.mark.parametrize("prompt", [1, 50])
+@pytest.mark.parametrize("prompt", [pytest.param(1, marks=pytest.mark.nightly), 50])
 @pytest.mark.parametrize("heads", [1, 3])
 def test_kernels_where_much_moves(recent: int, prompt: int, heads: int) -> None:
     """Several lines, tokens that overtake one another in all of them, ties of infinite ranks."""
@@ -521,7 +521,10 @@ def compile_with_nvrtc(text: str, architecture: str) -> str:
     return log.value.decode() if failed else ""
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture",
+    [a if a == "90" else pytest.param(a, marks=pytest.mark.nightly) for a in ARCHITECTURES],
+)
 def test_all_cuda_text_compiles(architecture: str, tmp_path: Path) -> None:
     texts = kernel_texts()
     if architecture != "90":  # the rules are plain arithmetic: once each is enough

@@ -142,6 +142,7 @@ def test_every_bundled_trace_is_listed() -> None:
         assert data[prefix + name] == ["trace.json", "*.safetensors"]
 
 
+@pytest.mark.nightly
 def test_wheel_has_one_top_level_name_and_everything_carried(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[1]) as wheel:
         names = wheel.namelist()
@@ -160,6 +161,7 @@ def test_wheel_has_one_top_level_name_and_everything_carried(built: tuple[Path, 
         assert re.search(wheel_of, metadata, re.MULTILINE)
 
 
+@pytest.mark.nightly
 def test_sdist_holds_tests_and_docs(built: tuple[Path, Path]) -> None:
     with tarfile.open(built[0]) as sdist:
         names = {member.name.partition("/")[2] for member in sdist.getmembers()}
@@ -168,6 +170,7 @@ def test_sdist_holds_tests_and_docs(built: tuple[Path, Path]) -> None:
     assert not any(name.startswith("traces/local") for name in names)
 
 
+@pytest.mark.nightly
 def test_wheel_works_from_elsewhere(built: tuple[Path, Path], fresh: Path, tmp_path: Path) -> None:
     install(fresh, built[1])
     found = probe(fresh, tmp_path)
@@ -182,6 +185,7 @@ def test_wheel_works_from_elsewhere(built: tuple[Path, Path], fresh: Path, tmp_p
     assert run([fresh, "-c", importable], tmp_path) == "[None, None]\n"
 
 
+@pytest.mark.nightly
 def test_install_from_the_checkout(source: Path, fresh: Path, tmp_path: Path) -> None:
     install(fresh, source)
     found = probe(fresh, tmp_path)
@@ -189,6 +193,7 @@ def test_install_from_the_checkout(source: Path, fresh: Path, tmp_path: Path) ->
     assert found["carried"] == carried_files()
 
 
+@pytest.mark.nightly
 def test_editable_install(source: Path, fresh: Path, tmp_path: Path) -> None:
     install(fresh, "--editable", source)
     found = probe(fresh, tmp_path)

@@ -37,7 +37,7 @@ def test_the_first_two_blocks_set_up_run_and_test() -> None:
     for block in (main, tests):
         assert block.count("\n") == 1
         assert block.startswith("python3 -m venv .venv && .venv/bin/pip install -q ")
-    assert tests.rstrip().endswith(".venv/bin/pytest -q")
+    assert tests.rstrip().endswith(".venv/bin/pytest -q -n auto")
 
 
 def test_the_main_command_ends_with_the_table_and_draws_the_plot(

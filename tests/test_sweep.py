@@ -715,6 +715,7 @@ sweep(sys.argv[1], sys.argv[2], [3, 5, 9], sys.argv[3], engine="naive", chunk=(2
 MANY = "h2o:recent=0..8,scores=full|cached,decay:gamma=0.5..1:0.1,recent=0..3,scores=full"
 
 
+@pytest.mark.nightly
 def test_sigkill_at_random_moments(folder: Path, tmp_path: Path) -> None:
     """Started, killed, started again: the same store, and nothing marked is begun again."""
     path, whole = tmp_path / "killed.zarr", tmp_path / "whole.zarr"
@@ -783,6 +784,7 @@ class TestDask:
         ) as cluster:  # fmt: skip
             yield cluster
 
+    @pytest.mark.nightly
     def test_a_worker_killed_half_way_changes_nothing(
         self, cluster: Any, folder: Path, tmp_path: Path
     ) -> None:
