@@ -88,7 +88,7 @@ extern "C" __global__ void __launch_bounds__(T) direct(
             i64 one = 0, keys = 0;
             for (int i = tid; i < m; i += T) {
                 const int j = cache[i];
-                if (dense || !HIDES || rule_visible(j, told.ip, told.fp, t, k, p, n, heads)) {
+                if (dense || !HIDES || rule_visible(told.ip, told.fp, j, t, k, p, n, heads)) {
                     one += fixed_point(row[j]);
                     keys++;
                 }
@@ -121,11 +121,11 @@ extern "C" __global__ void __launch_bounds__(T) direct(
         for (int i = tid; i < m; i += T) {
             const int j = cache[i];
             double a = 0.0, old = 0.0;
-            if (dense || !HIDES || rule_visible(j, told.ip, told.fp, t, k, p, n, heads))
+            if (dense || !HIDES || rule_visible(told.ip, told.fp, j, t, k, p, n, heads))
                 a = observe(bits, place, at, j, t, dense || full, shown, n, heads);
             const int u = t - lag;
             if (lag > 0 && u >= j)
-                if (u < p || !HIDES || rule_visible(j, told.ip, told.fp, u, k, p, n, heads))
+                if (u < p || !HIDES || rule_visible(told.ip, told.fp, j, u, k, p, n, heads))
                     old = observe(bits, place, tri(u), j, u, u < p || full, shown, n, heads);
             for (int f = 0; f < F; f++) own[f] = state[(i64)f * n + j];
             rule_update(own, a, old, told.in, told.ip, told.fp, j, t, k, p, n, heads);

@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Param",
     "Policy",
+    "Stepper",
     "Trace",
     "Unit",
     "UserError",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from h2osim.engines.stepper import Stepper
     from h2osim.models.recording import record
     from h2osim.optima.allocating import allocate
     from h2osim.optima.certifying import certify
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Param": "h2osim.policies.parameters",
     "Policy": "h2osim.policies.declaration",
+    "Stepper": "h2osim.engines.stepper",
     "Trace": "h2osim.traces.trace",
     "Unit": "h2osim.traces.unit",
     "UserError": "h2osim.support.errors",

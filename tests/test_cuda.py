@@ -35,7 +35,8 @@ from h2osim.cuda.kernels.stack import Stack, stack_shape
 from h2osim.cuda.kernels.systolic import Systolic, systolic_shape
 from h2osim.cuda.rows import load_rows
 from h2osim.engines import naive
-from h2osim.engines.request import Curve, Job
+from h2osim.engines.request import Job
+from h2osim.engines.results import Curve
 from h2osim.engines.stack import StackRun
 from h2osim.optima.bracket import narrow
 from h2osim.policies.registry import all_policies

@@ -238,6 +238,18 @@ def test_a_rule_may_ask_only_for_what_there_is() -> None:
 
     with pytest.raises(TypeError, match="policy x: rank asks for future; it may name a"):
         Policy("x", "s", "o", rank=nonsense, state=("score",))
+    def last(pos: int, n: int) -> float:
+        return pos - n
+
+    with pytest.raises(TypeError, match="policy x: rank asks for n, the length of the whole text"):
+        Policy("x", "s", "o", rank=last)
+    assert Policy("x", "s", "o", rank=last, oracle=True).rules() == {"rank": last}
+
+    def waning(t: int) -> int:
+        return t
+
+    with pytest.raises(TypeError, match="policy x: linger asks for t; it may name heads, k, n, p"):
+        Policy("x", "s", "o", rank=rank, state=("score",), linger=waning)
     with pytest.raises(TypeError, match="policy x: rank asks for score"):
         Policy("x", "s", "o", rank=rank)
     with pytest.raises(TypeError, match="exactly one of rank and rank_cache"):

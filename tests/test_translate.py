@@ -15,7 +15,8 @@ from h2osim.cuda.device import kernel_text
 from h2osim.policies.arithmetic import exp, sigmoid
 from h2osim.policies.declaration import INF, Policy
 from h2osim.policies.registry import all_policies
-from h2osim.policies.to_cuda import Untranslatable, rules_text
+from h2osim.policies.to_cuda import rules_text
+from h2osim.policies.translator import Untranslatable
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 

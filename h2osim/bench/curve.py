@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from h2osim.attention.fixed_point import UNIT
 from h2osim.bench import Line, core_seconds
 from h2osim.engines.direct import DirectRun
-from h2osim.engines.request import Curve, Job, Outcome
+from h2osim.engines.request import Job
+from h2osim.engines.results import Curve, Outcome
 from h2osim.engines.stack import StackRun
 from h2osim.policies.text import parse
 from h2osim.traces.unit import Unit

@@ -30,7 +30,8 @@ from h2osim.cuda.kernels.stack import Stack
 from h2osim.cuda.rows import Rows, block_rows, load_rows, row_masses
 from h2osim.cuda.run import choose
 from h2osim.engines.direct import DirectRun
-from h2osim.engines.request import Curve, Job
+from h2osim.engines.request import Job
+from h2osim.engines.results import Curve
 from h2osim.engines.stack import StackRun
 from h2osim.optima.bracket import narrow
 from h2osim.policies.text import parse

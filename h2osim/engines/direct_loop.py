@@ -1,165 +1,156 @@
 # ruff: noqa: F821
 # mypy: ignore-errors
-"""Text of the numba engine's loop: one unit, one policy, one budget, some rows at a time.
+"""Text of the stepper's loop: units that share one policy, some rows at a time.
 
-Never imported: `specialise` puts a policy's own rules in front of this text (the functions named
+Never imported: `to_numba` puts a policy's own rules in front of this text (the functions named
 with an underscore, and the constants in capitals) and compiles the two together, so that LLVM
-inlines them. The loop does what `naive.run` says, on arrays:
-
-    cache[:m]       positions, oldest first        left[j]      step after which j left, or n
-    state[f, j]     field f of token j             kept[t - p]  mass attended in decode step t
-    shown[0, h, t]  mass of row t attended         cell         m and held, between calls
-    shown[1, h, t]  mass of the whole row          line, rows   the row in fixed point: sum, heads
-    by_head[0, h, j], by_head[1, h, j]             what head h showed of j, now and so far
+inlines them. The loop does what `naive.NaiveStepper` says, on the arrays of `stepper`: `rules`
+(Rules), `cache` (Cache, what lasts from call to call) and `room` (Room, what does not).
 
 Positions are unsigned 32-bit: LLVM then knows that an index is not negative and drops the test for
 Python's indexing from the end.
 """
 
+STAYS = 2**31 - 1
+
 
 @njit(**OPTIONS)
-def decode(bits, at, t, line, rows, shown):
-    """Row t in fixed point: each head in `rows`, their sum in `line`."""
+def decode(bits, at, t, line, rows, whole):
+    """Row t in fixed point: heads in `rows`, their sum in `line`, their masses in `whole`."""
     for h in range(bits.shape[0]):
         source, target = bits[h, at : at + t + 1], rows[h, : t + 1]
-        whole = np.int64(0)
+        mass = np.int64(0)
         for j in range(t + 1):
             x = fixed(np.int64(source[j]))
             target[j] = x
-            whole += x
-        shown[1, h, t] = whole
+            mass += x
+        whole[h] = mass
         for j in range(t + 1):
             line[j] = target[j] if h == 0 else line[j] + target[j]
 
 
 @njit(**OPTIONS)
-def renormalised(x, h, t, shown):
-    """An entry of head h's row t divided by the row's recall, with one rounding."""
-    if shown[0, h, t] == 0:
-        return 0.0
-    return float(x * shown[1, h, t]) / float(shown[0, h, t]) * UNIT
+def renormalised(x, whole, seen):
+    """An entry of a row divided by the row's recall, with one rounding."""
+    return float(x * whole) / float(seen) * UNIT if seen else 0.0
 
 
 @njit(**OPTIONS)
-def recall_old(bits, base, j, u, p, kind, shown, ints, floats, k, n):
-    """What the policy was shown of token j in row u."""
-    heads, at = bits.shape[0], u * (u + 1) // 2 - base
-    total = 0.0
-    if HIDES and u >= p and not _visible(ints, floats, j, u, k, p, n, heads):
-        return total
-    for h in range(heads):
-        x = fixed(np.int64(bits[h, at + j]))
-        total += x * UNIT if u < p or kind == FULL else renormalised(x, h, u, shown)
-    return total
+def advance(bits, first, start, stop, p, n, kind, lag, rules, cache, room, kept, masses):
+    """Feed rows start … stop - 1 to every unit; `bits` hold rows first … stop - 1, packed.
 
-
-@njit(**OPTIONS)
-def advance(
-    bits, first, start, stop, k, p, kind, lag,
-    state, inputs, ints, floats, cell, cache, left, kept, shown, ranks, line, rows, by_head,
-):  # fmt: skip
-    """Replay rows start … stop - 1; `bits` hold rows first … stop - 1, packed."""
-    heads, n = bits.shape[0], left.shape[0]
-    m, held = cell[0], cell[1]
+    kept, masses int64 [units, stop - start]: what each row gave to what it attended, and in all.
+    """
+    heads = bits.shape[1]
+    ranks, line, rows, head_row = room.ranks, room.line, room.rows, room.head_row
+    seen_mass, whole = room.seen, room.whole
     base = first * (first + 1) // 2
-    for t in range(start, stop):
-        dense = t < p
-        cache[m] = t
-        m += 1
-        _init(state, inputs, ints, floats, t, t, k, p, n, heads)
-        decode(bits, t * (t + 1) // 2 - base, t, line, rows, shown)
+    for u in range(bits.shape[0]):
+        k, inputs, ints, floats = rules.budgets[u], rules.inputs[u], rules.ints[u], rules.floats[u]
+        state, tokens, left = cache.state[u], cache.tokens[u], cache.left[u]
+        history, head_scores = cache.history[u], cache.head_scores[u]
+        m, held = cache.sizes[u]
+        for t in range(start, stop):
+            dense = t < p
+            tokens[m] = t
+            m += 1
+            _init(state, inputs, ints, floats, t, t, k, p, n, heads)
+            decode(bits[u], t * (t + 1) // 2 - base, t, line, rows, whole)
 
-        # Attend. Where every cached key is seen in full, its mass is summed on the way below.
-        plain = dense or not (HIDES or LINGERS or kind == CACHED)
-        seen = m
-        mass = np.int64(0)
-        if not plain:
-            for h in range(heads):
-                one = np.int64(0)
-                seen = 0
-                for i in range(m):
-                    j = np.int64(cache[i])
-                    if not HIDES or _visible(ints, floats, j, t, k, p, n, heads):
-                        one += rows[h, j]
-                        seen += 1
-                if LINGERS:
-                    for j in range(max(0, t - _linger(ints, floats, t, k, p, n, heads)), t):
-                        if left[j] < n:
+            # Attend. Where every cached key is seen in full, its mass is summed on the way below.
+            plain = dense or not (HIDES or LINGERS or kind == CACHED)
+            seen = m
+            mass = np.int64(0)
+            if not plain:
+                for h in range(heads):
+                    one = np.int64(0)
+                    seen = 0
+                    for i in range(m):
+                        j = np.int64(tokens[i])
+                        if not HIDES or _visible(ints, floats, j, t, k, p, n, heads):
                             one += rows[h, j]
                             seen += 1
-                mass += one
-                shown[0, h, t] = one
+                    if LINGERS:
+                        for j in range(max(0, t - _linger(ints, floats, t, k, p, n, heads)), t):
+                            if left[j] < STAYS:
+                                one += rows[h, j]
+                                seen += 1
+                    mass += one
+                    seen_mass[h] = one
 
-        # Update every cached token and, if one must go, find the least rank on the way.
-        keep = m
-        if t >= p - 1 and not READMITS:
-            keep = _keep(ints, floats, m, t, k, p, n, heads)
-        evicting = m > keep or (EXPIRES and t >= p - 1)
-        ranking = (evicting or READMITS) and not WHOLE
-        least = np.inf
-        worst = 0
-        for i in range(m):
-            j = np.int64(cache[i])
-            seeing = plain or not HIDES or _visible(ints, floats, j, t, k, p, n, heads)
-            a = 0.0
-            if plain:
-                mass += line[j]
-                a = line[j] * UNIT
-            elif seeing and kind == FULL:
-                a = line[j] * UNIT
-            elif seeing:
-                for h in range(heads):
-                    a += renormalised(rows[h, j], h, t, shown)
-            if BY_HEAD:
-                for h in range(heads):
-                    x = rows[h, j] * UNIT
-                    if not (dense or kind == FULL):
-                        x = renormalised(rows[h, j], h, t, shown)
-                    by_head[0, h, j] = x if seeing else 0.0
-                    by_head[1, h, j] += by_head[0, h, j]
-            old = 0.0
-            if lag > 0 and t - lag >= j:
-                old = recall_old(bits, base, j, t - lag, p, kind, shown, ints, floats, k, n)
-            _update(state, inputs, ints, floats, j, a, old, t, k, p, n, heads)
-            if ranking:
-                r = float(_rank(state, inputs, ints, floats, j, t, k, p, n, heads))
-                ranks[i] = r
-                if r < least:
-                    least = r
-                    worst = i
-
-        if READMITS:
-            mass = readmitted(line, t, k, ranks)
-            seen = min(t, k) + 1
-        if not dense:
-            kept[t - p] = mass
-            held = max(held, seen - 1)
-
-        # Evict the least ranks, the oldest first among equals.
-        if not evicting:
-            continue
-        if WHOLE:
-            _rank_cache(
-                cache[:m], ranks[:m], by_head[1], by_head[0], state, inputs, ints, floats,
-                t, k, p, n, heads,
-            )  # fmt: skip
-        if m - keep == 1 and not EXPIRES and not WHOLE:
-            left[cache[worst]] = t
-            for i in range(worst, m - 1):
-                cache[i] = cache[i + 1]
-            m -= 1
-        else:
-            order = np.argsort(ranks[:m], kind="mergesort")
+            # Update every cached token and, if one must go, find the least rank on the way.
+            keep = m
+            if t >= p - 1 and not READMITS:
+                keep = _keep(m, ints, floats, t, k, p, n, heads)
+            evicting = m > keep or (EXPIRES and t >= p - 1)
+            ranking = (evicting or READMITS) and not WHOLE
+            least = np.inf
+            worst = 0
             for i in range(m):
-                if i < m - keep or (EXPIRES and ranks[order[i]] == -np.inf):
-                    left[cache[order[i]]] = t
-            stay = 0
-            for i in range(m):
-                if left[cache[i]] == n:
-                    cache[stay] = cache[i]
-                    stay += 1
-            m = stay
-    cell[0], cell[1] = m, held
+                j = np.int64(tokens[i])
+                seeing = plain or not HIDES or _visible(ints, floats, j, t, k, p, n, heads)
+                a = 0.0
+                if plain:
+                    mass += line[j]
+                    a = line[j] * UNIT
+                elif seeing and kind == FULL:
+                    a = line[j] * UNIT
+                elif seeing:
+                    for h in range(heads):
+                        a += renormalised(rows[h, j], whole[h], seen_mass[h])
+                if BY_HEAD:
+                    for h in range(heads):
+                        x = rows[h, j] * UNIT
+                        if not (dense or kind == FULL):
+                            x = renormalised(rows[h, j], whole[h], seen_mass[h])
+                        head_row[h, j] = x if seeing else 0.0
+                        head_scores[h, j] += head_row[h, j]
+                old = 0.0
+                if lag > 0:  # the place of this row's attention still holds that of `lag` rows ago
+                    if t - lag >= j:
+                        old = history[t % lag, j]
+                    history[t % lag, j] = a
+                _update(state, a, old, inputs, ints, floats, j, t, k, p, n, heads)
+                if ranking:
+                    r = float(_rank(state, inputs, ints, floats, j, t, k, p, n, heads))
+                    ranks[i] = r
+                    if r < least:
+                        least = r
+                        worst = i
+
+            if READMITS:
+                mass = readmitted(line, t, k, ranks)
+                seen = min(t, k) + 1
+            kept[u, t - start] = mass
+            masses[u, t - start] = whole[:heads].sum()
+            if not dense:
+                held = max(held, seen - 1)
+
+            # Evict the least ranks, the oldest first among equals.
+            if not evicting:
+                continue
+            if WHOLE:
+                _rank_cache(
+                    state, tokens[:m], ranks[:m], head_scores, head_row, inputs, ints, floats,
+                    t, k, p, n, heads,
+                )  # fmt: skip
+            if m - keep == 1 and not EXPIRES and not WHOLE:
+                left[tokens[worst]] = t
+                for i in range(worst, m - 1):
+                    tokens[i] = tokens[i + 1]
+                m -= 1
+            else:
+                order = np.argsort(ranks[:m], kind="mergesort")
+                for i in range(m):
+                    if i < m - keep or (EXPIRES and ranks[order[i]] == -np.inf):
+                        left[tokens[order[i]]] = t
+                stay = 0
+                for i in range(m):
+                    if left[tokens[i]] == STAYS:
+                        tokens[stay] = tokens[i]
+                        stay += 1
+                m = stay
+        cache.sizes[u, 0], cache.sizes[u, 1] = m, held
 
 
 @njit(**OPTIONS)

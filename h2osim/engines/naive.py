@@ -6,104 +6,152 @@ Every other engine is compared with this one: the same evictions and the same in
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from h2osim.attention.fixed_point import UNIT
-from h2osim.engines.request import Job, Outcome
-from h2osim.policies.declaration import INF
-from h2osim.policies.roles import Rule, arguments
+from h2osim.engines.request import Job
+from h2osim.engines.results import Outcome
+from h2osim.policies.declaration import INF, Configured
+from h2osim.policies.roles import ROLES, arguments
 
 
 def run(job: Job) -> Outcome:
     """Replay ``job.unit`` under ``job.configured`` at ``job.budget``."""
-    policy, n, p = job.configured.policy, job.unit.n, job.prompt_len
-    state = {field: [0.0] * n for field in policy.state}
-    cache: list[int] = []  # positions, oldest first
-    left: dict[int, int] = {}  # token -> the step after which it left the cache
-    shown: deque[dict[int, float]] = deque(maxlen=job.configured.lag() + 1)
-    head_scores = [[0.0] * n for _ in job.unit.heads]  # attention shown so far, head by head
-    head_row: list[list[float]] = []
-    kept, held = [], 0
+    replay = NaiveStepper(job.configured, job.scalars, job.inputs)
+    for t in range(job.unit.n):
+        replay.step([[int(x) for x in row] for row in job.unit.head_rows(t)])
+    evicted_at = np.full(job.unit.n, job.unit.n, np.int32)
+    for j, t in replay.last_attended().items():
+        evicted_at[j] = min(job.unit.n, t)
+    return Outcome(np.array(replay.kept, np.int64), evicted_at, replay.held)
 
-    def call(rule: Rule, t: int, j: int | None = None, **more: Any) -> Any:
-        known = {**job.scalars, "t": t, **more}
+
+class NaiveStepper:
+    """One unit's cache under one policy, fed a row at a time.
+
+    ``scalars`` are what rules may name in every step (parameters, k, p, heads), ``inputs`` the
+    policy's numbers per token. ``cache`` are the positions cached, oldest first; ``left[j]`` the
+    step after which token j left it; ``kept`` the mass attended in each decode step; ``held`` the
+    most keys that a decode step attended besides its own.
+    """
+
+    def __init__(
+        self,
+        configured: Configured,
+        scalars: Mapping[str, int | float],
+        inputs: Mapping[str, Sequence[float] | np.ndarray],
+    ):
+        self.configured, self.scalars, self.inputs = configured, scalars, inputs
+        self.rules = configured.policy.rules()
+        self.t = 0
+        self.cache: list[int] = []
+        self.left: dict[int, int] = {}
+        self.kept: list[int] = []
+        self.held = 0
+        self.state: dict[str, dict[int, float]] = {f: {} for f in configured.policy.state}
+        self.shown: deque[dict[int, float]] = deque(maxlen=configured.lag() + 1)
+        # attention shown head by head, so far and in this step, for rules that rank the whole cache
+        heads = range(int(scalars["heads"]))
+        self.head_scores: list[list[float]] = [[] for _ in heads]
+        self.head_row: list[list[float]] = [[] for _ in heads]
+
+    def ask(self, role: str, j: int | None = None, **more: Any) -> Any:
+        """What the policy's rule in this role says, of token j or of the step."""
+        if role not in self.rules:
+            default = ROLES[role].default
+            return self.scalars[default] if isinstance(default, str) else default
+        known: dict[str, Any] = {**self.scalars, "t": self.t}
         if j is not None:
-            known |= {"pos": j, "age": t - j}
-            known |= {field: values[j] for field, values in state.items()}
-            known |= {name: float(values[j]) for name, values in job.inputs.items()}
-        return rule(*[known[name] for name in arguments(rule)])
+            known |= {"pos": j, "age": self.t - j}
+            known |= {field: values[j] for field, values in self.state.items()}
+            known |= {name: float(values[j]) for name, values in self.inputs.items()}
+        return self.rules[role](*[(known | more)[name] for name in arguments(self.rules[role])])
 
-    def remember(j: int, values: Any) -> None:
-        values = values if isinstance(values, tuple) else (values,)
-        for field, value in zip(state, values, strict=True):
-            state[field][j] = value
+    def remember(self, j: int, answer: Any) -> None:
+        """Give token j its new state, which init and update answer."""
+        values = answer if isinstance(answer, tuple) else (answer,)
+        for field, value in zip(self.state, values, strict=True):
+            self.state[field][j] = value
 
-    def worst_first(t: int) -> list[tuple[float, int]]:
-        if policy.rank:
-            return sorted((call(policy.rank, t, j), j) for j in cache)
-        ranks = np.zeros(len(cache))
-        arrays: dict[str, Any] = {**state, **job.inputs, "positions": cache, "ranks": ranks}
-        arrays |= {"head_scores": head_scores, "head_row": head_row}
-        assert policy.rank_cache
-        call(policy.rank_cache, t, **arrays)
-        return sorted(zip(ranks, cache, strict=True))
+    def step(self, rows: Sequence[Sequence[int]]) -> set[int]:
+        """Attend one row a head, in fixed point, and evict; gives the tokens that left the cache.
 
-    for t in range(n):
-        rows = [[int(x) for x in row] for row in job.unit.head_rows(t)]
-        prompt = t < p
+        Row t has t + 1 entries; those of tokens that are not attended count only as lost mass.
+        """
+        t, policy, k = self.t, self.configured.policy, int(self.scalars["k"])
+        prompt = t < self.scalars["p"]
 
         # The new token enters; the row attends what is cached and visible, and what lingers.
-        cache.append(t)
+        self.cache.append(t)
+        self.remember(t, (0.0,) * len(self.state))
         if policy.init:
-            remember(t, call(policy.init, t, t))
-        seen = {j for j in cache if prompt or not policy.visible or call(policy.visible, t, j)}
-        if policy.linger:
-            seen |= {j for j in left if t - j <= call(policy.linger, t)}
+            self.remember(t, self.ask("init", t))
+        seen = {j for j in self.cache if prompt or self.ask("visible", j)}
+        linger = self.ask("linger")
+        seen |= {j for j in self.left if t - j <= linger}
 
         # Update: the state of each cached token, by what the policy is shown of the row.
-        kind = "full" if prompt else job.configured.scores
-        head_row = [observe(kind, row, cache, seen, n) for row in rows]
-        shown.append({j: sum(row[j] for row in head_row) for j in cache})
-        for j in cache:
-            for scores, row in zip(head_scores, head_row, strict=True):
-                scores[j] += row[j]
+        kind = "full" if prompt else self.configured.scores
+        self.head_row = [observe(kind, row, self.cache, seen) for row in rows]
+        self.shown.append({j: sum(row[j] for row in self.head_row) for j in self.cache})
+        for scores, shown in zip(self.head_scores, self.head_row, strict=True):
+            scores.append(0.0)
+            for j in self.cache:
+                scores[j] += shown[j]
+        lag = self.configured.lag()
         if policy.update:
-            for j in cache:
-                a_old = shown[0].get(j, 0.0) if t >= job.configured.lag() > 0 else 0.0
-                remember(j, call(policy.update, t, j, a=shown[-1][j], a_old=a_old))
+            for j in self.cache:
+                a_old = self.shown[0].get(j, 0.0) if t >= lag > 0 else 0.0
+                self.remember(j, self.ask("update", j, a=self.shown[-1][j], a_old=a_old))
 
         if policy.readmits:
-            earlier = [j for _, j in worst_first(t) if j != t]
-            seen = {t, *earlier[max(0, len(earlier) - job.budget) :]}
+            earlier = [j for _, j in self.worst_first() if j != t]
+            seen = {t, *earlier[max(0, len(earlier) - k) :]}
         if not prompt:
-            kept.append(sum(row[j] for row in rows for j in seen))
-            held = max(held, len(seen) - 1)
+            self.kept.append(sum(row[j] for row in rows for j in seen))
+            self.held = max(self.held, len(seen) - 1)
 
         # Evict the least ranks, the oldest first among equals; a prompt is kept whole to its end.
-        if t < p - 1 or policy.readmits:
-            continue
-        keep = call(policy.keep, t, size=len(cache)) if policy.keep else job.budget
-        if len(cache) > keep or policy.expires:
-            order = [j for rank, j in worst_first(t) if not (policy.expires and rank == -INF)]
-            staying = set(order[max(0, len(order) - keep) :])
-            left |= {j: t for j in cache if j not in staying}
-            cache = sorted(staying)
+        gone: set[int] = set()
+        if t >= self.scalars["p"] - 1 and not policy.readmits:
+            keep = self.ask("keep", size=len(self.cache))
+            if len(self.cache) > keep or policy.expires:
+                order = [j for r, j in self.worst_first() if not (policy.expires and r == -INF)]
+                staying = set(order[max(0, len(order) - keep) :])
+                gone = set(self.cache) - staying
+                self.left |= {j: t for j in gone}
+                self.cache = sorted(staying)
+        self.t += 1
+        return gone
 
-    evicted_at = np.full(n, n, np.int32)
-    for j, t in left.items():
-        evicted_at[j] = min(n, max(t, j + call(policy.linger, t))) if policy.linger else t
-    return Outcome(np.array(kept, np.int64), evicted_at, held)
+    def worst_first(self) -> list[tuple[float, int]]:
+        """Rank and position of the cached tokens, in the order in which they would be evicted."""
+        if self.configured.policy.rank:
+            return sorted((self.ask("rank", j), j) for j in self.cache)
+        ranks = np.zeros(len(self.cache))
+        arrays: dict[str, Any] = dict(self.inputs)
+        for field, values in self.state.items():
+            arrays[field] = [values[j] for j in range(self.t + 1)]
+        arrays |= {"positions": self.cache, "ranks": ranks}
+        arrays |= {"head_scores": self.head_scores, "head_row": self.head_row}
+        self.ask("rank_cache", **arrays)
+        return sorted(zip(ranks, self.cache, strict=True))
+
+    def last_attended(self) -> dict[int, int]:
+        """For each token that left the cache the step after which it is never attended again."""
+        return {j: max(t, j + self.ask("linger")) for j, t in self.left.items()}
 
 
-def observe(kind: str, row: list[int], cache: list[int], seen: set[int], n: int) -> list[float]:
+def observe(kind: str, row: Sequence[int], cache: list[int], seen: set[int]) -> list[float]:
     """What the policy is shown of each cached token in one head's row, 0 for what is not attended.
 
     ``full`` is the row as recorded. ``cached`` divides by the row's recall, with one rounding
     (the product of integers is exact), so that nothing changes where nothing is missing.
     """
-    found = [0.0] * n
+    found = [0.0] * len(row)
     whole, mass = sum(row), sum(row[j] for j in seen)
     for j in cache:
         if j in seen and kind == "full":

@@ -1,4 +1,4 @@
-"""What an engine is given and what it gives back."""
+"""What an engine is given."""
 
 from __future__ import annotations
 
@@ -26,13 +26,8 @@ class Job:
     @cached_property
     def scalars(self) -> dict[str, int | float]:
         """The values every rule may name, besides those of a token or a step."""
-        return {
-            **self.configured.numbers(self.budget),
-            "k": self.budget,
-            "p": self.prompt_len,
-            "n": self.unit.n,
-            "heads": len(self.unit.heads),
-        }
+        heads = len(self.unit.heads)
+        return scalars(self.configured, self.budget, self.prompt_len, heads, self.unit.n)
 
     @cached_property
     def inputs(self) -> dict[str, np.ndarray]:
@@ -44,29 +39,6 @@ class Job:
         }
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a replay found, in exact integers (fixed point: multiples of 2**-24).
-
-    ``kept[t - p]`` is the mass attended in decode step t; ``evicted_at[j]`` the step after which
-    token j is never attended again (n if it stays); ``held`` the most keys that a decode step
-    attended besides its own.
-    """
-
-    kept: np.ndarray
-    evicted_at: np.ndarray
-    held: int
-
-
-@dataclass(frozen=True)
-class Curve:
-    """What one pass found for every budget, in exact integers (fixed point).
-
-    ``kept[k - 1]`` is the mass attended over all decode steps at budget k; ``held[k - 1]`` the most
-    keys attended besides the own one; ``evicted_at[b, j]`` as in an outcome, for the budgets
-    asked for.
-    """
-
-    kept: np.ndarray
-    held: np.ndarray
-    evicted_at: np.ndarray
+def scalars(configured: Configured, k: int, p: int, heads: int, n: int) -> dict[str, int | float]:
+    """The values that rules may name in every step: the parameters at budget k, and the sizes."""
+    return {**configured.numbers(k), "k": k, "p": p, "n": n, "heads": heads}

@@ -7,7 +7,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from h2osim.engines.request import Curve, Job
+from h2osim.engines import loop_text
+from h2osim.engines.request import Job
+from h2osim.engines.results import Curve
 from h2osim.policies.roles import Rule, arguments
 from h2osim.policies.to_numba import compiled, number_slots
 from h2osim.support.errors import UserError
@@ -42,10 +44,10 @@ class StackRun:
         line = np.zeros(n, np.int32 if len(job.unit.heads) < 128 else np.int64)
         if policy.readmits:
             self._arrays: tuple[np.ndarray, ...]
-            self._advance = compiled(policy, "stack_loop", "bound")
+            self._advance = compiled(policy, loop_text("stack_loop"), "bound")
             self._arrays = (*self._rules, self._hits, self._masses, self._sizes, ranks, line)
         else:
-            self._advance = compiled(policy, "stack_loop")
+            self._advance = compiled(policy, loop_text("stack_loop"))
             self._arrays = (
                 *self._rules,
                 self._cell,

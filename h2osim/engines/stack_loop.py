@@ -76,17 +76,17 @@ def advance(
                 hits[i + 1] += line[np.int64(stack[i])]
 
         for j in range(t + 1):
-            _update(state, inputs, ints, floats, j, line[j] * UNIT, 0.0, t, n, p, n, heads)
+            _update(state, line[j] * UNIT, 0.0, inputs, ints, floats, j, t, n, p, n, heads)
             if not WHOLE:
                 ranks[j] = _rank(state, inputs, ints, floats, j, t, n, p, n, heads)
 
         # A rule that evicts now does so at every budget: ask it about a budget of one token.
-        if t < p - 1 or _keep(ints, floats, most, t, 1, p, n, heads) == most:
+        if t < p - 1 or _keep(most, ints, floats, t, 1, p, n, heads) == most:
             continue
         if WHOLE:
             none = np.zeros((heads, 0))  # no inclusive rule asks for attention head by head
             _rank_cache(
-                pending[:w], ranks[:w], none, none, state, inputs, ints, floats,
+                state, pending[:w], ranks[:w], none, none, inputs, ints, floats,
                 t, n, p, n, heads,
             )  # fmt: skip
         if m == 0:  # the prompt's end: sorting does what percolating one by one would
@@ -116,7 +116,7 @@ def bound(
         _init(state, inputs, ints, floats, t, t, n, p, n, heads)
         sum_heads(bits, t * (t + 1) // 2 - base, t + 1, line)
         for j in range(t + 1):
-            _update(state, inputs, ints, floats, j, line[j] * UNIT, 0.0, t, n, p, n, heads)
+            _update(state, line[j] * UNIT, 0.0, inputs, ints, floats, j, t, n, p, n, heads)
             ranks[j] = _rank(state, inputs, ints, floats, j, t, n, p, n, heads)
         if t < p:
             continue

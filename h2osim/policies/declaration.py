@@ -15,7 +15,7 @@ state fields   the token's own state, one float each (``state=("score",)`` gives
 ``age``        ``t - pos``: 0 for the newest token
 ``k``          the budget in tokens
 ``p``          the prompt length; decoding starts at step p
-``n``          the length of the trace
+``n``          the length of the whole text, which only an oracle may ask for
 ``heads``      how many heads share the cache
 ``size``       tokens in the cache before eviction, the newest included (``keep`` only)
 parameters     by their name; a window given as a share of the budget arrives in tokens
@@ -41,21 +41,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2osim.policies.parameters import Param, Value, resolve_window
-from h2osim.policies.roles import _PER_TOKEN, ROLES, Rule, arguments
+from h2osim.policies.roles import ROLES, Rule, arguments
 from h2osim.support.errors import UserError
 from h2osim.support.wording import near
 
 INF = math.inf
 
 Array = NDArray[np.float64]
-
-
-
-
-
-
-
-
 
 
 def fixed_window(values: Mapping[str, Value], heads: int) -> bool:
@@ -65,8 +57,6 @@ def fixed_window(values: Mapping[str, Value], heads: int) -> bool:
     """
     fixed = values["recent"] == 0 or float(values["recent"]) >= 1
     return fixed and (values["scores"] == "full" or values.get("when") == "prompt")
-
-
 
 
 @dataclass(frozen=True)
@@ -98,7 +88,8 @@ class Policy:
     visible
         ``visible(...) -> bool``: whether a cached token is attended in step t (default: yes).
     linger
-        ``linger(...) -> int``: an evicted token is still attended while its age is at most this.
+        ``linger(...) -> int``: an evicted token is still attended while its age is at most this
+        number, which is the same for the whole run.
     expires
         A rank of ``-inf`` evicts a token even where there is room.
     readmits
@@ -114,7 +105,7 @@ class Policy:
         caches of growing budgets are nested (theorem T7); may depend on parameters and the number
         of heads that share the cache: ``inclusive(values, heads) -> bool``.
     oracle
-        Sees the future: a reference, never an online policy.
+        Sees the future (also: knows ``n``): a reference, never an online policy.
     within_budget
         Never holds more than k tokens after a step, as a bool or ``within_budget(values)``.
         Prompt-only and periodic rules do hold more.
@@ -151,9 +142,13 @@ class Policy:
         if self.inclusive is not False:
             self._check_inclusive()
         for role, rule in self.rules().items():
-            known = ROLES[role] | ({p.name for p in self.params} - {"scores"})
-            if role in _PER_TOKEN:
-                known |= {*self.state, *self.inputs}
+            known = ROLES[role].names(self.state, self.inputs)
+            known |= {p.name for p in self.params} - {"scores"}
+            if not self.oracle and "n" in arguments(rule):
+                raise TypeError(
+                    f"policy {self.name}: {role} asks for n, the length of the whole text, which "
+                    "no policy knows while the text grows; do without it, or say oracle=True"
+                )
             unknown = set(arguments(rule)) - known
             if unknown:
                 raise TypeError(
@@ -228,19 +223,3 @@ class Configured:
     def lag(self) -> int:
         """How many steps back ``a_old`` looks; 0 if the policy does not ask."""
         return int(self.values[self.policy.lag]) if self.policy.lag else 0
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

@@ -66,6 +66,7 @@ def resolve_window(window: float, k: int) -> int:
     """
     return int(window) if window >= 1 else math.floor(Fraction(str(window)) * k)
 
+
 #: The shared parameters; a policy picks its default with :func:`shared`.
 _SHARED = {
     "sinks": Param(

@@ -1,33 +1,71 @@
-"""The roles that a policy's rules play, and what each of them may ask for."""
+"""The roles that a policy's rules play: what each may ask for, what it answers, what stands in.
+
+This table is the only one. A declaration is checked against it, the naive engine calls the rules
+by it, and the translators to numba and CUDA write their wrappers from it.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
-#: What the policy is shown of a row: see :class:`Policy`.
+#: What the policy is shown of a row: see :class:`~h2osim.policies.declaration.Policy`.
 SCORE_KINDS = ("full", "cached")
 
 Rule = Callable[..., Any]
 
-#: The roles a rule can play and the values it may name besides parameters, state and inputs.
-_SCALARS = {"t", "k", "p", "n", "heads"}
+#: What compiled rules of every role get last; ``n`` is for rules that know the whole text.
+STEP = ("t", "k", "p", "n", "heads")
 
-_TOKEN = _SCALARS | {"pos", "age"}
 
-ROLES: Mapping[str, set[str]] = {
-    "init": _TOKEN,
-    "update": _TOKEN | {"a", "a_old"},
-    "rank": _TOKEN,
-    "rank_cache": _SCALARS | {"positions", "ranks", "head_scores", "head_row"},
-    "keep": _SCALARS | {"size"},
-    "visible": _TOKEN,
-    "linger": _SCALARS,
+@dataclass(frozen=True)
+class Role:
+    """What a rule in a role is asked about, and what it answers.
+
+    ``about`` is a token (then ``pos`` and ``age`` are known), a step, the whole cache, or the run
+    (then ``t`` is not known). ``values`` are the names that only this role has. ``reads`` says what
+    it sees of the tokens' own numbers. ``gives`` is the kind of its answer: new state, a number,
+    or nothing (ranks are written into an array). ``default`` stands for the answer where a policy
+    has no such rule: a name among STEP, or a constant; None leaves things as they are.
+    """
+
+    about: Literal["token", "step", "cache", "run"]
+    gives: Literal["state", "float", "int", "bool", "nothing"]
+    values: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    default: str | float | None = None
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """What a compiled rule is passed, in this order; ``pos`` where it is about a token."""
+        own = ("state", "inputs") if self.reads else ()
+        token = ("pos",) if self.about == "token" else ()
+        return (*own[:1], *self.values, *own[1:], "ints", "floats", *token, *STEP)
+
+    def names(self, state: tuple[str, ...], inputs: Mapping[str, Any]) -> set[str]:
+        """What a rule may ask for by name, besides the policy's parameters."""
+        known = {*STEP, *self.values} | ({"pos", "age"} if self.about == "token" else set())
+        known |= {*state} if "state" in self.reads else set()
+        known |= {*inputs} if "inputs" in self.reads else set()
+        return known - ({"t"} if self.about == "run" else set())
+
+
+_BOTH = ("state", "inputs")
+
+ROLES: Mapping[str, Role] = {
+    "init": Role("token", "state", reads=("inputs",)),
+    "update": Role("token", "state", ("a", "a_old"), _BOTH),
+    "rank": Role("token", "float", reads=_BOTH, default=0.0),
+    "rank_cache": Role(
+        "cache", "nothing", ("positions", "ranks", "head_scores", "head_row"), _BOTH
+    ),
+    "keep": Role("step", "int", ("size",), default="k"),
+    "visible": Role("token", "bool", default=True),
+    "linger": Role("run", "int", default=-1),
 }
-
-_PER_TOKEN = {"init", "update", "rank", "rank_cache"}  # these also see state and inputs
 
 
 @cache

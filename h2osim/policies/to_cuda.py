@@ -1,441 +1,23 @@
-"""Policies' rules, from Python to CUDA C++.
-
-A rule is a plain function of numbers, so the two languages can say the same thing with the same
-bits: floats are `double` (and the kernels are compiled without contraction to fused
-multiply-adds), ints are `int` where a bound on them fits and `long long` where it does not. Python
-differs from C in division: `//` and `%` round towards minus infinity, on floats as on ints, and
-`/` of ints is a float; the helpers of `common.cuh` keep that. Whatever can not be said exactly is
-refused with a :class:`Untranslatable` that names the policy, the rule and the line: library
-functions whose last bit differs between machines (`exp`, `log`, powers), whole-cache rules
-(`rank_cache`, which use NumPy), and any syntax outside the small language below. Division by zero,
-at which Python stops, gives infinity or NaN here.
-
-The language: arithmetic, comparisons (chained too), `and`, `or`, `not` of conditions, conditional
-expressions, `if`, `while`, `for … in range`, `break`, `continue`, assignment to names, `return`
-(of a tuple in `init` and `update`), `min`, `max`, `abs`, `int`, `float`, `math.sqrt`,
-`math.floor`, `math.inf`, numbers at module level, and calls of other plain functions.
-"""
+"""A policy's rules as CUDA C++, in front of a kernel's text."""
 
 from __future__ import annotations
 
-import ast
-import inspect
-import math
-import textwrap
-from dataclasses import dataclass, field
-from types import FunctionType
-from typing import Any
-
 from h2osim.policies.declaration import Policy
-from h2osim.policies.roles import ROLES, Rule, arguments
+from h2osim.policies.roles import ROLES, arguments
 from h2osim.policies.to_numba import number_slots
-from h2osim.support.errors import UserError
+from h2osim.policies.translator import FLOAT, WHOLE, Module, Untranslatable
 
-#: No argument of a rule that is a whole number exceeds this (the engine checks it).
-LARGEST = 2**26
-
-
-class Untranslatable(UserError):
-    """A rule that can not be said in CUDA C++ with the same bits."""
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """What a value is: its type, and for ints a bound on its size."""
-
-    type: str  # "int", "float" or "bool"
-    bound: float = 0
-
-    @property
-    def c(self) -> str:
-        if self.type == "int":
-            return "int" if self.bound < 2**31 else "long long"
-        return "double" if self.type == "float" else "bool"
-
-
-_FLOAT, _BOOL, _LEAF = _Kind("float"), _Kind("bool"), _Kind("int", LARGEST)
-_WIDE = _Kind("int", 2.0**53)  # a variable: long long; beyond 2**53 Python's `/` would differ
-_OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
-_COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="} | {
-    ast.Eq: "==",
-    ast.NotEq: "!=",
+#: How kernels pass what a rule may ask for (int where nothing else is said), and its answer.
+_DECLARED = {
+    "state": "double *s",
+    "inputs": "const double *in",
+    "ints": "const int *ip",
+    "floats": "const double *fp",
+    "pos": "int j",
+    "a": "double a",
+    "a_old": "double a_old",
 }
-
-
-def _join(a: _Kind, b: _Kind) -> _Kind:
-    if "float" in (a.type, b.type):
-        return _FLOAT
-    if a.type == b.type == "bool":
-        return _BOOL
-    return _Kind("int", max(a.bound, b.bound, 1))
-
-
-@dataclass
-class _Module:
-    """The functions translated so far, by Python function and kinds of the arguments."""
-
-    policy: str
-    texts: list[str] = field(default_factory=list)
-    known: dict[tuple[FunctionType, tuple[str, ...]], tuple[str, _Kind]] = field(
-        default_factory=dict
-    )
-    open: list[FunctionType] = field(default_factory=list)
-    names: int = 0
-
-    def function(self, rule: Rule, kinds: tuple[_Kind, ...], results: int = 1) -> tuple[str, _Kind]:
-        """The C++ name and the kind of result of a plain Python function."""
-        if not isinstance(rule, FunctionType) or rule.__name__ == "<lambda>":
-            raise Untranslatable(f"policy {self.policy}: {rule!r} is no plain function (def)")
-        if rule in self.open:
-            raise Untranslatable(f"policy {self.policy}: {rule.__name__} calls itself")
-        key = (rule, tuple(kind.c for kind in kinds))
-        if key not in self.known:
-            self.open.append(rule)
-            self.names += 1
-            name = f"py{self.names}_{rule.__name__}"
-            text, kind = _Function(self, rule, kinds, name, results).translate()
-            self.open.pop()
-            self.texts.append(text)
-            self.known[key] = (name, kind)
-        return self.known[key]
-
-
-class _Function:
-    """One Python function on its way to C++."""
-
-    def __init__(
-        self, module: _Module, rule: FunctionType, kinds: tuple[_Kind, ...], name: str, results: int
-    ):
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(rule)))
-        except OSError:
-            raise Untranslatable(
-                f"policy {module.policy}: the source of {rule.__name__} can not be read"
-            ) from None
-        body = tree.body[0]
-        assert isinstance(body, ast.FunctionDef)
-        self._module, self._rule, self._body = module, rule, body
-        self._kinds, self._name, self._results = kinds, name, results
-        self._given = list(arguments(rule))
-        plain = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        if any(a.kind != plain for a in inspect.signature(rule).parameters.values()):
-            raise self._refuse(body, "arguments with * or / in their list")
-        self._names: dict[str, _Kind] = dict(zip(self._given, kinds, strict=True))
-        self._result: _Kind | None = None
-        self._depth = 1
-        self._temporaries = 0
-
-    def _refuse(self, node: ast.AST, what: str) -> Untranslatable:
-        line = getattr(node, "lineno", 1)
-        return Untranslatable(
-            f"policy {self._module.policy}: {self._rule.__name__}, line {line}: {what} can not be "
-            "translated to CUDA exactly"
-        )
-
-    def translate(self) -> tuple[str, _Kind]:
-        # The kinds of variables depend on one another; repeat until they stand.
-        stored = {n.id for n in ast.walk(self._body) if isinstance(n, ast.Name) and _stored(n)}
-        for _ in range(8):
-            before = (dict(self._names), self._result)
-            self._temporaries = 0
-            lines = self._block(self._body.body)
-            if before == (self._names, self._result):
-                break
-        if self._result is None:
-            raise self._refuse(self._body, "a rule without a result")
-        kinds = zip(self._given, self._kinds, strict=True)
-        heads = [f"{kind.c} {name}_" for name, kind in kinds]
-        if self._results > 1:
-            heads += [f"double *result{i}" for i in range(self._results)]
-        result = "void" if self._results > 1 else self._result.c
-        text = [f"DEVICE {result} {self._name}({', '.join(heads)}) {{"]
-        for name in sorted(stored - set(self._given)):
-            text.append(f"    {self._names[name].c} {name}_ = 0;")
-        for name in sorted(stored & set(self._given)):
-            kind = self._names[name]
-            if kind.c != self._kinds[self._given.index(name)].c:
-                raise self._refuse(self._body, f"the argument {name} that changes its type")
-        return "\n".join([*text, *lines, "}"]) + "\n", self._result
-
-    # --- statements ------------------------------------------------------------------------------
-
-    def _block(self, body: list[ast.stmt]) -> list[str]:
-        found: list[str] = []
-        for statement in body:
-            found += self._statement(statement)
-        return found
-
-    def _indented(self, body: list[ast.stmt]) -> list[str]:
-        self._depth += 1
-        found = self._block(body)
-        self._depth -= 1
-        return found
-
-    def _line(self, text: str) -> str:
-        return "    " * self._depth + text
-
-    def _statement(self, node: ast.stmt) -> list[str]:
-        match node:
-            case ast.Pass() | ast.Expr(value=ast.Constant(value=str())):
-                return []
-            case ast.Return(value=value) if value is not None:
-                return self._return(value)
-            case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                return [self._assign(name, *self._value(value))]
-            case ast.AnnAssign(target=ast.Name(id=name), value=value) if value is not None:
-                return [self._assign(name, *self._value(value))]
-            case ast.AugAssign(target=ast.Name(id=name), op=op, value=value):
-                whole = ast.BinOp(ast.Name(name, ast.Load()), op, value)
-                ast.copy_location(whole, node)
-                ast.fix_missing_locations(whole)
-                return [self._assign(name, *self._value(whole))]
-            case ast.If(test=test, body=body, orelse=orelse):
-                found = [self._line(f"if ({self._condition(test)}) {{"), *self._indented(body)]
-                if orelse:
-                    found += [self._line("} else {"), *self._indented(orelse)]
-                return [*found, self._line("}")]
-            case ast.While(test=test, body=body, orelse=[]):
-                head = self._line(f"while ({self._condition(test)}) {{")
-                return [head, *self._indented(body), self._line("}")]
-            case ast.For(target=ast.Name(id=name), iter=over, body=body, orelse=[]):
-                return self._for(name, over, body)
-            case ast.Break():
-                return [self._line("break;")]
-            case ast.Continue():
-                return [self._line("continue;")]
-        raise self._refuse(node, f"`{ast.unparse(node).splitlines()[0]}`")
-
-    def _assign(self, name: str, text: str, kind: _Kind) -> str:
-        if kind.type == "int":
-            kind = _WIDE
-        known = self._names.get(name)
-        self._names[name] = kind if known is None else _join(known, kind)
-        if name in self._given and known is not None:  # an argument keeps its own C type
-            self._names[name] = known if _join(known, kind).type == known.type else _FLOAT
-            if known.c == "int" and kind.type == "int":
-                raise self._refuse(self._body, f"an assignment to the whole argument {name}")
-        return self._line(f"{name}_ = {text};")
-
-    def _return(self, value: ast.expr) -> list[str]:
-        if self._results > 1:
-            if not isinstance(value, ast.Tuple) or len(value.elts) != self._results:
-                raise self._refuse(value, f"a result that is no tuple of {self._results}")
-            self._result = _FLOAT
-            texts = [self._value(part)[0] for part in value.elts]
-            found = [f"*result{i} = (double)({text});" for i, text in enumerate(texts)]
-            return [self._line("{ " + " ".join([*found, "return;"]) + " }")]
-        text, kind = self._value(value)
-        self._result = kind if self._result is None else _join(self._result, kind)
-        return [self._line(f"return {text};")]
-
-    def _for(self, name: str, over: ast.expr, body: list[ast.stmt]) -> list[str]:
-        match over:
-            case ast.Call(func=ast.Name(id="range"), args=args, keywords=[]) if 1 <= len(args) <= 3:
-                parts = [self._value(part) for part in args]
-            case _:
-                raise self._refuse(over, "a loop over anything but range()")
-        if any(kind.type != "int" for _, kind in parts):
-            raise self._refuse(over, "range() of anything but ints")
-        if name != "_" and name in self._given:
-            raise self._refuse(over, f"an assignment to the whole argument {name}")
-        self._names[name] = _WIDE
-        texts = [text for text, _ in parts]
-        first, last = ("0", texts[0]) if len(texts) == 1 else texts[:2]
-        step = 1
-        if len(args) == 3:
-            try:
-                step = int(ast.literal_eval(args[2]))
-            except ValueError:
-                raise self._refuse(args[2], "a step of range() that is no number") from None
-            if step == 0:
-                raise self._refuse(args[2], "a step of 0")
-        self._temporaries += 1
-        i, end = f"i{self._temporaries}", f"end{self._temporaries}"
-        compare = "<" if step > 0 else ">"
-        head = (
-            f"for (long long {i} = {first}, {end} = {last}; {i} {compare} {end}; {i} += {step}) {{"
-        )
-        self._depth += 1
-        set_name = self._line(f"{name}_ = {i};")
-        self._depth -= 1
-        return [self._line(head), set_name, *self._indented(body), self._line("}")]
-
-    # --- expressions -----------------------------------------------------------------------------
-
-    def _condition(self, node: ast.expr) -> str:
-        text, kind = self._value(node)
-        return text if kind.type == "bool" else f"({text}) != 0"
-
-    def _value(self, node: ast.expr) -> tuple[str, _Kind]:
-        match node:
-            case ast.Constant(value=value):
-                return self._constant(node, value)
-            case ast.Name(id=name):
-                return self._named(node, name)
-            case ast.Attribute(value=ast.Name(id=module), attr=attr):
-                if self._rule.__globals__.get(module) is math and attr in ("inf", "pi", "e"):
-                    return self._constant(node, getattr(math, attr))
-            case ast.UnaryOp(op=ast.Not(), operand=operand):
-                return f"(!({self._condition(operand)}))", _BOOL
-            case ast.UnaryOp(op=ast.USub() | ast.UAdd() as op, operand=operand):
-                text, kind = self._number(operand)
-                return f"({'-' if isinstance(op, ast.USub) else '+'}{text})", kind
-            case ast.BinOp(left=left, op=op, right=right):
-                return self._binary(node, left, op, right)
-            case ast.Compare(left=left, ops=ops, comparators=comparators):
-                return self._compare(node, [left, *comparators], ops)
-            case ast.BoolOp(op=op, values=values):
-                parts = [self._value(value) for value in values]
-                if any(kind.type != "bool" for _, kind in parts):
-                    raise self._refuse(node, "`and` or `or` of numbers")
-                word = " && " if isinstance(op, ast.And) else " || "
-                return f"({word.join(text for text, _ in parts)})", _BOOL
-            case ast.IfExp(test=test, body=body, orelse=orelse):
-                yes, no = self._value(body), self._value(orelse)
-                kind = _join(yes[1], no[1])
-                return (
-                    f"({self._condition(test)} ? ({kind.c})({yes[0]}) : ({kind.c})({no[0]}))",
-                    kind,
-                )
-            case ast.Call(func=func, args=args, keywords=[]):
-                return self._call(node, func, args)
-        raise self._refuse(node, f"`{ast.unparse(node)}`")
-
-    def _number(self, node: ast.expr) -> tuple[str, _Kind]:
-        text, kind = self._value(node)
-        return (f"(int)({text})", _Kind("int", 1)) if kind.type == "bool" else (text, kind)
-
-    def _constant(self, node: ast.expr, value: Any) -> tuple[str, _Kind]:
-        if isinstance(value, bool):
-            return str(value).lower(), _BOOL
-        if isinstance(value, int) and abs(value) < 2**53:
-            kind = _Kind("int", max(1, abs(value)))
-            return (f"{value}" if kind.c == "int" else f"{value}LL"), kind
-        if isinstance(value, float):
-            if math.isnan(value):
-                raise self._refuse(node, "NaN")
-            if math.isinf(value):
-                return ("INF" if value > 0 else "(-INF)"), _FLOAT
-            return f"{value.hex()}", _FLOAT
-        raise self._refuse(node, f"`{value!r}`")
-
-    def _named(self, node: ast.expr, name: str) -> tuple[str, _Kind]:
-        if name in self._names:
-            return f"{name}_", self._names[name]
-        stored = {n.id for n in ast.walk(self._body) if isinstance(n, ast.Name) and _stored(n)}
-        if name in stored:
-            raise self._refuse(node, f"`{name}`, used before it is assigned,")
-        value = self._rule.__globals__.get(name)
-        if isinstance(value, (bool, int, float)):
-            return self._constant(node, value)
-        raise self._refuse(node, f"`{name}`")
-
-    def _binary(
-        self, node: ast.expr, left: ast.expr, op: ast.operator, right: ast.expr
-    ) -> tuple[str, _Kind]:
-        (a, x), (b, y) = self._number(left), self._number(right)
-        floats = "float" in (x.type, y.type)
-        if type(op) in _OPERATORS:
-            word = _OPERATORS[type(op)]
-            if floats:
-                return f"((double)({a}) {word} (double)({b}))", _FLOAT
-            bound = x.bound * y.bound if word == "*" else x.bound + y.bound
-            if bound >= 2.0**63:
-                raise self._refuse(node, f"`{ast.unparse(node)}`, which may not fit 64 bits,")
-            kind = _Kind("int", bound)
-            return f"(({kind.c})({a}) {word} ({kind.c})({b}))", kind
-        match op:
-            case ast.Div():
-                if not floats and max(x.bound, y.bound) > 2.0**53:
-                    raise self._refuse(node, f"`{ast.unparse(node)}` of ints beyond 2**53")
-                return f"((double)({a}) / (double)({b}))", _FLOAT
-            case ast.FloorDiv() | ast.Mod():
-                name = "py_floordiv" if isinstance(op, ast.FloorDiv) else "py_mod"
-                if floats:
-                    return f"{name}((double)({a}), (double)({b}))", _FLOAT
-                kind = _Kind("int", x.bound if isinstance(op, ast.FloorDiv) else y.bound)
-                wide = _Kind("int", max(x.bound, y.bound)).c
-                return f"(({kind.c}){name}(({wide})({a}), ({wide})({b})))", kind
-        raise self._refuse(node, f"`{ast.unparse(node)}`")
-
-    def _compare(
-        self, node: ast.expr, values: list[ast.expr], ops: list[ast.cmpop]
-    ) -> tuple[str, _Kind]:
-        parts = [self._number(value) for value in values]
-        found = []
-        for (a, x), op, (b, y) in zip(parts, ops, parts[1:], strict=False):
-            if type(op) not in _COMPARISONS:
-                raise self._refuse(node, f"`{ast.unparse(node)}`")
-            c = _join(x, y).c
-            found.append(f"(({c})({a}) {_COMPARISONS[type(op)]} ({c})({b}))")
-        return f"({' && '.join(found)})", _BOOL
-
-    def _call(self, node: ast.expr, func: ast.expr, args: list[ast.expr]) -> tuple[str, _Kind]:
-        parts = [self._number(arg) for arg in args]
-        match func:
-            case ast.Attribute(value=ast.Name(id=module), attr=attr):
-                if self._rule.__globals__.get(module) is math and len(parts) == 1:
-                    if attr == "sqrt":
-                        return f"sqrt((double)({parts[0][0]}))", _FLOAT
-                    if attr == "floor":
-                        if parts[0][1].type == "int":
-                            return parts[0]
-                        return f"((long long)floor({parts[0][0]}))", _WIDE
-            case ast.Name(id=name) if name not in self._names:
-                if name in self._rule.__globals__:
-                    target = self._rule.__globals__[name]
-                    if isinstance(target, FunctionType):
-                        if len(parts) != len(arguments(target)):
-                            raise self._refuse(node, f"`{ast.unparse(node)}` with default values")
-                        kinds = tuple(kind for _, kind in parts)
-                        called, kind = self._module.function(target, kinds)
-                        return f"{called}({', '.join(text for text, _ in parts)})", kind
-                else:
-                    return self._builtin(node, name, parts)
-        raise self._refuse(node, f"`{ast.unparse(node)}`")
-
-    def _builtin(
-        self, node: ast.expr, name: str, parts: list[tuple[str, _Kind]]
-    ) -> tuple[str, _Kind]:
-        if name in ("min", "max") and len(parts) >= 2:
-            text, kind = parts[0]
-            for other, its in parts[1:]:
-                kind = _join(kind, its)
-                text = f"py_{name}<{kind.c}>({text}, {other})"
-            return text, kind
-        if len(parts) == 1:
-            text, kind = parts[0]
-            if name == "float":
-                return f"((double)({text}))", _FLOAT
-            if name == "int":
-                return parts[0] if kind.type == "int" else (f"((long long)({text}))", _WIDE)
-            if name == "bool":
-                return f"(({text}) != 0)", _BOOL
-            if name == "abs":
-                return (f"fabs({text})", kind) if kind.type == "float" else (
-                    f"py_abs({text})", kind,
-                )  # fmt: skip
-        raise self._refuse(node, f"`{name}()`")
-
-
-def _stored(name: ast.Name) -> bool:
-    return isinstance(name.ctx, ast.Store)
-
-
-#: What every kernel's call of a rule passes besides the token's own values.
-_STEP = "int t, int k, int p, int n, int heads"
-_TOKEN = f"const double *in, const int *ip, const double *fp, int j, {_STEP}"
-_ALL = f"const int *ip, const double *fp, {_STEP}"
-_SIGNATURES = {
-    "init": f"void rule_init(double *s, {_TOKEN})",
-    "update": f"void rule_update(double *s, double a, double a_old, {_TOKEN})",
-    "rank": f"double rule_rank(const double *s, {_TOKEN})",
-    "keep": f"int rule_keep(int size, {_ALL})",
-    "visible": f"bool rule_visible(int j, {_ALL})",
-    "linger": f"int rule_linger({_ALL})",
-}
-_DEFAULTS = {"keep": "return k;", "visible": "return true;", "linger": "return -1;"}
-
+_RESULTS = {"state": "void", "float": "double", "int": "int", "bool": "bool"}
 
 #: Texts by the id of the policy, which the entry keeps alive; a policy holds dicts and has no hash.
 _KNOWN: dict[int, tuple[Policy, str]] = {}
@@ -455,47 +37,9 @@ def rules_text(policy: Policy) -> str:
             f"policy {policy.name}: its rank looks at the whole cache (rank_cache), which can not "
             "be translated to CUDA; engine=numba runs it"
         )
-    module = _Module(policy.name)
+    module = Module(policy.name)
+    wrappers = [_wrapper(policy, role, module) for role in ROLES if role != "rank_cache"]
     ints, floats = number_slots(policy)
-    wrappers = []
-    for role, signature in _SIGNATURES.items():
-        rule = policy.rules().get(role)
-        head = f"DEVICE {signature} {{ "
-        if rule is None:
-            start = "" if role != "init" else " ".join(
-                f"s[{i}] = 0.0;" for i in range(len(policy.state))
-            )  # fmt: skip
-            wrappers.append(head + _DEFAULTS.get(role, start) + " }\n")
-            continue
-        known = {name: (name, _LEAF) for name in ROLES[role]}
-        known |= {"pos": ("j", _LEAF), "age": ("(t - j)", _LEAF)}
-        known |= {"a": ("a", _FLOAT), "a_old": ("a_old", _FLOAT)}
-        known |= {name: (f"ip[{i}]", _LEAF) for i, name in enumerate(ints)}
-        known |= {name: (f"fp[{i}]", _FLOAT) for i, name in enumerate(floats)}
-        if role in ("init", "update", "rank"):
-            known |= {name: (f"s[{i}]", _FLOAT) for i, name in enumerate(policy.state)}
-            fixed = enumerate(policy.inputs)
-            known |= {name: (f"in[(long long){i} * n + j]", _FLOAT) for i, name in fixed}
-        given = [known[name] for name in arguments(rule)]
-        texts = [text for text, _ in given]
-        fields = len(policy.state)
-        many = fields if role in ("init", "update") and fields > 1 else 1
-        name, kind = module.function(rule, tuple(kind for _, kind in given), many)
-        if many > 1:
-            # the old state is read before the new is written
-            results = ", ".join(f"&r{i}" for i in range(many))
-            call = f"double {', '.join(f'r{i}' for i in range(many))}; "
-            call += f"{name}({', '.join([*texts, results])}); "
-            call += " ".join(f"s[{i}] = r{i};" for i in range(many))
-        elif role in ("init", "update"):
-            call = f"s[0] = (double){name}({', '.join(texts)});"
-        else:
-            call = f"return {name}({', '.join(texts)});"
-            if role in ("keep", "linger") and kind.type == "float":
-                raise Untranslatable(
-                    f"policy {policy.name}: {role} gives a float; expected a whole number"
-                )
-        wrappers.append(head + call + " }\n")
     macros = {
         "F": len(policy.state),
         "NI": len(ints),
@@ -509,3 +53,45 @@ def rules_text(policy: Policy) -> str:
     text = defines + "".join(module.texts) + "".join(wrappers)
     _KNOWN[id(policy)] = policy, text
     return text
+
+
+def _wrapper(policy: Policy, role: str, module: Module) -> str:
+    """The device function that kernels call for a role."""
+    about, rule, fields = ROLES[role], policy.rules().get(role), len(policy.state)
+    given = [_DECLARED.get(name, f"int {name}") for name in about.parameters]
+    if about.gives != "state":
+        given = [text.replace("double *s", "const double *s") for text in given]
+    head = f"DEVICE {_RESULTS[about.gives]} rule_{role}({', '.join(given)}) {{ "
+    if rule is None:
+        body = "" if about.default is None else f"return {str(about.default).lower()};"
+        if role == "init":
+            body = " ".join(f"s[{i}] = 0.0;" for i in range(fields))
+        return f"{head}{body} }}\n"
+    ints, floats = number_slots(policy)
+    known = {name: (name, WHOLE) for name in about.parameters}
+    known |= {"pos": ("j", WHOLE), "age": ("(t - j)", WHOLE)}
+    known |= {"a": ("a", FLOAT), "a_old": ("a_old", FLOAT)}
+    known |= {name: (f"ip[{i}]", WHOLE) for i, name in enumerate(ints)}
+    known |= {name: (f"fp[{i}]", FLOAT) for i, name in enumerate(floats)}
+    known |= {name: (f"s[{i}]", FLOAT) for i, name in enumerate(policy.state)}
+    inputs = enumerate(policy.inputs)
+    known |= {name: (f"in[(long long){i} * n + j]", FLOAT) for i, name in inputs}
+    texts = [known[name][0] for name in arguments(rule)]
+    kinds = tuple(known[name][1] for name in arguments(rule))
+    many = fields if about.gives == "state" and fields > 1 else 1
+    name, kind = module.function(rule, kinds, many)
+    call = f"{name}({', '.join(texts)})"
+    if many > 1:  # the old state is read before the new is written
+        results = [f"r{i}" for i in range(many)]
+        call = f"{name}({', '.join([*texts, *(f'&{r}' for r in results)])})"
+        body = f"double {', '.join(results)}; {call}; "
+        body += " ".join(f"s[{i}] = {r};" for i, r in enumerate(results))
+    elif about.gives == "state":
+        body = f"s[0] = (double){call};"
+    elif about.gives == "int" and kind.type == "float":
+        raise Untranslatable(
+            f"policy {policy.name}: {role} gives a float; expected a whole number"
+        )
+    else:
+        body = f"return {call};"
+    return f"{head}{body} }}\n"

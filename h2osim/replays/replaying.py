@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from h2osim.engines import naive
-from h2osim.engines.request import Curve, Job, Outcome
+from h2osim.engines.request import Job
+from h2osim.engines.results import Curve, Outcome
 from h2osim.policies.declaration import Configured, Policy
 from h2osim.policies.parameters import resolve_window
 from h2osim.policies.text import parse

@@ -19,7 +19,8 @@ from typing import TypeAlias
 import numpy as np
 
 from h2osim.attention.triangle import tri
-from h2osim.engines.request import Curve, Job, Outcome
+from h2osim.engines.request import Job
+from h2osim.engines.results import Curve, Outcome
 from h2osim.policies.declaration import Configured
 from h2osim.support.errors import UserError
 from h2osim.support.machine import cores

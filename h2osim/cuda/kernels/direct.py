@@ -10,7 +10,8 @@ import numpy as np
 from h2osim.cuda.device import Device, kernel_text
 from h2osim.cuda.kernels.arguments import job_arrays
 from h2osim.cuda.rows import Rows
-from h2osim.engines.request import Job, Outcome
+from h2osim.engines.request import Job
+from h2osim.engines.results import Outcome
 from h2osim.policies.declaration import Policy
 from h2osim.policies.roles import arguments
 

@@ -17,7 +17,8 @@ from h2osim.cuda.kernels.arguments import (
 )
 from h2osim.cuda.kernels.tally import Tally
 from h2osim.cuda.rows import Rows
-from h2osim.engines.request import Curve, Job
+from h2osim.engines.request import Job
+from h2osim.engines.results import Curve
 from h2osim.policies.declaration import Policy
 
 #: Configurations of a unit and of one timing that share a block.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from h2osim.cuda.device import Device
-from h2osim.engines.request import Curve
+from h2osim.engines.results import Curve
 
 
 class Tally:

@@ -3,10 +3,12 @@
 from h2osim.policies.declaration import Policy
 from h2osim.policies.parameters import shared
 
+BEYOND = 2**40  # above every position
 
-def rank(pos: int, n: int, sinks: int) -> float:
+
+def rank(pos: int, sinks: int) -> float:
     if pos < sinks:
-        return 2 * n - pos  # above every other; where the budget is less than the sinks, the first
+        return BEYOND - pos  # where the budget is less than the sinks, the first of them stay
     return pos
 
 

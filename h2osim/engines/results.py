@@ -1,0 +1,35 @@
+"""What an engine gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a replay found, in exact integers (fixed point: multiples of 2**-24).
+
+    ``kept[t - p]`` is the mass attended in decode step t; ``evicted_at[j]`` the step after which
+    token j is never attended again (n if it stays); ``held`` the most keys that a decode step
+    attended besides its own.
+    """
+
+    kept: np.ndarray
+    evicted_at: np.ndarray
+    held: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What one pass found for every budget, in exact integers (fixed point).
+
+    ``kept[k - 1]`` is the mass attended over all decode steps at budget k; ``held[k - 1]`` the most
+    keys attended besides the own one; ``evicted_at[b, j]`` as in an outcome, for the budgets
+    asked for.
+    """
+
+    kept: np.ndarray
+    held: np.ndarray
+    evicted_at: np.ndarray
