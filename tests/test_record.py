@@ -747,7 +747,7 @@ MEASURE = """
 import json, resource, sys
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from h2osim.record import record
+from h2osim import record
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = []

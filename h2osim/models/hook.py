@@ -16,7 +16,7 @@ in float32 whatever the model's dtype, a block of rows at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -183,18 +183,40 @@ class Session:
             regular=allowed is None,
         )
         q, k, v = query[0], key[0], value[0]
-        wanted = self.sink.wants(layer)
-        if wanted or softcap is not None:
-            take: Callable[[Block], None] = (
-                (lambda block: self.sink.block(layer, block)) if wanted else (lambda block: None)
-            )
-            output = attend(
-                q, k, v, layer, start, origin, allowed, take, block_bytes=self.block_bytes
-            )
-        else:
-            output = _sdpa(q, k, v, layer, mask)
+        output = self.output(q, k, v, layer, start, origin, allowed, mask)
         self.sink.end(layer, start, q, k[:, length - rows :], v[:, length - rows :])
         return output.unsqueeze(0).to(query.dtype)
+
+    def output(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: Layer,
+        start: int,
+        origin: int,
+        allowed: torch.Tensor | None,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Attention output [rows, heads, dv]; rows that are wanted go to the sink.
+
+        q [heads, rows, d] of rows `start` on; k [kv_heads, keys, d] and v [kv_heads, keys, dv] of
+        positions `origin` on; allowed bool [rows, keys], or None for causal rows with the layer's
+        window; mask: the model's own, where it gave one.
+        """
+        wanted = self.sink.wants(layer)
+        if not wanted and layer.softcap is None:
+            return _sdpa(q, k, v, layer, mask)
+        v = v.float()
+        output = torch.empty(q.shape[1], layer.heads, v.shape[2], device=q.device)
+        for block in softmax_blocks(
+            q, k, layer, start, origin, allowed, block_bytes=self.block_bytes
+        ):
+            here = block.start - start
+            output[here : here + block.p.shape[1]] = mix(block, v, layer, origin)
+            if wanted:
+                self.sink.block(layer, block)
+        return output
 
     def _mask(
         self, index: int, mask: torch.Tensor, start: int, origin: int
@@ -244,29 +266,26 @@ def _is_causal(module: Any) -> bool:
     return bool(getattr(module, "is_causal", True))
 
 
-def attend(
+def softmax_blocks(
     q: torch.Tensor,
     k: torch.Tensor,
-    v: torch.Tensor,
     layer: Layer,
     start: int,
     origin: int,
     allowed: torch.Tensor | None,
-    take: Callable[[Block], None],
     *,
     block_bytes: int = BLOCK_BYTES,
-) -> torch.Tensor:
-    """Attention output float32 [rows, heads, dv]; each block of rows goes to `take` on the way.
+) -> Iterator[Block]:
+    """The rows of a layer's call, block by block, in float32 (float64 for a float64 model).
 
-    q [heads, rows, d] of rows `start` on, k [kv_heads, keys, d] and v [kv_heads, keys, dv] of
-    positions `origin` on. allowed bool [rows, keys], or None for causal rows with layer.window.
-    Memory: one block of logits of `block_bytes` and as much again.
+    Arguments as in `Session.output`. Memory: one block of logits of `block_bytes` and as much
+    again.
     """
     heads, rows, _ = q.shape
     kv_heads, keys, _ = k.shape
     group = layer.group_size
-    q, k, v = q.float(), k.float(), v.float()
-    output = torch.empty(rows, heads, v.shape[2], dtype=torch.float32, device=q.device)
+    precision = torch.float64 if q.dtype == torch.float64 else torch.float32
+    q, k = q.to(precision), k.to(precision)
     step = max(1, block_bytes // (4 * heads * keys))
     for top in range(0, rows, step):
         stop = min(top + step, rows)
@@ -296,11 +315,18 @@ def attend(
         x.sub_(largest).exp_()
         total = x.sum(dim=2, keepdim=True)
         x.div_(total)
-        mixed = torch.bmm(x.view(kv_heads, group * count, width), v[:, low:high])
-        output[top:stop] = mixed.view(heads, count, -1).transpose(0, 1)
         lse = (largest + total.log()).squeeze(2)
-        take(Block(start + top, origin + low, x, lse, x.sum(dim=2)))
-    return output
+        yield Block(start + top, origin + low, x, lse, x.sum(dim=2))
+
+
+def mix(block: Block, v: torch.Tensor, layer: Layer, origin: int) -> torch.Tensor:
+    """Outputs [rows, heads, dv] of a block of rows; v [kv_heads, keys, dv] from `origin` on."""
+    heads, rows, width = block.p.shape
+    low = block.first - origin
+    mixed = torch.bmm(
+        block.p.reshape(layer.kv_heads, layer.group_size * rows, width), v[:, low : low + width]
+    )
+    return mixed.view(heads, rows, -1).transpose(0, 1)
 
 
 def _sdpa(

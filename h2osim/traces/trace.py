@@ -15,7 +15,7 @@ from h2osim.attention.fixed_point import ONE_BITS, round_to_bits
 from h2osim.attention.triangle import pack, tri
 from h2osim.support.errors import UserError
 from h2osim.traces import checks, files, manifest
-from h2osim.traces.unit import Unit
+from h2osim.traces.unit import Unit, split_layer
 from h2osim.traces.writer import TraceWriter
 
 _ROWS_AT_A_TIME = 512
@@ -333,26 +333,12 @@ class Trace:
             raise UserError(f"share: found {share!r}, expected one of {', '.join(manifest.SHARES)}")
         with self._lock:
             if share not in self._units:
-                self._units[share] = [u for layer in self.layers for u in self._split(layer, share)]
+                self._units[share] = [
+                    unit
+                    for layer in self.layers
+                    for unit in split_layer(self, layer, self.heads, self.kv_heads, self.n, share)
+                ]
             return list(self._units[share])
-
-    def _split(self, layer: int, share: str) -> list[Unit]:
-        size = self.group_size
-        if share == "layer":
-            heads, kv = tuple(range(len(self.heads))), tuple(range(len(self.kv_heads)))
-            return [Unit(self, layer, 0, heads, kv, self.n, f"layer {layer}")]
-        if share == "head" or size == 1:
-            return [
-                Unit(self, layer, h, (h,), (h // size,), self.n, f"layer {layer}, head {head}")
-                for h, head in enumerate(self.heads)
-            ]
-        return [
-            Unit(
-                self, layer, g, tuple(range(g * size, (g + 1) * size)), (g,), self.n,
-                f"layer {layer}, KV head {head}",
-            )
-            for g, head in enumerate(self.kv_heads)
-        ]  # fmt: skip
 
     # --- checking --------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -246,3 +246,32 @@ class Unit:
             self._memo[name] = compute()
         result: T = self._memo[name]
         return result
+
+
+def split_layer(
+    trace: Recording,
+    layer: int,
+    heads: Sequence[int],
+    kv_heads: Sequence[int],
+    n: int,
+    share: str,
+) -> list[Unit]:
+    """The units of a layer whose query and KV heads have these indices in the model.
+
+    share: which heads share a cache. "head": none; "group": the query heads of a KV head;
+    "layer": all of the layer's.
+    """
+    size = len(heads) // len(kv_heads)
+    if share == "layer":
+        every, kv = tuple(range(len(heads))), tuple(range(len(kv_heads)))
+        return [Unit(trace, layer, 0, every, kv, n, f"layer {layer}")]
+    if share == "head" or size == 1:
+        return [
+            Unit(trace, layer, h, (h,), (h // size,), n, f"layer {layer}, head {head}")
+            for h, head in enumerate(heads)
+        ]
+    groups = [tuple(range(g * size, (g + 1) * size)) for g in range(len(kv_heads))]
+    return [
+        Unit(trace, layer, g, groups[g], (g,), n, f"layer {layer}, KV head {head}")
+        for g, head in enumerate(kv_heads)
+    ]

@@ -1,0 +1,271 @@
+"""Attention of one pass in which a policy evicts, layer by layer, while the model runs.
+
+By causality a layer can be computed for all decode steps at once: its rows depend on its own input
+only, the policy reads the rows from the first to the last, and what it evicts is masked in the rows
+after it. Every layer gets the input that the evicted layers below it produced, so the pass equals
+decoding token by token with a cache that really drops keys and values.
+
+In row t, with the cached tokens G_t that the policy has left (its own token included),
+
+    o_t = sum_{j in G_t} a_j v_j / sum_{j in G_t} a_j,
+
+a the softmax over all keys that the layer's mask allows. The quotient is the softmax over G_t. The
+policy sees a rounded to float16, as a recorded trace would hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from h2osim.attention.triangle import row_slice, tri
+from h2osim.engines.direct import DirectRun
+from h2osim.engines.request import Job, Outcome
+from h2osim.models.hook import Block as Rows
+from h2osim.models.hook import Layer, Session, mix, softmax_blocks
+from h2osim.policies.declaration import Configured
+from h2osim.policies.roles import arguments
+from h2osim.support.machine import cores
+from h2osim.traces.unit import Block, split_layer
+
+
+@dataclass(frozen=True)
+class LayerFound:
+    """What the policy did in one layer: an outcome and the mass of the decode rows of each unit."""
+
+    outcomes: list[Outcome]
+    masses: list[NDArray[np.int64]]
+
+
+class LiveLayer:
+    """A layer of the running model, in the form in which a unit reads a trace.
+
+    Rules that ask for norms of keys or values read them from here; rows come block by block.
+    """
+
+    path: Path | None = None
+    stores: tuple[str, ...] = ("scores",)
+
+    def __init__(self, name: str, tensors: dict[str, NDArray[Any]]):
+        self.name = name
+        self._tensors = tensors
+
+    def tensors(self, layer: int) -> tuple[str, ...]:
+        """Names of the tensors there are."""
+        return tuple(self._tensors)
+
+    def tensor(self, layer: int, name: str) -> NDArray[Any]:
+        """Keys and values float32 [KV heads, n, d]; KeyError for anything else."""
+        return self._tensors[name]
+
+    def layer_entry(self, layer: int) -> dict[str, Any]:
+        """Nothing is recorded of the layer."""
+        return {}
+
+    def where(self, layer: int) -> str:
+        """The layer's name, for messages."""
+        return f"{self.name}, layer {layer}"
+
+    def check_layer(self, layer: int) -> None:
+        """There is nothing to check: the rows are made as they are read."""
+
+
+class PromptSession(Session):
+    """Runs the prompt densely and keeps its rows, float16 patterns [heads, tri(p)] a layer."""
+
+    def __init__(self, model: str):
+        super().__init__(model, _Nobody())
+        self.rows: dict[int, NDArray[np.uint16]] = {}
+
+    def output(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: Layer,
+        start: int,
+        origin: int,
+        allowed: torch.Tensor | None,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Dense attention; the rows are kept."""
+        bits = np.zeros((layer.heads, tri(start + q.shape[1])), np.uint16)
+        output = q.new_empty(q.shape[1], layer.heads, v.shape[2], dtype=_precision(q))
+        for block in softmax_blocks(q, k, layer, start, origin, allowed):
+            _pack(block, bits)
+            here = block.start - start
+            output[here : here + block.p.shape[1]] = mix(block, v, layer, origin)
+        self.rows[layer.index] = bits
+        return output
+
+
+class EvictingSession(Session):
+    """Runs the decode steps of one pass with a policy in force.
+
+    prompt_rows: of :class:`PromptSession`. configured None evicts nothing: the full cache, computed
+    by the same operations in the same order. layers: where the policy is in force (None: in every
+    layer); in the others nothing is evicted.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        prompt_rows: dict[int, NDArray[np.uint16]],
+        configured: Configured | None,
+        budget: int,
+        prompt_len: int,
+        n: int,
+        share: str,
+        layers: Sequence[int] | None = None,
+    ):
+        super().__init__(model, _Nobody())
+        self._prompt_rows, self._configured = prompt_rows, configured
+        self._budget, self._prompt_len, self._n = budget, prompt_len, n
+        self._share, self._layers = share, layers
+        self._pool = ThreadPoolExecutor(cores())
+        self.found: dict[int, LayerFound] = {}
+
+    def output(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: Layer,
+        start: int,
+        origin: int,
+        allowed: torch.Tensor | None,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Attention over what the policy has left in each row."""
+        output = q.new_empty(q.shape[1], layer.heads, v.shape[2], dtype=_precision(q))
+        evicts = self._configured is not None and (
+            self._layers is None or layer.index in self._layers
+        )
+        policy = self._begin(layer, k, v, origin) if evicts else None
+        for block in softmax_blocks(q, k, layer, start, origin, allowed):
+            here = block.start - start
+            if policy is not None:
+                attended = torch.from_numpy(policy.feed(block)).to(block.p.device)
+                block.p.mul_(attended).div_(block.p.sum(dim=2, keepdim=True))
+            output[here : here + block.p.shape[1]] = mix(block, v, layer, origin)
+        if policy is not None:
+            self.found[layer.index] = policy.end()
+        return output
+
+    def _begin(self, layer: Layer, k: torch.Tensor, v: torch.Tensor, origin: int) -> _LayerPolicy:
+        assert self._configured is not None
+        tensors = {"k": _whole(k, origin, self._n), "v": _whole(v, origin, self._n)}
+        live = LiveLayer(self.model, tensors)
+        units = split_layer(
+            live, layer.index, range(layer.heads), range(layer.kv_heads), self._n, self._share
+        )
+        jobs = [Job(unit, self._configured, self._budget, self._prompt_len) for unit in units]
+        return _LayerPolicy(jobs, self._prompt_rows[layer.index], self._pool)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
+
+
+class _LayerPolicy:
+    """The policy on the units of one layer, fed with the prompt's rows, then with decode rows."""
+
+    def __init__(
+        self, jobs: Sequence[Job], prompt_rows: NDArray[np.uint16], pool: ThreadPoolExecutor
+    ):
+        n, p = jobs[0].unit.n, jobs[0].prompt_len
+        self._jobs, self._pool = jobs, pool
+        self._runs = [DirectRun(job) for job in jobs]
+        self._lag = jobs[0].configured.lag()
+        self._bits = np.zeros((prompt_rows.shape[0], tri(n)), np.uint16)
+        self._bits[:, : tri(p)] = prompt_rows
+        self._advance(0, p)
+
+    def feed(self, block: Rows) -> NDArray[np.bool_]:
+        """Take rows; which keys each of them attends, bool [heads, rows, columns]."""
+        _pack(block, self._bits)
+        start, stop = block.start, block.start + block.p.shape[1]
+        self._advance(start, stop)
+        columns = np.arange(block.first, block.first + block.p.shape[2])
+        rows = np.arange(start, stop)
+        attended = np.empty(tuple(block.p.shape), bool)
+        for job, run in zip(self._jobs, self._runs, strict=True):
+            heads = slice(job.unit.heads[0], job.unit.heads[-1] + 1)
+            attended[heads] = run.result().evicted_at[columns] >= rows[:, None]
+            if job.configured.policy.visible is not None:
+                attended[heads] &= _visible(job, start, stop)[:, columns]
+        return attended
+
+    def end(self) -> LayerFound:
+        """What the policy did in this layer."""
+        return LayerFound([run.result() for run in self._runs], [run.masses for run in self._runs])
+
+    def _advance(self, start: int, stop: int) -> None:
+        first = max(0, start - self._lag)
+
+        def one(job: Job, run: DirectRun) -> None:
+            heads = slice(job.unit.heads[0], job.unit.heads[-1] + 1)
+            part = np.ascontiguousarray(self._bits[heads, tri(first) : tri(stop)])
+            run.feed(Block(start, stop, first, part))
+
+        list(self._pool.map(one, self._jobs, self._runs))
+
+
+class _Nobody:
+    """A sink that wants no rows."""
+
+    def wants(self, layer: Layer) -> bool:
+        return False
+
+    def block(self, layer: Layer, block: Any) -> None:
+        raise AssertionError("no rows were wanted")
+
+    def end(self, layer: Layer, start: int, q: Any, k: Any, v: Any) -> None:
+        pass
+
+
+def _precision(q: torch.Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def _whole(x: torch.Tensor, origin: int, n: int) -> NDArray[np.float32]:
+    """float32 [KV heads, n, d]; zeros for tokens that lie before the model's own cache."""
+    found = np.zeros((x.shape[0], n, x.shape[2]), np.float32)
+    found[:, origin : origin + x.shape[1]] = x.float().cpu().numpy()
+    return found
+
+
+def _pack(block: Rows, bits: NDArray[np.uint16]) -> None:
+    """Put rows, rounded to float16, into their places in a packed triangle of patterns."""
+    half = block.p.to(torch.float16).cpu().numpy().view(np.uint16)
+    for r in range(half.shape[1]):
+        t = block.start + r
+        place = row_slice(t)
+        bits[:, place.start + block.first : place.stop] = half[:, r, : t + 1 - block.first]
+
+
+def _visible(job: Job, start: int, stop: int) -> NDArray[np.bool_]:
+    """Which tokens the rule lets rows start … stop-1 attend, bool [rows, n]."""
+    rule = job.configured.policy.visible
+    assert rule is not None
+    wanted = arguments(rule)
+    known = tuple(sorted((k, v) for k, v in job.scalars.items() if k in wanted))
+    return np.stack([_visible_row(rule, known, t, job.unit.n) for t in range(start, stop)])
+
+
+@cache
+def _visible_row(rule: Any, known: tuple[tuple[str, Any], ...], t: int, n: int) -> Any:
+    values, wanted = dict(known), arguments(rule)
+    found = np.ones(n, bool)
+    for j in range(t + 1):
+        values |= {"t": t, "pos": j, "age": t - j}
+        found[j] = rule(*[values[name] for name in wanted])
+    return found

@@ -1,0 +1,121 @@
+"""A text decoded by a model once with the full cache and then with policies in force."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from h2osim.closed_loop.attention import EvictingSession, LayerFound, PromptSession
+from h2osim.models.hook import Session, hooked
+from h2osim.models.loading import Model, quiet
+from h2osim.policies.declaration import Configured
+
+_ROWS = 64  # rows of log-probabilities that are compared at a time
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One evicted pass against the full cache, float64 [steps] for the rows p … n-1 each.
+
+    kl: KL(full || evicted) of the next token's distribution, in nats; nll: -log probability of the
+    text's next token under the evicted pass, in nats, NaN for the last row; top1: whether both have
+    the same likeliest token. layers: what the policy did, by the model's layer.
+    """
+
+    kl: NDArray[np.float64]
+    nll: NDArray[np.float64]
+    top1: NDArray[np.bool_]
+    layers: dict[int, LayerFound]
+
+
+class Decoder:
+    """A text of n tokens whose first p are the prompt; the prompt is computed once.
+
+    share: which heads of a layer share a cache. Raises UserError for a model that the hook cannot
+    run, or that keeps no cache.
+    """
+
+    def __init__(self, loaded: Model, ids: Sequence[int], prompt_len: int, share: str = "group"):
+        self.n, self.prompt_len, self.share = len(ids), prompt_len, share
+        self._loaded = loaded
+        self._ids = torch.tensor([list(ids)], device=loaded.model.device)
+        session = PromptSession(loaded.name)
+        result = self._call(session, 0, prompt_len, None)
+        self._cache = getattr(result, "past_key_values", None)
+        if self._cache is None:
+            raise session.refuse("it keeps no cache of keys and values, so it cannot decode")
+        self._prompt_rows = session.rows
+        logits, _ = self._decode(None, 0, None)
+        self._full = torch.log_softmax(logits, dim=1)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The model's attention layers, in ascending order."""
+        return tuple(sorted(self._prompt_rows))
+
+    @property
+    def full_nll(self) -> NDArray[np.float64]:
+        """-log probability of each next token with the full cache, nats [steps]; the last is NaN."""
+        return self._next_nll(self._full, 0)
+
+    def log_probabilities(
+        self, configured: Configured | None, budget: int, layers: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Log-probabilities [steps, vocabulary] of rows p … n-1 with the policy in force."""
+        return torch.log_softmax(self._decode(configured, budget, layers)[0], dim=1)
+
+    def evict(
+        self, configured: Configured, budget: int, layers: Sequence[int] | None = None
+    ) -> Comparison:
+        """Decode with a policy in force, in all layers or in these, and compare."""
+        logits, found = self._decode(configured, budget, layers)
+        steps = logits.shape[0]
+        kl, nll, top1 = np.empty(steps), np.empty(steps), np.empty(steps, bool)
+        for top in range(0, steps, _ROWS):
+            here = slice(top, min(top + _ROWS, steps))
+            full, evicted = self._full[here], torch.log_softmax(logits[here], dim=1)
+            kl[here] = (full.exp() * (full - evicted)).sum(dim=1, dtype=torch.float64).cpu().numpy()
+            nll[here] = self._next_nll(evicted, top)
+            top1[here] = (full.argmax(dim=1) == evicted.argmax(dim=1)).cpu().numpy()
+        return Comparison(kl, nll, top1, found)
+
+    def _next_nll(self, log_p: torch.Tensor, top: int) -> NDArray[np.float64]:
+        """-log p of the tokens after rows p + top, …; NaN where the text has none."""
+        following = self._ids[0, self.prompt_len + top + 1 :][: log_p.shape[0]]
+        found = np.full(log_p.shape[0], np.nan)
+        some = log_p[torch.arange(len(following)), following]
+        found[: len(following)] = -some.double().cpu().numpy()
+        return found
+
+    def _decode(
+        self, configured: Configured | None, budget: int, layers: Sequence[int] | None
+    ) -> tuple[torch.Tensor, dict[int, LayerFound]]:
+        session = EvictingSession(
+            self._loaded.name, self._prompt_rows, configured, budget, self.prompt_len, self.n,
+            self.share, layers,
+        )  # fmt: skip
+        try:
+            # Some caches are written in place, so a pass gets its own copy of the prompt's.
+            cache = copy.deepcopy(self._cache)
+            session.seen = self.prompt_len
+            result = self._call(session, self.prompt_len, self.n, cache)
+        finally:
+            session.close()
+        precision = torch.float64 if result.logits.dtype == torch.float64 else torch.float32
+        return result.logits[0].to(precision), session.found
+
+    def _call(self, session: Session, start: int, stop: int, cache: object) -> object:
+        """Run the model on tokens start … stop-1 after what is in the cache."""
+        with quiet(), torch.inference_mode(), hooked(self._loaded.model, session):
+            session.begin(stop - start)
+            return self._loaded.model(
+                input_ids=self._ids[:, start:stop],
+                attention_mask=torch.ones(1, stop, device=self._ids.device).long(),
+                past_key_values=cache,
+                use_cache=True,
+            )
