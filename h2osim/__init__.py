@@ -23,6 +23,7 @@ __all__ = [
     "allocate",
     "budget_for_recall",
     "certify",
+    "evaluate",
     "open_sweep",
     "open_trace",
     "optimum",
@@ -34,6 +35,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from h2osim.engines.stepper import Stepper
+    from h2osim.closed_loop.evaluating import evaluate
     from h2osim.models.recording import record
     from h2osim.optima.allocating import allocate
     from h2osim.optima.certifying import certify
@@ -62,6 +64,7 @@ _PUBLIC = {
     "allocate": "h2osim.optima.allocating",
     "budget_for_recall": "h2osim.replays.curves",
     "certify": "h2osim.optima.certifying",
+    "evaluate": "h2osim.closed_loop.evaluating",
     "open_sweep": "h2osim.sweeps.sweeping",
     "open_trace": "h2osim.traces.catalogue",
     "optimum": "h2osim.optima.solving",

@@ -26,6 +26,7 @@ LAYERS = (
     {"engines"},
     {"cuda"},
     {"replays"},
+    {"closed_loop"},
     {"optima"},
     {"guarantees"},
     {"report", "bench"},
@@ -37,7 +38,7 @@ RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
 # Slow or optional libraries, and the only parts of the package that may name them at all.
 HOMES = {
-    "torch": {"models", "bench"},  # in bench to be measured against
+    "torch": {"models", "closed_loop", "bench"},  # in bench to be measured against
     "transformers": {"models"},
     "tokenizers": {"models"},
     "gguf": {"models"},

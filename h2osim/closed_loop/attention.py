@@ -153,8 +153,10 @@ class EvictingSession(Session):
         for block in softmax_blocks(q, k, layer, start, origin, allowed):
             here = block.start - start
             if policy is not None:
-                attended = torch.from_numpy(policy.feed(block)).to(block.p.device)
-                block.p.mul_(attended).div_(block.p.sum(dim=2, keepdim=True))
+                attended = policy.feed(block)
+                if not attended.all():  # else the row is the full one, to the last bit
+                    block.p.mul_(torch.from_numpy(attended).to(block.p.device))
+                    block.p.div_(block.p.sum(dim=2, keepdim=True))
             output[here : here + block.p.shape[1]] = mix(block, v, layer, origin)
         if policy is not None:
             self.found[layer.index] = policy.end()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class Decoder:
         self._ids = torch.tensor([list(ids)], device=loaded.model.device)
         session = PromptSession(loaded.name)
         result = self._call(session, 0, prompt_len, None)
-        self._cache = getattr(result, "past_key_values", None)
+        self._cache = getattr(result, loaded.cache_argument, None)
         if self._cache is None:
             raise session.refuse("it keeps no cache of keys and values, so it cannot decode")
         self._prompt_rows = session.rows
@@ -60,7 +61,7 @@ class Decoder:
 
     @property
     def full_nll(self) -> NDArray[np.float64]:
-        """-log probability of each next token with the full cache, nats [steps]; the last is NaN."""
+        """-log p of each next token with the full cache, nats [steps]; NaN for the last row."""
         return self._next_nll(self._full, 0)
 
     def log_probabilities(
@@ -109,13 +110,13 @@ class Decoder:
         precision = torch.float64 if result.logits.dtype == torch.float64 else torch.float32
         return result.logits[0].to(precision), session.found
 
-    def _call(self, session: Session, start: int, stop: int, cache: object) -> object:
+    def _call(self, session: Session, start: int, stop: int, cache: Any) -> Any:
         """Run the model on tokens start … stop-1 after what is in the cache."""
         with quiet(), torch.inference_mode(), hooked(self._loaded.model, session):
             session.begin(stop - start)
             return self._loaded.model(
                 input_ids=self._ids[:, start:stop],
                 attention_mask=torch.ones(1, stop, device=self._ids.device).long(),
-                past_key_values=cache,
                 use_cache=True,
+                **{self._loaded.cache_argument: cache},
             )
