@@ -34,8 +34,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from h2osim.engines.stepper import Stepper
     from h2osim.closed_loop.evaluating import evaluate
+    from h2osim.engines.stepper import Stepper
     from h2osim.models.recording import record
     from h2osim.optima.allocating import allocate
     from h2osim.optima.certifying import certify

@@ -13,6 +13,7 @@ from h2osim.closed_loop.statistics import holm, mean_interval, paired_p, ties_wi
 from h2osim.engines import naive
 from h2osim.engines.request import Job
 from h2osim.policies.registry import all_policies
+from h2osim.policies.roles import arguments
 from h2osim.policies.text import parse
 from h2osim.support.errors import UserError
 from h2osim.traces.trace import Trace
@@ -127,7 +128,7 @@ class Honest:
         if rule is None or t < self.prompt_len:
             return found
         values = {**self.configured.numbers(self.budget), "k": self.budget, "p": self.prompt_len}
-        names = naive.arguments(rule)
+        names = arguments(rule)
         known = [{**values, "t": t, "pos": j, "age": t - j} for j in found]
         return [j for j, one in zip(found, known, strict=True) if rule(*[one[n] for n in names])]
 
@@ -183,8 +184,8 @@ def left(found: dict[int, Any]) -> dict[tuple[int, int, int], int]:
     return {
         (layer, u, j): int(t)
         for layer, here in found.items()
-        for u, outcome in enumerate(here.outcomes)
-        for j, t in enumerate(outcome.evicted_at)
+        for u, gone in enumerate(here.evicted_at)
+        for j, t in enumerate(gone)
         if t < N
     }
 

@@ -16,7 +16,6 @@ policy sees a rounded to float16, as a recorded trace would hold it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,22 +26,26 @@ import torch
 from numpy.typing import NDArray
 
 from h2osim.attention.triangle import row_slice, tri
-from h2osim.engines.direct import DirectRun
-from h2osim.engines.request import Job, Outcome
-from h2osim.models.hook import Block as Rows
-from h2osim.models.hook import Layer, Session, mix, softmax_blocks
+from h2osim.engines.request import Job
+from h2osim.engines.stepper import Stepper
+from h2osim.models.hook import Block, Layer, Session, mix, softmax_blocks
 from h2osim.policies.declaration import Configured
 from h2osim.policies.roles import arguments
-from h2osim.support.machine import cores
-from h2osim.traces.unit import Block, split_layer
+from h2osim.traces.unit import split_layer
 
 
 @dataclass(frozen=True)
 class LayerFound:
-    """What the policy did in one layer: an outcome and the mass of the decode rows of each unit."""
+    """What the policy did in one layer, in exact integers.
 
-    outcomes: list[Outcome]
-    masses: list[NDArray[np.int64]]
+    kept, masses: int64 [units, steps], mass of each decode row on what it attended, and in all
+    (fixed point, multiples of 2**-24). evicted_at: int32 [units, n], the step after which a token
+    is never attended again; n if it stays.
+    """
+
+    kept: NDArray[np.int64]
+    masses: NDArray[np.int64]
+    evicted_at: NDArray[np.int32]
 
 
 class LiveLayer:
@@ -97,13 +100,13 @@ class PromptSession(Session):
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """Dense attention; the rows are kept."""
-        bits = np.zeros((layer.heads, tri(start + q.shape[1])), np.uint16)
+        rows: list[NDArray[np.uint16]] = []
         output = q.new_empty(q.shape[1], layer.heads, v.shape[2], dtype=_precision(q))
         for block in softmax_blocks(q, k, layer, start, origin, allowed):
-            _pack(block, bits)
+            rows.append(pack_rows(block))
             here = block.start - start
             output[here : here + block.p.shape[1]] = mix(block, v, layer, origin)
-        self.rows[layer.index] = bits
+        self.rows[layer.index] = np.concatenate(rows, axis=1)
         return output
 
 
@@ -130,7 +133,6 @@ class EvictingSession(Session):
         self._prompt_rows, self._configured = prompt_rows, configured
         self._budget, self._prompt_len, self._n = budget, prompt_len, n
         self._share, self._layers = share, layers
-        self._pool = ThreadPoolExecutor(cores())
         self.found: dict[int, LayerFound] = {}
 
     def output(
@@ -170,55 +172,54 @@ class EvictingSession(Session):
             live, layer.index, range(layer.heads), range(layer.kv_heads), self._n, self._share
         )
         jobs = [Job(unit, self._configured, self._budget, self._prompt_len) for unit in units]
-        return _LayerPolicy(jobs, self._prompt_rows[layer.index], self._pool)
-
-    def close(self) -> None:
-        """End the threads."""
-        self._pool.shutdown()
+        return _LayerPolicy(jobs, self._prompt_rows[layer.index])
 
 
 class _LayerPolicy:
     """The policy on the units of one layer, fed with the prompt's rows, then with decode rows."""
 
-    def __init__(
-        self, jobs: Sequence[Job], prompt_rows: NDArray[np.uint16], pool: ThreadPoolExecutor
-    ):
-        n, p = jobs[0].unit.n, jobs[0].prompt_len
-        self._jobs, self._pool = jobs, pool
-        self._runs = [DirectRun(job) for job in jobs]
-        self._lag = jobs[0].configured.lag()
-        self._bits = np.zeros((prompt_rows.shape[0], tri(n)), np.uint16)
-        self._bits[:, : tri(p)] = prompt_rows
-        self._advance(0, p)
+    def __init__(self, jobs: Sequence[Job], prompt_rows: NDArray[np.uint16]):
+        configured = jobs[0].configured
+        self._jobs, self._prompt_len = jobs, jobs[0].prompt_len
+        self._stepper = Stepper(
+            configured,
+            [job.budget for job in jobs],
+            prompt_len=self._prompt_len,
+            heads=len(jobs[0].unit.heads),
+            inputs={
+                name: np.stack([job.inputs[name] for job in jobs])
+                for name in configured.policy.inputs
+            },
+        )
+        self._kept: list[NDArray[np.int64]] = []
+        self._masses: list[NDArray[np.int64]] = []
+        self._feed(prompt_rows, 0, self._prompt_len)
 
-    def feed(self, block: Rows) -> NDArray[np.bool_]:
+    def feed(self, block: Block) -> NDArray[np.bool_]:
         """Take rows; which keys each of them attends, bool [heads, rows, columns]."""
-        _pack(block, self._bits)
         start, stop = block.start, block.start + block.p.shape[1]
-        self._advance(start, stop)
-        columns = np.arange(block.first, block.first + block.p.shape[2])
-        rows = np.arange(start, stop)
-        attended = np.empty(tuple(block.p.shape), bool)
-        for job, run in zip(self._jobs, self._runs, strict=True):
+        self._feed(pack_rows(block), start, stop)
+        self._kept.append(self._stepper.kept)
+        self._masses.append(self._stepper.masses)
+        columns, rows = slice(block.first, block.first + block.p.shape[2]), np.arange(start, stop)
+        attended = np.zeros(tuple(block.p.shape), bool)
+        for job, last in zip(self._jobs, self._stepper.evicted_at, strict=True):
             heads = slice(job.unit.heads[0], job.unit.heads[-1] + 1)
-            attended[heads] = run.result().evicted_at[columns] >= rows[:, None]
+            attended[heads] = last[columns] >= rows[:, None]
             if job.configured.policy.visible is not None:
                 attended[heads] &= _visible(job, start, stop)[:, columns]
         return attended
 
     def end(self) -> LayerFound:
         """What the policy did in this layer."""
-        return LayerFound([run.result() for run in self._runs], [run.masses for run in self._runs])
+        kept, masses = (np.concatenate(x, axis=1) for x in (self._kept, self._masses))
+        return LayerFound(kept, masses, self._stepper.evicted_at)
 
-    def _advance(self, start: int, stop: int) -> None:
-        first = max(0, start - self._lag)
-
-        def one(job: Job, run: DirectRun) -> None:
-            heads = slice(job.unit.heads[0], job.unit.heads[-1] + 1)
-            part = np.ascontiguousarray(self._bits[heads, tri(first) : tri(stop)])
-            run.feed(Block(start, stop, first, part))
-
-        list(self._pool.map(one, self._jobs, self._runs))
+    def _feed(self, bits: NDArray[np.uint16], start: int, stop: int) -> None:
+        """Feed packed rows [heads, packed]; the heads of a unit stand together."""
+        units = bits.reshape(len(self._jobs), -1, bits.shape[1])
+        units.flags.writeable = False
+        self._stepper.feed(units, start, start, stop)
 
 
 class _Nobody:
@@ -245,13 +246,16 @@ def _whole(x: torch.Tensor, origin: int, n: int) -> NDArray[np.float32]:
     return found
 
 
-def _pack(block: Rows, bits: NDArray[np.uint16]) -> None:
-    """Put rows, rounded to float16, into their places in a packed triangle of patterns."""
+def pack_rows(block: Block) -> NDArray[np.uint16]:
+    """Rows rounded to float16: packed patterns [heads, packed] from row `block.start` on."""
     half = block.p.to(torch.float16).cpu().numpy().view(np.uint16)
-    for r in range(half.shape[1]):
-        t = block.start + r
-        place = row_slice(t)
-        bits[:, place.start + block.first : place.stop] = half[:, r, : t + 1 - block.first]
+    rows = half.shape[1]
+    bits = np.zeros((half.shape[0], tri(block.start + rows) - tri(block.start)), np.uint16)
+    for r in range(rows):
+        place = row_slice(block.start + r, block.start)
+        own = block.start + r + 1 - block.first  # the row's entries from column `first` on
+        bits[:, place.stop - own : place.stop] = half[:, r, :own]
+    return bits
 
 
 def _visible(job: Job, start: int, stop: int) -> NDArray[np.bool_]:

@@ -100,13 +100,10 @@ class Decoder:
             self._loaded.name, self._prompt_rows, configured, budget, self.prompt_len, self.n,
             self.share, layers,
         )  # fmt: skip
-        try:
-            # Some caches are written in place, so a pass gets its own copy of the prompt's.
-            cache = copy.deepcopy(self._cache)
-            session.seen = self.prompt_len
-            result = self._call(session, self.prompt_len, self.n, cache)
-        finally:
-            session.close()
+        # Some caches are written in place, so a pass gets its own copy of the prompt's.
+        cache = copy.deepcopy(self._cache)
+        session.seen = self.prompt_len
+        result = self._call(session, self.prompt_len, self.n, cache)
         precision = torch.float64 if result.logits.dtype == torch.float64 else torch.float32
         return result.logits[0].to(precision), session.found
 

@@ -217,12 +217,11 @@ def _units(
     born = np.arange(n)
     for layer in layers:
         found = seen.layers[layer]
-        kept.append([int(outcome.kept.sum()) for outcome in found.outcomes])
-        mass.append([int(masses.sum()) for masses in found.masses])
-        for outcome in found.outcomes:
-            # token j is a cached key of steps max(p, j + 1) … min(n - 1, evicted_at[j])
-            last = np.minimum(outcome.evicted_at, n - 1)
-            held += int(np.maximum(0, last - np.maximum(p, born + 1) + 1).sum())
+        kept.append(found.kept.sum(axis=1))
+        mass.append(found.masses.sum(axis=1))
+        # token j is a cached key of steps max(p, j + 1) … min(n - 1, evicted_at[j])
+        last = np.minimum(found.evicted_at, n - 1)
+        held += int(np.maximum(0, last - np.maximum(p, born + 1) + 1).sum())
     return np.array(kept, np.int64), np.array(mass, np.int64), held / (n - p)
 
 
