@@ -1,0 +1,98 @@
+"""What each kernel of whole curves is worth to a user: whole calls, timed with and without it.
+
+``python -m h2osim.bench.kernels``, on a machine with a GPU. `h2osim.sweep` replays grids of
+configurations at every budget from rows in host memory; the kernels that it may choose from are
+all of them, then all but one, then the general one alone. Every choice must give the same recall.
+Times are the best of three after a call that compiles; they count reading, copying, computing and
+the results.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+import h2osim
+from h2osim.attention.triangle import tri
+from h2osim.cuda import run
+from h2osim.traces.trace import Trace
+
+HEADS, GROUP = 9, 3  # of a layer, and of a KV head
+GRIDS = {
+    "h2o, 1 configuration": "h2o:recent=32,scores=full",
+    "h2o, 16 windows": "h2o:recent=0..30:2,scores=full",
+    "decay, 1 configuration": "decay:gamma=0.98,recent=32,scores=full",
+    "decay, 64 values": "decay:gamma=0.9..0.9945:0.0015,recent=32,scores=full",
+    "decay, window of 256": "decay:gamma=0.98,recent=256,scores=full",
+    "tova": "tova:scores=full",
+    "streaming": "streaming:sinks=4",
+}
+
+
+@contextmanager
+def only(kernels: tuple[Any, ...]) -> Iterator[None]:
+    """Within the block, curves are left to these kernels."""
+    before = run.KERNELS
+    run.KERNELS = kernels
+    try:
+        yield
+    finally:
+        run.KERNELS = before
+
+
+def choices() -> dict[str, tuple[Any, ...]]:
+    """All kernels, all but one, and the last, which runs whatever there is, alone."""
+    every = run.KERNELS
+    found = {"all": every}
+    for kernel in every[:-1]:
+        found[f"no {kernel.__name__.lower()}"] = tuple(k for k in every if k is not kernel)
+    return found | {every[-1].__name__.lower(): every[-1:]}
+
+
+def random_trace(layers: int, n: int, seed: int = 0) -> Trace:
+    """Peaked random rows, float16, in host memory; layers share the nine heads that are drawn."""
+    rng = np.random.default_rng(seed)
+    bits = np.empty((1, HEADS, tri(n)), np.uint16)
+    for t in range(n):
+        rows = np.exp(2 * rng.standard_normal((HEADS, t + 1), np.float32))
+        rows /= rows.sum(axis=1, keepdims=True)
+        bits[0, :, tri(t) : tri(t + 1)] = rows.astype(np.float16).view(np.uint16)
+    return Trace.from_packed(np.repeat(bits, layers, 0), group_size=GROUP)
+
+
+def measure(layers: int, n: int, engine: str = "cuda", repeats: int = 3) -> dict[str, list[float]]:
+    """Seconds of every grid under every choice of kernels; AssertionError where results differ."""
+    trace = random_trace(layers, n)
+    found: dict[str, list[float]] = {}
+    for name, grid in GRIDS.items():
+        expected = None
+        for kernels in choices().values():
+            with only(kernels):
+                result = h2osim.sweep(trace, grid, "all", engine=engine)["recall"].values
+                expected = result if expected is None else expected
+                assert np.array_equal(result, expected, equal_nan=True), name
+                best = np.inf
+                for _ in range(repeats):
+                    start = time.perf_counter()
+                    h2osim.sweep(trace, grid, "all", engine=engine)
+                    best = min(best, time.perf_counter() - start)
+            found.setdefault(name, []).append(best)
+    return found
+
+
+def main() -> None:
+    """Print the tables."""
+    words = list(choices())
+    for layers, n in ((30, 768), (30, 2048)):
+        print(f"seconds of h2osim.sweep, every budget, {layers * GROUP} units of {n} tokens")
+        print(f"{'':26s}", *[f"{word:>12s}" for word in words])
+        for name, times in measure(layers, n).items():
+            print(f"{name:26s}", *[f"{x:12.4f}" for x in times], flush=True)
+
+
+if __name__ == "__main__":
+    main()
