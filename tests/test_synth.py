@@ -182,9 +182,9 @@ def test_coverage_ratio(k: int, copies: int) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("powrlaw", {}, r"unknown generator 'powrlaw', did you mean powerlaw\?"),
+        ("powrlaw", {}, r"unknown generator 'powrlaw'; did you mean powerlaw\?"),
         ("nothing", {}, r"unknown generator 'nothing'; there are powerlaw, drift"),
-        ("powerlaw", {"exponen": 1}, r"no parameter exponen, did you mean exponent\?"),
+        ("powerlaw", {"exponen": 1}, r"no parameter exponen; did you mean exponent\?"),
         ("powerlaw:exponent", {}, "not of the form parameter=value"),
         ("powerlaw:sink=0,sink=1", {}, "sink given twice"),
         ("powerlaw:sink=0", {"sink": 1}, "sink given twice"),

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2osim.optima.certifying import FORMAT, digest, trace_facts
+from h2osim.support.atomic import replacing
 from h2osim.support.errors import UserError
 from h2osim.traces.trace import Trace
 
@@ -60,12 +61,9 @@ def save_certificate(result: xarray.Dataset, trace: Trace, path: str | os.PathLi
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "facts": text, "sha256": digest(text, tensors)}
     target = Path(path)
-    fresh = target.with_name(target.name + f".{os.getpid()}.new")
     try:
-        save_file(tensors, fresh, metadata=metadata)
-        os.replace(fresh, target)
+        with replacing(target) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
     except (OSError, SafetensorError) as error:
         raise UserError(f"certificate {target}: cannot be written: {error}") from None
-    finally:
-        fresh.unlink(missing_ok=True)
     return target

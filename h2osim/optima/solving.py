@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from h2osim.attention.fixed_point import UNIT
 from h2osim.optima.bracket import CLOSING, narrow
 from h2osim.optima.exact import cost_above, cost_below, curve
 from h2osim.support.errors import UserError
+from h2osim.support.machine import cores
 from h2osim.traces.trace import Trace
 from h2osim.traces.unit import Unit
 
@@ -252,8 +252,7 @@ def _on_gpu(
 
 def _each(units: Sequence[Unit], work: Callable[[Unit], Any]) -> Iterable[tuple[int, Any]]:
     """Work on all units on all cores; yields (index, result) as they come."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    pool = ThreadPoolExecutor(min(cores or 1, len(units)))
+    pool = ThreadPoolExecutor(min(cores(), len(units)))
     try:
         waiting = {pool.submit(work, unit): i for i, unit in enumerate(units)}
         for future in as_completed(waiting):

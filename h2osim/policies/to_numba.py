@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 import inspect
 import math
-import os
 import re
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from typing import Any
 from h2osim.policies.declaration import Policy
 from h2osim.policies.roles import ROLES, SCORE_KINDS, Rule, arguments
 from h2osim.policies.source import outside
+from h2osim.support.atomic import replacing
 from h2osim.support.errors import UserError
 
 _LOCK = threading.Lock()
@@ -171,10 +171,8 @@ def _module(text: str, name: str) -> ModuleType:
     stem = f"{re.sub(r'[^a-zA-Z0-9]', '_', name)}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     file = _cache_folder() / f"{stem}.py"
     if not file.exists():
-        handle, partial = tempfile.mkstemp(dir=file.parent, suffix=".partial")
-        with os.fdopen(handle, "w") as out:
-            out.write(text)
-        os.replace(partial, file)
+        with replacing(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     spec = importlib.util.spec_from_file_location(f"h2osim_generated.{stem}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

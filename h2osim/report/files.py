@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from h2osim.report.comparison import result_rows
+from h2osim.support.atomic import replacing
 from h2osim.support.errors import UserError
 
 if TYPE_CHECKING:
@@ -67,15 +66,6 @@ def flat(value: object) -> object:
     if isinstance(value, list | tuple):
         return ",".join(str(inner) for inner in value)
     return value
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """A temporary path beside ``target`` that takes its place if the body succeeds."""
-    with tempfile.TemporaryDirectory(prefix=".h2osim-", dir=target.parent) as folder:
-        temporary = Path(folder) / target.name
-        yield temporary
-        os.replace(temporary, target)
 
 
 def require(module: str, extra: str, job: str) -> None:

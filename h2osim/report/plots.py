@@ -11,7 +11,8 @@ import numpy as np
 
 from h2osim.policies.text import parse
 from h2osim.report.comparison import beyond, budget_label
-from h2osim.report.files import replacing, require
+from h2osim.report.files import require
+from h2osim.support.atomic import replacing
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from h2osim.policies.declaration import Configured
 from h2osim.policies.parameters import Value
 from h2osim.report import require_matplotlib
+from h2osim.support.atomic import replacing
 from h2osim.support.errors import UserError
 from h2osim.sweeps.best import Summary
 from h2osim.sweeps.grid import varied
@@ -76,9 +76,8 @@ def plot_sweep(summary: Summary, path: str | os.PathLike, title: str = "") -> Pa
             _panel(figure, axes, picture, (ticks[0], ticks[1]), (names[0], names[1]), label)
     if title:
         figure.suptitle(f"{title}\nmean recall over the units", fontsize="medium")
-    with tempfile.TemporaryDirectory(prefix=".h2osim-", dir=target.parent) as folder:
-        figure.savefig(Path(folder) / target.name, dpi=150)
-        os.replace(Path(folder) / target.name, target)
+    with replacing(target) as temporary:
+        figure.savefig(temporary, dpi=150)
     return target
 
 

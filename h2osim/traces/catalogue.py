@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from h2osim.support import bundled
 from h2osim.support.errors import UserError
+from h2osim.support.wording import near
 from h2osim.traces import files, manifest
 from h2osim.traces.trace import Trace
 
@@ -41,12 +41,8 @@ def _bundled(given: str | os.PathLike[str]) -> Path:
     known = bundled_traces()
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if near:
-        hint = f"did you mean {' or '.join(near)}?"
-    else:
-        hint = f"bundled traces: {', '.join(known) or 'none'}"
-    raise UserError(f"trace {name}: neither a folder nor a bundled trace; {hint}")
+    hint = near(name, known) or f"; bundled traces: {', '.join(known) or 'none'}"
+    raise UserError(f"trace {name}: neither a folder nor a bundled trace{hint}")
 
 
 def _check_header(

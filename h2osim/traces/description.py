@@ -19,7 +19,6 @@ and visible entries (j <= t, and within the sliding window if there is one).
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 
 from h2osim.attention.fixed_point import ONE
 from h2osim.attention.softmax import BLOCK_ROWS, RowMaker
+from h2osim.support.machine import cores
 from h2osim.traces.trace import Trace
 from h2osim.traces.unit import Unit
 
@@ -100,7 +100,7 @@ def describe(trace: Trace, layers: tuple[int, ...] | None = None) -> TraceFacts:
     chosen = trace.layers if layers is None else layers
     for layer in chosen:
         trace.layer_entry(layer)
-    workers = max(1, min(len(chosen), os.cpu_count() or 1))
+    workers = max(1, min(len(chosen), cores()))
     with ThreadPoolExecutor(workers) as pool:
         numbers = tuple(pool.map(lambda layer: _layer_facts(trace, layer), chosen))
     model = trace.manifest["model"] or {}

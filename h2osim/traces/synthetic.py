@@ -12,7 +12,6 @@ on the vector unit. Rows are made in float64 and rounded once, to float16, as re
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from h2osim.attention.fixed_point import ONE_BITS, round_to_bits
 from h2osim.attention.triangle import pack, tri
 from h2osim.support.errors import UserError
+from h2osim.support.wording import near
 from h2osim.traces.trace import Trace
 
 _ROWS_AT_A_TIME = 256
@@ -94,7 +94,7 @@ class Generator:
             if name not in names:
                 has = f"it has {', '.join(names)}" if names else "it has none"
                 raise UserError(
-                    f"generator {self.name}: no parameter {name}{_near(name, names)}; {has}"
+                    f"generator {self.name}: no parameter {name}{near(name, names)}; {has}"
                 )
         return {
             p.name: p.read(given[p.name], self.name)
@@ -143,7 +143,7 @@ def find(name: str) -> Generator:
     """A generator by its name; UserError with the near misses."""
     if name not in GENERATORS:
         raise UserError(
-            f"unknown generator {name!r}{_near(name, GENERATORS)}; "
+            f"unknown generator {name!r}{near(name, GENERATORS)}; "
             f"there are {', '.join(GENERATORS)}"
         )
     return GENERATORS[name]
@@ -512,8 +512,3 @@ def _whole(generator: str, word: str, number: Any, low: int) -> int:
             f"generator {generator}: {word}={number}: expected a whole number from {low} on"
         )
     return int(number)
-
-
-def _near(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f", did you mean {' or '.join(close)}?" if close else ""
