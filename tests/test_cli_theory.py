@@ -116,6 +116,26 @@ def test_verify_shows_the_trap_and_finds_nothing_violated(
     fails(run("verify", trap, "-b", "all"), "--budgets")
 
 
+def test_verify_sums_up_in_one_screen(run: Run, folder: Path) -> None:
+    """One line a policy and statement, no line beyond 80 columns, a closing count."""
+    ended = run("verify", folder, "-b", "6,12")
+    shown = ended.out.splitlines()
+    assert all(len(line.rstrip()) <= 80 for line in shown)
+    assert len(shown) <= 40
+    rows = [line.split()[0] for line in shown if line.startswith("  ")]
+    assert rows.count("T6") == 4  # three policies and the optimum itself
+    records = json.loads(run("verify", folder, "-b", "6,12", "--format", "json").out)
+    verdicts = [record["verdict"] for record in records]
+    hold, outside, broken = (int(part.split()[0]) for part in shown[-1].split(", "))
+    assert hold == sum(word.startswith("holds") for word in verdicts)
+    assert outside == verdicts.count("does not apply")
+    assert (broken, hold + outside) == (0, len(records))
+    each = run("verify", folder, "-b", "6,12", "--details").out.splitlines()
+    assert all(len(line.rstrip()) <= 80 for line in each)
+    assert len(each) > len(shown)
+    assert each[-1] == shown[-1]
+
+
 def test_whole_curves_say_how_they_were_made(run: Run, folder: Path, tmp_path: Path) -> None:
     plot = tmp_path / "curves.png"
     words = ("-p", "streaming,h2o", "-b", "all", "--format", "json", "--plot", plot)

@@ -235,10 +235,8 @@ def test_more_tokens_than_the_budget_are_outside_the_theorem() -> None:
     rows = rows_of((1,), (0, 1), (0, 1))
     history = follow(rows, Run(np.array([3, 3, 3]), 1, 1))
     found = checks.paper_theorem(history, 3)
-    assert (found.verdict, found.note) == (
-        Verdict.FAILS,
-        "the run holds more tokens than the budget",
-    )
+    assert (found.verdict, found.note) == (Verdict.FAILS, "holds more than the budget")
+    assert checks.drift_certificate(history).note == "holds more than the budget"
 
 
 def test_paper_theorem_can_fail() -> None:

@@ -8,23 +8,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drawing import configured, traces_for
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples, qk_traces, traces
 
 from h2osim.guarantees import GUARANTEES, Verdict
+from h2osim.guarantees.findings import against, in_fixed_point, outside_setting
 from h2osim.guarantees.history import Rows, Run, follow, simulate
 from h2osim.guarantees.verify import (
     OFFLINE,
     POLICIES,
     Line,
-    outside_setting,
+    counts,
     over_time,
     verify,
     violations,
     write_counterexample,
 )
 from h2osim.optima.solving import optimum
+from h2osim.policies.declaration import Configured
+from h2osim.policies.registry import all_policies
 from h2osim.policies.text import parse
 from h2osim.replays.replaying import replay
 from h2osim.support.errors import UserError
@@ -58,6 +62,71 @@ def test_nothing_proved_is_violated(trace: Trace, data: st.DataObject) -> None:
     )
 
 
+@pytest.mark.parametrize("name", sorted(all_policies()))
+def test_no_policy_of_the_library_violates_anything(name: str) -> None:
+    """Rules that hold more than the budget, look ahead or re-admit are outside, never wrong."""
+    policy = all_policies()[name]
+
+    @examples(6)
+    @given(traces_for(policy, min_n=2, max_n=14), configured(policy), st.data())
+    def check(trace: Trace, one: Configured, data: st.DataObject) -> None:
+        p = data.draw(st.integers(1, trace.n - 1))
+        budgets = sorted(data.draw(st.sets(st.integers(1, trace.n), min_size=1, max_size=2)))
+        lines = verify(trace, one.text, budgets, prompt_len=p, engine="naive")
+        assert violations(lines) == []
+        for line in lines:
+            if line.result.verdict in (Verdict.HOLDS, Verdict.VACUOUS):
+                slack = line.slack
+                assert slack is None or slack >= -1e-5, line
+
+    check()
+
+
+def test_runs_that_hold_more_than_the_budget_are_outside() -> None:
+    policies = ["snapkv:window=8", "full"]
+    lines = verify(open_trace("code"), policies, 0.1, prompt_len=300, layers=[16])
+    runs = [line for line in lines if line.policy != OFFLINE]
+    for name in ("paper-theorem", "T4", "T6"):
+        found = [x.result for x in runs if x.result.guarantee == name]
+        assert {(x.verdict, x.note) for x in found} == {
+            (Verdict.FAILS, "holds more than the budget")
+        }
+    assert violations(lines) == []
+    assert any(x.result.numbers["ratio"] > 1 for x in runs if x.result.guarantee == "T6")
+
+
+def test_a_run_is_held_to_the_bound_of_the_optimum() -> None:
+    """T6: exactly the bound is fine, one unit more is a violation."""
+    trace = synth("drift", 40)
+    unit = trace.units()[0]
+    best = optimum(trace, [6]).sel(layer=unit.layer, unit=unit.index, budget=6)
+    run = Run(best.evicted_at.values.astype(np.int64), 6, 1)
+    history = follow(Rows.of_unit(unit), run)
+    assert against(best, history).verdict == Verdict.HOLDS
+    assert against(best, history).numbers["ratio"] == 1
+    assert against(best.assign(bound=best.bound - 1), history).verdict == Verdict.VIOLATED
+
+
+def test_prices_are_whole_in_fixed_point() -> None:
+    assert in_fixed_point(np.array([0.0, 0.5, 2.0**-24])).tolist() == [0, 2**23, 1]
+    with pytest.raises(ValueError, match="multiple"):
+        in_fixed_point(np.array([2.0**-25]))
+
+
+def test_counts_and_slack() -> None:
+    lines = verify(synth("powerlaw", 40), POLICIES[0], [4, 8])
+    found = counts(lines)
+    assert sum(found.values()) == len(lines)
+    assert list(found) == ["hold", "do not apply", "violated"]
+    assert found["violated"] == 0 < found["hold"]
+    for line in lines:
+        numbers = line.result.numbers
+        if line.result.guarantee == "T2":
+            assert line.slack == numbers["ratio"] - numbers["bound"] >= 0
+        if line.result.guarantee == "T1":
+            assert line.slack is None
+
+
 @examples(15)
 @given(qk_traces(min_n=2, max_n=12, values=True), st.integers(1, 6))
 def test_output_errors_where_values_are_recorded(trace: Trace, k: int) -> None:
@@ -88,11 +157,11 @@ def test_replay_and_the_independent_simulation_agree(trace: Trace, k: int) -> No
     ("text", "reason"),
     [
         ("h2o:recent=0,scores=full", ""),
-        ("h2o:recent=0", "the scores are cached ones"),
-        ("h2o:recent=0.5,scores=full", "the newest 5 tokens are protected"),
-        ("h2o:recent=0,sinks=2", "2 sinks are protected"),
-        ("h2o:recent=0,when=prompt", "nothing is evicted after the prompt"),
-        ("tova", "tova is another rule than accumulated attention"),
+        ("h2o:recent=0", "cached scores"),
+        ("h2o:recent=0.5,scores=full", "newest 5 protected"),
+        ("h2o:recent=0,sinks=2", "2 sinks protected"),
+        ("h2o:recent=0,when=prompt", "evicts at the prompt only"),
+        ("tova", "tova ranks otherwise"),
     ],
 )
 def test_outside_setting(text: str, reason: str) -> None:
@@ -106,7 +175,7 @@ def test_lines_are_ordered_and_flat() -> None:
     key = [(order.index(x.policy), x.layer, x.unit) for x in lines]
     assert key == sorted(key)
     names = [x.result.guarantee for x in lines if x.policy == POLICIES[0] and x.layer == 0]
-    each = ["paper-theorem", "T1", "T2", "T4", "T6"]
+    each = ["paper-theorem", "T1", "T2", "T4", "M7", "T6"]
     assert names == [*each, *each, "T7"] * 2
     names = [x.result.guarantee for x in lines if x.policy == OFFLINE and x.layer == 0]
     assert names == ["T6", "T6c", "T6", "T6c", "T6b"] * 2
@@ -219,5 +288,14 @@ def test_the_greedy_ratio_of_the_coverage_instance_is_that_of_c3() -> None:
     assert found[0].numbers["ratio"] == 4 / 7  # k / (2k - 1)
     tried = verify(synth("powerlaw", 12, heads=2, group_size=2), policy, 4)
     assert all(0 < line.result.numbers["ratio"] <= 1 for line in tried if "T9" in str(line.result))
+    # after a prompt of more than k + 1 tokens 1/k is not promised (proof M6)
+    prompted = {
+        p: [x.result for x in verify(trace, policy, 4, prompt_len=p) if x.result.guarantee == "T9"]
+        for p in (1, 5, 8)
+    }
+    bounds = {p: found[0].numbers["bound"] for p, found in prompted.items()}
+    assert bounds == {1: 1 / 4, 5: 1 / 4, 8: 1 / 5}
+    threshold = verify(trace, "greedy:objective=coverage,swap=threshold,scores=full", 4)
+    assert [x.result.numbers["bound"] for x in threshold if x.result.guarantee == "M1"] == [0.25]
     large = verify(synth("powerlaw", 60), "greedy", 20)
     assert any("too large" in line.result.note for line in large)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -26,8 +26,10 @@ from h2osim.cli.options import EngineOption, FormatOption, Layers, PromptLen, Sh
 from h2osim.support.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
+    from h2osim.guarantees import Verdict
     from h2osim.guarantees.verify import Line
 
 
@@ -55,6 +57,9 @@ def verify(
     engine: EngineOption = Engine.auto,
     layers: Layers = None,
     format_: FormatOption = Format.table,
+    show_details: Annotated[
+        bool, typer.Option("--details", help="One line for each budget, with ranges and notes.")
+    ] = False,
     plot: Annotated[
         Path | None,
         typer.Option("--plot", help="Draw the ratio over time with its certificates (.png, …)."),
@@ -63,7 +68,8 @@ def verify(
     """Hold every proved statement against a trace; exit code 1 if one is violated.
 
     A violated line would be a wrong theorem or a bug: its unit is then saved as a trace to look at.
-    The table sums up the units; ``--format json`` and ``csv`` give every line.
+    The table has one line for each policy and statement, --details one for each budget too;
+    ``--format json`` and ``csv`` give every unit.
     """
     from h2osim import report
     from h2osim.guarantees import verify as module
@@ -94,7 +100,14 @@ def verify(
             progress=progress,
         )
     if format_ is Format.table:
-        console().print(table(lines, recorded.name))
+        budgets_shown = ", ".join(
+            dict.fromkeys(str(x.budget) for x in lines if x.budget is not None)
+        )
+        out = console()
+        out.print(f"{recorded.name}: {recorded.n} tokens, budgets {budgets_shown}", highlight=False)
+        for part in details(lines) if show_details else summary(lines):
+            out.print(part)
+        out.print(closing(lines), highlight=False)
     elif format_ is Format.json:
         print_json([line.record() for line in lines])
     else:
@@ -125,42 +138,142 @@ def verify(
         raise typer.Exit(1)
 
 
-def table(lines: list[Line], name: str) -> Table:
-    """One row a policy, statement and budget: verdicts over the units, and the numbers' range."""
+WIDTHS = (15, 14, 5, 5, 6, 29)
+"""Of the columns of the summary: with a blank after each, 80 together."""
+
+SAYS = {
+    "paper-theorem": "the paper's D.32",
+    "T1": "the cache is the top k",
+    "T2": "lost: only what came later",
+    "T3": "T2 for cached scores",
+    "T4": "drift of value and optimum",
+    "T5": "error of attention outputs",
+    "T6": "at most the optimum",
+    "T6b": "concave in the budget",
+    "T6c": "prices bound the optimum",
+    "T7": "small caches within large",
+    "T9": "greedy keeps 1/k",
+    "M1": "threshold keeps a quarter",
+    "M7": "frozen: nobody leaves",
+}
+"""What a statement says, in a few words; `h2osim.guarantees.GUARANTEES` has the sentences."""
+
+
+LEGEND = """\
+cases: units and budgets. ratio: the least share of the best k tokens' score
+that was kept (T6: of the offline optimum's attention). slack: the least
+distance from what the statement promises. More: proofs/README.md; --details."""
+
+
+def _columns(widths: Sequence[int], names: Sequence[str], right: Sequence[str]) -> Table:
+    """An empty table of fixed widths, so that those of several policies stand below each other."""
     from rich.table import Table
 
-    caption = (
-        "ratio: value kept over the best set's, least over the run (T6: attention kept over the "
-        "offline optimum's; T6c: schedule over dual bound); bound: what the statement promises for "
-        "it. Ranges are over the units; notes are of the first unit."
-    )
-    shown = Table(title=name, caption=caption, title_justify="left", caption_justify="left")
-    for column in ("policy", "statement", "budget", "verdict", "ratio", "bound", "note"):
-        right = column in ("budget", "ratio", "bound")
-        shown.add_column(column, justify="right" if right else "left", overflow="fold")
-    groups: dict[tuple[str, str, int | None], list[Line]] = {}
-    for line in sorted(lines, key=lambda line: (line.policy, line.result.guarantee)):
-        groups.setdefault((line.policy, line.result.guarantee, line.budget), []).append(line)
-    last = ""
-    for (policy, guarantee, budget), group in groups.items():
-        verdicts = [str(line.result.verdict) for line in group]
-        counted = [
-            word if len(set(verdicts)) == 1 else f"{word} ({verdicts.count(word)})"
-            for word in dict.fromkeys(verdicts)
-        ]
-        if policy != last and last:
-            shown.add_section()
-        shown.add_row(
-            policy if policy != last else "",
-            guarantee,
-            "all" if budget is None else str(budget),
-            ", ".join(counted),
-            _range(line.result.numbers.get("ratio", math.nan) for line in group),
-            _range(line.result.numbers.get("bound", math.nan) for line in group),
-            group[0].result.note,
-        )
-        last = policy
+    shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
+    for name, width in zip(names, widths, strict=True):
+        side: Literal["left", "right"] = "right" if name in right else "left"
+        shown.add_column(name, width=width, justify=side, no_wrap=True, overflow="ellipsis")
     return shown
+
+
+def summary(lines: list[Line]) -> Iterator[RenderableType]:
+    """What is printed: a table a policy, one row a statement, in 80 columns."""
+    from rich.text import Text
+
+    from h2osim.guarantees import Verdict
+
+    names = ("statement", "verdict", "cases", "ratio", "slack", "")
+    heading = _columns(WIDTHS, names, names[2:5])
+    heading.add_row(*(Text(name, style="dim") for name in names))
+    yield heading
+    groups: dict[str, dict[str, list[Line]]] = {}
+    for line in lines:
+        groups.setdefault(line.policy, {}).setdefault(line.result.guarantee, []).append(line)
+    for policy, statements in groups.items():
+        yield Text(policy, style="bold")
+        shown = _columns(WIDTHS, names, names[2:5])
+        for name, group in statements.items():
+            outside = [line for line in group if line.result.verdict == Verdict.FAILS]
+            worst = next((x for x in group if x.result.verdict == Verdict.VIOLATED), None)
+            reason = worst.result.note if worst else outside[0].result.note if outside else ""
+            shown.add_row(
+                f"  {name}",
+                _verdict([line.result.verdict for line in group]),
+                str(len(group)),
+                _least(line.result.numbers.get("ratio") for line in group),
+                _least(line.slack for line in group),
+                Text(reason or SAYS.get(name, "")),
+            )
+        yield shown
+    yield Text(LEGEND, style="dim")
+
+
+def _verdict(verdicts: Sequence[Verdict]) -> str:
+    """One word for many: the worst first, with its number where they differ."""
+    from h2osim.guarantees import Verdict
+
+    order = (Verdict.VIOLATED, Verdict.FAILS, Verdict.VACUOUS, Verdict.HOLDS)
+    found = [word for word in order if word in verdicts]
+    if len(found) == 1:
+        return "holds, empty" if found[0] is Verdict.VACUOUS else str(found[0])
+    if Verdict.VIOLATED in found:
+        return f"violated {verdicts.count(Verdict.VIOLATED)}"
+    empty, fine = verdicts.count(Verdict.VACUOUS), verdicts.count(Verdict.HOLDS)
+    return f"holds {fine + empty}" if Verdict.FAILS in found else f"holds, {empty} empty"
+
+
+def closing(lines: list[Line]) -> str:
+    """The last line: how many hold, do not apply, are violated."""
+    from h2osim.guarantees.verify import counts
+
+    return ", ".join(f"{number} {what}" for what, number in counts(lines).items())
+
+
+def _least(values: Iterable[float | None]) -> str:
+    known = [v for v in values if v is not None and not math.isnan(v)]
+    if not known:
+        return ""
+    least = min(known)
+    if least in (0, 1):
+        return str(int(least))
+    if abs(least) < 5e-4:
+        return f"{least:.0e}"
+    return f"{least:.3f}".replace("0.", ".", 1) if abs(least) < 1 else f"{least:.3g}"
+
+
+def details(lines: list[Line]) -> Iterator[RenderableType]:
+    """What --details prints: a row for each statement and budget, with ranges over the units."""
+    from rich.text import Text
+
+    names = ("statement", "budget", "verdict", "ratio", "bound", "note")
+    widths = (15, 6, 16, 11, 11, 16)
+    heading = _columns(widths, names, ("budget", "ratio", "bound"))
+    heading.add_row(*(Text(name, style="dim") for name in names))
+    yield heading
+    groups: dict[str, dict[tuple[str, int | None], list[Line]]] = {}
+    for line in lines:
+        at = (line.result.guarantee, line.budget)
+        groups.setdefault(line.policy, {}).setdefault(at, []).append(line)
+    for policy, statements in groups.items():
+        yield Text(policy, style="bold")
+        shown = _columns(widths, names, ("budget", "ratio", "bound"))
+        for column in shown.columns:
+            column.no_wrap, column.overflow = False, "fold"
+        for (name, budget), group in statements.items():
+            verdicts = [str(line.result.verdict) for line in group]
+            counted = [
+                word if len(set(verdicts)) == 1 else f"{word} ({verdicts.count(word)})"
+                for word in dict.fromkeys(verdicts)
+            ]
+            shown.add_row(
+                f"  {name}",
+                "all" if budget is None else str(budget),
+                ", ".join(counted),
+                _range(line.result.numbers.get("ratio", math.nan) for line in group),
+                _range(line.result.numbers.get("bound", math.nan) for line in group),
+                Text(group[0].result.note),
+            )
+        yield shown
 
 
 def _range(values: Iterable[float]) -> str:

@@ -67,7 +67,7 @@ def paper_theorem(history: History, n: int) -> Result:
     needed = too_fast(history, n)
     if needed.any():
         step = first_step(history, needed)
-        note = f"alpha = {worst:.3g} is needed, below 1 is assumed"
+        note = f"needs alpha = {worst:.3g}, not < 1"
         return Result(name, Verdict.FAILS, step, numbers, note)
     if start < 1 - 1 / math.e:
         note = f"the first full cache has {start:.3g} of the optimum, below 1 - 1/e"

@@ -19,7 +19,7 @@ from h2osim.guarantees.history import History, Rows, Run
 from h2osim.guarantees.results import CLOSE, Result, Verdict, share
 
 NEVER_FULL = "the budget is never reached"
-OVER_BUDGET = "the run holds more tokens than the budget"
+OVER_BUDGET = "holds more than the budget"
 
 
 def first_step(history: History, broken: NDArray[np.bool_]) -> int | None:
@@ -150,6 +150,8 @@ def drift_certificate(history: History, outside: str = "") -> Result:
     """
     if not history.steps:
         return Result("T4", Verdict.VACUOUS, note=NEVER_FULL)
+    if not history.within:
+        return Result("T4", Verdict.FAILS, history.first, note=OVER_BUDGET)
     value, opt = history.value.astype(float), history.opt.astype(float)
     before = history.before.astype(float)
     certificate = clipped = value[0] / opt[0] if opt[0] else 1.0
@@ -165,7 +167,7 @@ def drift_certificate(history: History, outside: str = "") -> Result:
     numbers = {"ratio": ratio, "bound": float(certificate), "clipped": float(clipped)}
     step = first_step(history, history.value < history.before)
     if outside and step is not None:
-        return Result("T4", Verdict.FAILS, step, numbers, f"{outside}: a step loses value")
+        return Result("T4", Verdict.FAILS, step, numbers, f"{outside}: value is lost")
     if step is not None or ratio < certificate * (1 - CLOSE):
         return Result("T4", Verdict.VIOLATED, step, numbers)
     return Result("T4", Verdict.HOLDS if certificate > 0 else Verdict.VACUOUS, None, numbers)
@@ -210,5 +212,5 @@ def freezing(rows: Rows, run: Run, recent: int, *, cached: bool = False) -> Resu
             residents[: t + 1] = settled
     numbers = {"least": most}
     if frozen is None:
-        return Result("M7", Verdict.FAILS, None, numbers, "some resident always has too little")
+        return Result("M7", Verdict.FAILS, None, numbers, "some resident has too little")
     return Result("M7", Verdict.HOLDS, frozen, numbers)
