@@ -13,7 +13,8 @@ from strategies import examples, qk_traces
 import h2osim
 from h2osim.policies.declaration import Configured
 from h2osim.policies.registry import all_policies
-from h2osim.replays.replaying import one_pass_pays, replay
+from h2osim.replays.plan import one_pass_pays
+from h2osim.replays.replaying import replay
 from h2osim.traces import unit
 from h2osim.traces.trace import Trace
 

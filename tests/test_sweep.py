@@ -32,14 +32,14 @@ from strategies import examples, traces
 import h2osim
 from h2osim import cli
 from h2osim.policies.text import parse
+from h2osim.replays.execute import ENGINES, compute
+from h2osim.replays.plan import plan_work
 from h2osim.replays.replaying import replay
 from h2osim.support.errors import UserError
 from h2osim.sweeps.best import best_records, columns_of, summarise
-from h2osim.sweeps.compute import ENGINES, compute
 from h2osim.sweeps.grid import expand, varied
-from h2osim.sweeps.plan import make_plan
 from h2osim.sweeps.plot import plot_sweep
-from h2osim.sweeps.store import Store
+from h2osim.sweeps.store import SweepStore
 from h2osim.sweeps.sweeping import open_sweep, sweep
 from h2osim.traces.trace import Trace
 
@@ -242,7 +242,7 @@ def test_rows_of_queries_and_keys_and_rules_that_look_back(tmp_path: Path) -> No
 
 
 def test_many_runs_are_fed_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    from h2osim.sweeps import compute as module
+    from h2osim.replays import tasks as module
 
     expected = sweep(SMALL, GRID, "all")
     monkeypatch.setattr(module, "_RUNS_BYTES", 5000)
@@ -316,7 +316,7 @@ def test_chunks_cover_everything_once_and_share_the_work() -> None:
     engine = ENGINES["numba"]
     for text in (GRID, "h2o:recent=0..128", "tova"):
         for lanes in (1, 2, 64):
-            plan = make_plan([SMALL], expand(text), "all", engine=engine, lanes=lanes)
+            plan = engine.cut(plan_work([SMALL], expand(text), "all"), lanes)
             hits = np.zeros(plan.shape[:2], int)
             for i in range(plan.chunks):
                 hits[plan.slices(i)] += 1
@@ -328,11 +328,11 @@ def test_chunks_of_a_gpu_are_few_and_bounded() -> None:
     engine = ENGINES["cuda"]
     many = expand("h2o:recent=0..128")
     # what is done in a moment is one chunk, with all of a unit's configurations
-    assert make_plan([SMALL], many, "all", engine=engine, lanes=2).chunks == 1
+    assert engine.cut(plan_work([SMALL], many, "all"), 2).chunks == 1
     # long traces at several budgets: as many as there is memory for
     q = np.zeros((1, 1, 20_000, 2), np.float32)
     long = Trace.from_qk(q, q, scale=1.0)
-    plan = make_plan([long], many, [0.05, 0.1, 0.2, 0.4], engine=engine, lanes=2)
+    plan = engine.cut(plan_work([long], many, [0.05, 0.1, 0.2, 0.4]), 2)
     assert 1 < plan.chunk[0] < 129
     assert plan.chunk[0] * 4 * 20_000 * 96 <= 2**30
 
@@ -349,12 +349,12 @@ def test_the_cuda_engine_computes_the_same_chunks(monkeypatch: pytest.MonkeyPatc
     text = "h2o:recent=2,scores=full|cached,decay:gamma=0.5|1,recent=0,scores=full,topk"
     configured = expand(text)
     for budgets in ("all", [3, 5]):
-        plan = make_plan([SMALL, short], configured, budgets, engine=ENGINES["cuda"])
+        plan = plan_work([SMALL, short], configured, budgets)
         assert plan.chunks == 1
         found = compute(plan.part(0), ENGINES["cuda"])
         expected = compute(plan.part(0), ENGINES["numba"])
-        np.testing.assert_array_equal(found.recall, expected.recall)
-        np.testing.assert_array_equal(found.held, expected.held)
+        for name in ("kept", "held", "whole"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
 def test_without_a_gpu_cuda_says_what_is_missing() -> None:
@@ -406,7 +406,7 @@ def test_the_same_call_again_computes_nothing(
 ) -> None:
     first = sweep(folder, GRID, "all", tmp_path / "s.zarr")
     before = files(tmp_path / "s.zarr")
-    monkeypatch.setattr(Store, "started", lambda *_: pytest.fail("a finished chunk was begun"))
+    monkeypatch.setattr(SweepStore, "started", lambda *_: pytest.fail("a finished chunk was begun"))
     same(sweep(folder, GRID, "all", tmp_path / "s.zarr", engine="naive", chunk=(1, 1)), first)
     assert files(tmp_path / "s.zarr") == before
 
@@ -637,7 +637,7 @@ def test_what_is_no_store_is_left_alone(folder: Path, tmp_path: Path) -> None:
 def test_two_processes_do_not_work_on_one_store(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("fcntl", reason="this system has no such locks")
     sweep(folder, "tova", 4, tmp_path / "s.zarr")
-    store = Store(tmp_path / "s.zarr")
+    store = SweepStore(tmp_path / "s.zarr")
     with store.locked(), pytest.raises(UserError, match="another process"):
         sweep(folder, "tova", 4, tmp_path / "s.zarr")
 
@@ -657,7 +657,7 @@ def test_a_stop_at_any_file_loses_and_repeats_nothing(
     whole = tmp_path / "whole.zarr"
     sweep(folder, **asked, store=whole, chunk=(2, 2))
     expected = files(whole)
-    chunks = 3 * int(np.prod(Store(whole).grid))
+    chunks = 3 * int(np.prod(SweepStore(whole).grid))
     alone = dataclasses.replace(ENGINES["naive"], lanes=lambda: 1)
     monkeypatch.setitem(ENGINES, "naive", alone)
     layout = len(expected) - chunks
@@ -695,7 +695,7 @@ def finished(store: Path) -> set[int]:
     """The chunks that are marked."""
     if not store.exists():
         return set()
-    opened = Store(store)
+    opened = SweepStore(store)
     return {i for i in range(int(np.prod(opened.grid))) if opened.finished(i)}
 
 
@@ -720,7 +720,7 @@ def test_sigkill_at_random_moments(folder: Path, tmp_path: Path) -> None:
     """Started, killed, started again: the same store, and nothing marked is begun again."""
     path, whole = tmp_path / "killed.zarr", tmp_path / "whole.zarr"
     sweep(folder, MANY, [3, 5, 9], whole, chunk=(2, 1))
-    total = int(np.prod(Store(whole).grid))
+    total = int(np.prod(SweepStore(whole).grid))
     rng = random.Random(1)
     # done before a kill, and how long the log was then
     kills: list[tuple[set[int], int]] = []
@@ -749,7 +749,7 @@ def test_sigkill_at_random_moments(folder: Path, tmp_path: Path) -> None:
 
 
 def test_workers_of_a_machine_take_gpus_in_turn() -> None:
-    from h2osim.sweeps.run import lane_of, turns
+    from h2osim.sweeps.cluster import lane_of, turns
 
     workers = ["tcp://10.0.0.2:41", "tcp://10.0.0.1:9", "tls://10.0.0.2:7", "tcp://10.0.0.2:40"]
     found = turns(workers)
@@ -815,7 +815,7 @@ class TestDask:
     def test_mistakes(
         self, cluster: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from h2osim.sweeps import run as module
+        from h2osim.sweeps import cluster as module
 
         monkeypatch.setattr(module, "_PATIENCE", 2.0)
         address = cluster.scheduler_address

@@ -100,8 +100,9 @@ def compare(
         output_path(output, "--output", report.SAVE_SUFFIXES)
         report.require_writer(output)
 
+    from h2osim.replays.budgets import budget_tokens
     from h2osim.replays.curves import budget_for_recall
-    from h2osim.replays.replaying import budget_tokens, replay
+    from h2osim.replays.replaying import replay
     from h2osim.traces.catalogue import open_trace
 
     recorded = open_trace(trace)

@@ -26,7 +26,7 @@ from h2osim.cli.options import FormatOption, Layers, PromptLen, ShareOption
 from h2osim.support.progress import Progress
 
 if TYPE_CHECKING:
-    from h2osim.sweeps.plan import Plan
+    from h2osim.replays.plan import WorkPlan
 
 
 def register(app: typer.Typer) -> None:
@@ -138,13 +138,13 @@ def sweep(
 
 
 @contextmanager
-def _bar() -> Iterator[tuple[Progress | None, Callable[[Plan, int], None]]]:
+def _bar() -> Iterator[tuple[Progress | None, Callable[[WorkPlan, int], None]]]:
     """What to call with progress, and what with the plan: a line, and on a terminal a bar with the
     rate (settings × units a second) and an estimate, which count from where this call began.
     """
     runs = 0
 
-    def planned(plan: Plan, left: int) -> None:
+    def planned(plan: WorkPlan, left: int) -> None:
         nonlocal runs
         runs = plan.shape[0] * plan.shape[1]
         settings, units, budgets = plan.shape

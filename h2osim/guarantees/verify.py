@@ -22,7 +22,8 @@ from h2osim.guarantees.history import Rows, Run, follow_all
 from h2osim.guarantees.results import Result, Verdict
 from h2osim.optima.solving import optimum
 from h2osim.policies.text import parse
-from h2osim.replays.replaying import decode_start, replay
+from h2osim.replays.budgets import decode_start
+from h2osim.replays.replaying import replay
 from h2osim.support.errors import UserError
 from h2osim.support.progress import Progress
 from h2osim.traces.trace import Trace

@@ -85,7 +85,8 @@ def allocate(
     import xarray
 
     from h2osim.optima.solving import optimum_curves
-    from h2osim.replays.replaying import chosen_layers, decode_start, replay
+    from h2osim.replays.budgets import chosen_layers, decode_start
+    from h2osim.replays.replaying import replay
 
     p = decode_start(trace, prompt_len)
     chosen = chosen_layers(trace, layers)

@@ -108,7 +108,7 @@ def optimum(
     """
     import xarray
 
-    from h2osim.replays.replaying import budget_list, chosen_layers, decode_start
+    from h2osim.replays.budgets import budget_list, chosen_layers, decode_start
 
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}; expected {', '.join(METHODS)}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from h2osim.policies.declaration import Configured
 from h2osim.policies.text import parse
-from h2osim.replays.replaying import budget_tokens
+from h2osim.replays.budgets import budget_tokens
 
 if TYPE_CHECKING:
     import xarray

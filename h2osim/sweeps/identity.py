@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 import h2osim
-from h2osim.policies.declaration import Configured, Policy
+from h2osim.policies.declaration import Policy
 from h2osim.policies.source import fingerprint
-from h2osim.replays.replaying import Budgets
+from h2osim.replays.budgets import Budgets
+from h2osim.replays.plan import WorkPlan
 from h2osim.support.errors import UserError
 from h2osim.traces.trace import Trace
 
@@ -26,35 +27,28 @@ _WORDS = {"name", "summary", "source", "needs", "notes"}
 _TRACE_FIELDS = ("n", "stores", "heads", "kv_heads", "group_size", "head_dim", "prompt_len")
 
 
-def identity(
-    configured: Sequence[Configured],
-    traces: Sequence[Trace],
-    names: Sequence[str],
-    layers: Sequence[Sequence[int]],
-    budgets: Budgets,
-    prompt_lens: Sequence[int],
-    share: str,
-) -> dict[str, Any]:
-    """The identity of a sweep; entries of ``traces`` and ``layers`` are one a trace.
+def identity(plan: WorkPlan) -> dict[str, Any]:
+    """The identity of a sweep, as values that JSON keeps.
 
     Raises :class:`UserError` where a policy reaches something whose change would go unnoticed.
     """
-    policies = list({id(one.policy): one.policy for one in configured}.values())
+    policies = list({id(one.policy): one.policy for one in plan.configured}.values())
     place = {id(policy): i for i, policy in enumerate(policies)}
+    layers = [plan.layers(o) for o in range(len(plan.traces))]
     return {
         "h2osim": h2osim.__version__,
-        "share": share,
+        "share": plan.share,
         "layers": [list(one) for one in layers],
-        "prompt_len": list(prompt_lens),
-        "budgets": budgets if isinstance(budgets, str) else plain(budgets),
-        "policies": [one.text for one in configured],
+        "prompt_len": list(plan.prompt_lens),
+        "budgets": plan.asked if isinstance(plan.asked, str) else _plain(plan.asked),
+        "policies": [one.text for one in plan.configured],
         "parameters": [
-            {"policy": place[id(one.policy)], **_values(one.values)} for one in configured
+            {"policy": place[id(one.policy)], **_values(one.values)} for one in plan.configured
         ],
         "declarations": [{"name": policy.name, **_declaration(policy)} for policy in policies],
         "traces": [
             {"name": name, **_trace(trace, chosen)}
-            for name, trace, chosen in zip(names, traces, layers, strict=True)
+            for name, trace, chosen in zip(plan.names, plan.traces, layers, strict=True)
         ],
     }
 
@@ -71,7 +65,7 @@ def check_same(found: Mapping[str, Any], asked: Mapping[str, Any], where: object
             )
 
 
-def plain(budgets: Budgets) -> list[int | float]:
+def _plain(budgets: Budgets) -> list[int | float]:
     """Budgets as Python numbers."""
     given = np.atleast_1d(np.asarray(budgets, object)).tolist()
     return [b.item() if isinstance(b, np.generic) else b for b in given]

@@ -8,13 +8,13 @@ import numpy as np
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from h2osim.sweeps.store import Store
+from h2osim.sweeps.store import SweepStore
 
 
 class StoredArray(BackendArray):
     """One array of a store; a slice of it reads the chunks that it touches."""
 
-    def __init__(self, store: Store, name: str):
+    def __init__(self, store: SweepStore, name: str):
         self._store, self._name = store, name
         self.shape = tuple(store.arrays[name]["shape"])
         self.dtype = np.dtype(store.arrays[name]["data_type"])
@@ -44,6 +44,6 @@ class StoredArray(BackendArray):
         return found
 
 
-def lazy(store: Store, name: str) -> indexing.LazilyIndexedArray:
+def lazy(store: SweepStore, name: str) -> indexing.LazilyIndexedArray:
     """An array of a store, for an xarray Variable."""
     return indexing.LazilyIndexedArray(StoredArray(store, name))

@@ -26,13 +26,14 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from h2osim.replays.found import Found
+from h2osim.replays.plan import WorkPlan
 from h2osim.support.errors import UserError
-from h2osim.sweeps.compute import Found
-from h2osim.sweeps.identity import check_same
+from h2osim.sweeps.identity import check_same, identity
 
 #: The attribute of the group that holds the sweep's identity.
 KEY = "h2osim_sweep"
@@ -51,48 +52,7 @@ _GZIP = {"name": "gzip", "configuration": {"level": 1}}
 Coords = dict[str, tuple[tuple[str, ...], np.ndarray]]
 
 
-class Sink(Protocol):
-    """Where finished chunks go."""
-
-    def finished(self, index: int) -> bool:
-        """Whether this chunk is done."""
-
-    def started(self, index: int) -> None:
-        """Work on a chunk begins."""
-
-    def room(self, index: int) -> Found | None:
-        """Where a chunk's results go at once, or None: in arrays of their own."""
-
-    def put(self, index: int, found: Found) -> None:
-        """Keep a chunk's results, and then mark it as done."""
-
-
-class Memory:
-    """Results in memory, for a sweep without a store."""
-
-    def __init__(self, plan: Any):
-        self.found = Found.empty(plan.shape)
-        self._plan = plan
-        self._done: set[int] = set()
-
-    def finished(self, index: int) -> bool:
-        """Whether this chunk is done."""
-        return index in self._done
-
-    def started(self, index: int) -> None:
-        """Work on a chunk begins."""
-
-    def room(self, index: int) -> Found:
-        """A chunk's part of all results."""
-        at = self._plan.slices(index)
-        return Found(self.found.recall[at], self.found.held[at])
-
-    def put(self, index: int, found: Found) -> None:
-        """Note that a chunk's results are there."""
-        self._done.add(index)
-
-
-class Store:
+class SweepStore:
     """A sweep's folder."""
 
     def __init__(self, path: Path):
@@ -106,7 +66,9 @@ class Store:
         self.grid: tuple[int, ...] = tuple(self.arrays["done"]["shape"])
 
     @classmethod
-    def create(cls, path: Path, plan: Any, coords: Coords, attributes: Mapping[str, Any]) -> Store:
+    def create(
+        cls, path: Path, plan: WorkPlan, coords: Coords, attributes: Mapping[str, Any]
+    ) -> SweepStore:
         """Lay out an empty store, whole or not at all."""
         dims = ("policy", "unit", "budget")
         full = (*plan.chunk, plan.shape[2])
@@ -134,7 +96,7 @@ class Store:
             group = {
                 "zarr_format": 3,
                 "node_type": "group",
-                "attributes": {**attributes, KEY: {"identity": plan.identity}},
+                "attributes": {**attributes, KEY: {"identity": identity(plan)}},
                 "consolidated_metadata": {
                     "kind": "inline", "must_understand": False, "metadata": arrays,
                 },
@@ -147,9 +109,9 @@ class Store:
             raise
         return cls(path)
 
-    def check(self, identity: Mapping[str, Any]) -> None:
+    def check(self, plan: WorkPlan) -> None:
         """UserError, in one line, unless this is the store of the same sweep."""
-        check_same(self.identity, identity, self.path)
+        check_same(self.identity, identity(plan), self.path)
 
     # --- chunks ------------------------------------------------------------------------------
 
@@ -161,8 +123,12 @@ class Store:
         """Note that work on a chunk begins."""
         self._log({"start": index})
 
-    def room(self, index: int) -> None:
-        """None: results are written once they are all there."""
+    def room(self, index: int) -> Found:
+        """What a chunk's results are entered into before they are written."""
+        row, column = divmod(index, self.grid[1])
+        (c, u), (configurations, units, budgets) = self.chunk, self.arrays["recall"]["shape"]
+        shape = min(c, configurations - row * c), min(u, units - column * u), budgets
+        return Found.empty(shape)
 
     def put(self, index: int, found: Found) -> None:
         """Write a chunk's results and then mark it as done; each file is whole or absent."""

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from h2osim.policies.declaration import Configured, Policy
-from h2osim.replays.replaying import Budgets
+from h2osim.replays.budgets import Budgets
+from h2osim.replays.execute import Destination, Engine, Memory, engine_here, execute
+from h2osim.replays.found import Found
+from h2osim.replays.plan import WorkPlan, plan_work
 from h2osim.support.errors import UserError
-from h2osim.sweeps.compute import engine_here
+from h2osim.sweeps.cluster import connect, engine_there, execute_there, lanes_of, trace_paths
 from h2osim.sweeps.grid import expand
-from h2osim.sweeps.plan import Plan, make_plan, trace_paths
-from h2osim.sweeps.run import connect, engine_there, lanes_of, run_dask, run_here
-from h2osim.sweeps.store import KEY, Coords, Memory, Store
+from h2osim.sweeps.store import KEY, Coords, SweepStore
 from h2osim.traces.catalogue import open_trace
 from h2osim.traces.trace import Trace
 
@@ -46,7 +47,7 @@ def sweep(
     dask: str | None = None,
     chunk: tuple[int, int] | None = None,
     progress: Callable[[float, float, str], None] | None = None,
-    planned: Callable[[Plan, int], None] | None = None,
+    planned: Callable[[WorkPlan, int], None] | None = None,
 ) -> xarray.Dataset:
     """Replay every configuration of a grid of policies on every unit of some traces.
 
@@ -67,7 +68,7 @@ def sweep(
         A folder for the results, in the Zarr format; made if it is not there, continued if it holds
         the same sweep. None: results stay in memory.
     engine
-        ``auto`` (GPU where there is one), ``numba``, ``cuda`` or ``naive``; all agree exactly.
+        As in :func:`h2osim.replay`.
     dask
         Address of a running Dask scheduler. Its workers open traces and store by path.
     chunk
@@ -104,49 +105,57 @@ def sweep(
     configured = expand(policies)
     opened = [one if isinstance(one, Trace) else open_trace(one) for one in given]
     path = None if store is None else Path(store)
+    plan = plan_work(
+        opened, configured, budgets, prompt_len=prompt_len, share=share, layers=layers
+    )
+    seconds = float(plan.seconds.sum())
     if dask is None:
-        kind = engine_here(engine)
-        plan = make_plan(
-            opened, configured, budgets, prompt_len=prompt_len, share=share, layers=layers,
-            engine=kind, lanes=kind.lanes(), chunk=chunk,
-        )  # fmt: skip
-        return _work(plan, path, planned, lambda plan, sink: run_here(plan, sink, kind, progress))
+        kind = engine_here(engine, seconds)
+        plan = _cut(plan, kind, kind.lanes(), chunk)
+
+        def work(plan: WorkPlan, destination: Destination) -> None:
+            execute(plan, kind, destination, progress, "sweeping")
+
+        if path is not None:
+            return _into_store(plan, path, planned, work)
+        memory = Memory(plan, Found.empty(plan.shape))
+        if planned:
+            planned(plan, plan.chunks)
+        work(plan, memory)
+        return _dataset(plan, memory.found)
     if path is None:
         raise UserError("--dask: give a store too; workers write their chunks into it")
     paths = trace_paths(opened)
     client = connect(dask)
     try:
-        kind = engine_there(client, engine, [*paths, os.path.abspath(path.parent)])
-        plan = make_plan(
-            opened, configured, budgets, prompt_len=prompt_len, share=share, layers=layers,
-            engine=kind, lanes=lanes_of(client), chunk=chunk,
-        )  # fmt: skip
-        return _work(
-            plan, path, planned, lambda plan, sink: run_dask(plan, sink, engine, client, progress)
+        there = engine_there(client, engine, [*paths, os.path.abspath(path.parent)], seconds)
+        return _into_store(
+            _cut(plan, there, lanes_of(client), chunk),
+            path,
+            planned,
+            lambda plan, store: execute_there(plan, there, store, client, progress),
         )
     finally:
         client.close()
 
 
-def _work(
-    plan: Plan,
-    path: Path | None,
-    planned: Callable[[Plan, int], None] | None,
-    run: Callable[[Plan, Any], None],
+def _cut(plan: WorkPlan, engine: Engine, lanes: int, chunk: tuple[int, int] | None) -> WorkPlan:
+    return engine.cut(plan, lanes) if chunk is None else replace(plan, chunk=chunk)
+
+
+def _into_store(
+    plan: WorkPlan,
+    path: Path,
+    planned: Callable[[WorkPlan, int], None] | None,
+    work: Callable[[WorkPlan, SweepStore], None],
 ) -> xarray.Dataset:
-    """Do a plan, into a store or into memory."""
-    if path is None:
-        memory = Memory(plan)
-        if planned:
-            planned(plan, plan.chunks)
-        run(plan, memory)
-        return _dataset(plan, memory)
+    """Do a plan into the store at a path."""
     store = _store_for(path, plan)
     plan = replace(plan, chunk=store.chunk)
     with store.locked():
         if planned:
             planned(plan, sum(not store.finished(i) for i in range(plan.chunks)))
-        run(plan, store)
+        work(plan, store)
         store.sweep_up()
     return open_sweep(path)
 
@@ -160,7 +169,7 @@ def open_sweep(store: str | os.PathLike) -> xarray.Dataset:
 
     from h2osim.sweeps.lazy import lazy
 
-    folder = Store(Path(store))
+    folder = SweepStore(Path(store))
     variables = {}
     for name, meta in folder.arrays.items():
         if name == "done":
@@ -178,20 +187,20 @@ def open_sweep(store: str | os.PathLike) -> xarray.Dataset:
     return xarray.Dataset(data, variables, _facts(folder.attributes))
 
 
-def _store_for(path: Path, plan: Plan) -> Store:
+def _store_for(path: Path, plan: WorkPlan) -> SweepStore:
     """The store at a path: the one there if it is of the same sweep, else a new one."""
     if not path.exists():
         try:
-            return Store.create(path, plan, _coords(plan), _attributes(plan))
+            return SweepStore.create(path, plan, _coords(plan), _attributes(plan))
         except OSError:
             if not path.exists():  # else another process was faster
                 raise
-    folder = Store(path)
-    folder.check(plan.identity)
+    folder = SweepStore(path)
+    folder.check(plan)
     return folder
 
 
-def _attributes(plan: Plan) -> dict[str, Any]:
+def _attributes(plan: WorkPlan) -> dict[str, Any]:
     return {"share": plan.share, "traces": list(plan.names)}
 
 
@@ -199,15 +208,15 @@ def _facts(attributes: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in attributes.items() if name != KEY}
 
 
-def _dataset(plan: Plan, memory: Memory) -> xarray.Dataset:
+def _dataset(plan: WorkPlan, found: Found) -> xarray.Dataset:
     import xarray
 
     dims = ("policy", "unit", "budget")
-    data = {"recall": (dims, memory.found.recall), "held": (dims, memory.found.held)}
+    data = {"recall": (dims, found.recall), "held": (dims, found.held)}
     return xarray.Dataset(data, _coords(plan), _attributes(plan))
 
 
-def _coords(plan: Plan) -> Coords:
+def _coords(plan: WorkPlan) -> Coords:
     """All coordinates: their dimensions and values."""
     units, owner = plan.units, plan.owner
     on_policy: dict[str, Any] = {

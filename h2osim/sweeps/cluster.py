@@ -1,103 +1,31 @@
-"""Doing the chunks of a plan: on the cores or GPUs of this machine, or on a Dask cluster."""
+"""Doing the chunks of a sweep on a Dask cluster."""
 
 from __future__ import annotations
 
-import queue
+import math
+import os
 import threading
-import time
 import uuid
 from asyncio import CancelledError
 from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from h2osim.policies.text import parse
+from h2osim.replays.execute import WORTH_A_GPU, Engine, Meter, compute, engine_called, engine_here
+from h2osim.replays.plan import WorkPlan, plan_work
 from h2osim.support.errors import UserError
 from h2osim.support.progress import Progress
-from h2osim.sweeps.compute import Engine, compute, engine_called, engine_here
-from h2osim.sweeps.plan import Plan, make_plan, trace_paths
-from h2osim.sweeps.store import Sink, Store
+from h2osim.sweeps.store import SweepStore
 from h2osim.traces.catalogue import open_trace
+from h2osim.traces.trace import Trace
 
 #: Seconds that a scheduler may take to answer.
 _PATIENCE = 10.0
 
-
-class _Stopped(BaseException):
-    """Ends a lane whose driver has given up."""
-
-
-class _Meter:
-    """Adds up what is done; chunks report in shares of themselves."""
-
-    def __init__(self, plan: Plan, todo: Iterable[int], progress: Progress | None):
-        self._total = float(plan.costs.sum())
-        left = set(todo)
-        self._done = sum(float(cost) for i, cost in enumerate(plan.costs) if i not in left)
-        self._progress, self._lock = progress, threading.Lock()
-        self._last = 0.0
-        self.add(0.0)
-
-    def add(self, cost: float, now: bool = True) -> None:
-        """More is done; tells the caller a few times a second, or at once."""
-        with self._lock:
-            self._done += cost
-            if self._progress and (now or time.monotonic() - self._last > 0.1):
-                self._last = time.monotonic()
-                self._progress(min(self._done, self._total), self._total, "sweeping")
-
-
-def run_here(plan: Plan, sink: Sink, engine: Engine, progress: Progress | None) -> None:
-    """Do what is left on this machine, a chunk a lane."""
-    todo = [i for i in range(plan.chunks) if not sink.finished(i)]
-    meter = _Meter(plan, todo, progress)
-    stop = threading.Event()
-    lanes: queue.SimpleQueue[int] = queue.SimpleQueue()
-    count = engine.lanes()
-    for lane in range(count):
-        lanes.put(lane)
-
-    def work(index: int) -> None:
-        cost = float(plan.costs[index])
-        told = 0.0
-
-        def tick(share: float) -> None:
-            nonlocal told
-            if stop.is_set():
-                raise _Stopped
-            told += share * cost
-            meter.add(share * cost, now=False)
-
-        lane = lanes.get()
-        try:
-            sink.started(index)
-            sink.put(index, compute(plan.part(index), engine, lane, tick, sink.room(index)))
-        finally:
-            lanes.put(lane)
-        meter.add(max(0.0, cost - told))
-
-    pool = ThreadPoolExecutor(max(1, min(count, len(todo))))
-    try:
-        waiting: set[Future[None]] = set()
-        left = iter(todo)
-        while True:
-            for index in islice(left, 2 * count - len(waiting)):
-                waiting.add(pool.submit(work, index))
-            if not waiting:
-                return
-            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
-                future.result()
-    finally:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
-
-
-# --- Dask -----------------------------------------------------------------------------------
 
 
 def connect(address: str) -> Any:
@@ -122,9 +50,23 @@ def lanes_of(client: Any) -> int:
     return max(1, sum(client.nthreads().values()))
 
 
-def engine_there(client: Any, engine: str, folders: Sequence[str]) -> Engine:
-    """The engine that the workers use; UserError where one of them lacks it, or a folder."""
+def trace_paths(traces: Sequence[Trace]) -> list[str]:
+    """The absolute folder of each trace; UserError for one in memory."""
+    for trace in traces:
+        if trace.path is None:
+            raise UserError(
+                f"trace {trace.name}: it lives in memory; save it, workers open traces by path"
+            )
+    return [os.path.abspath(str(trace.path)) for trace in traces]
+
+
+def engine_there(client: Any, engine: str, folders: Sequence[str], seconds: float) -> Engine:
+    """The engine for work of so many seconds of a core; UserError where a worker lacks it, or a
+    folder. ``auto`` as in :func:`~h2osim.replays.execute.engine_here`, where all have a GPU.
+    """
     address = client.scheduler.address
+    if engine == "auto" and seconds / lanes_of(client) < WORTH_A_GPU:
+        engine = "numba"
     try:
         told: dict[str, tuple[str, str]] = client.run(_probe, engine, list(folders))
     except Exception as error:  # whatever a worker's missing or other installation raises
@@ -142,12 +84,14 @@ def _probe(engine: str, folders: Sequence[str]) -> tuple[str, str]:
         if not Path(folder).is_dir():
             return "", f"{folder}: no such folder there; traces and store are opened by path"
     try:
-        return engine_here(engine).name, ""
+        return engine_here(engine, math.inf).name, ""
     except UserError as error:
         return "", str(error)
 
 
-def run_dask(plan: Plan, store: Store, engine: str, client: Any, progress: Progress | None) -> None:
+def execute_there(
+    plan: WorkPlan, engine: Engine, store: SweepStore, client: Any, progress: Progress | None
+) -> None:
     """Do what is left on a cluster: the same chunks, written by the workers themselves.
 
     Store and traces must have the same absolute paths on every worker. A task whose worker dies is
@@ -159,18 +103,22 @@ def run_dask(plan: Plan, store: Store, engine: str, client: Any, progress: Progr
         if dict(parse(configured.text).values) != dict(configured.values):
             raise UserError(f"policy {configured.text}: workers can not make it from its name")
     todo = [i for i in range(plan.chunks) if not store.finished(i)]
-    meter = _Meter(plan, todo, progress)
+    seconds = [plan.chunk_seconds(i) for i in range(plan.chunks)]
+    total = math.fsum(seconds)
+    left = math.fsum(seconds[i] for i in todo)
+    meter = Meter(total, total - left, "sweeping", progress)
     paths = tuple(trace_paths(plan.traces))
     name = f"h2osim-sweep-{uuid.uuid4().hex}"
     where = str(store.path.resolve())
     futures = client.map(
-        _remote, todo, path=where, traces=paths, engine=engine, turns=turns(client.nthreads()),
+        _remote, todo, path=where, traces=paths, engine=engine.name, turns=turns(client.nthreads()),
         key=[f"{name}-{i}" for i in todo], pure=False,
     )  # fmt: skip
     try:
         for future in as_completed(futures, loop=client.loop):
-            meter.add(float(plan.costs[future.result()]))
+            meter.add(seconds[future.result()])
             future.release()
+        meter.end()
     except KilledWorker as error:
         raise UserError(
             f"--dask: a task's workers died again and again ({error.task}); is their memory enough?"
@@ -200,27 +148,25 @@ def _remote(
     if not store.finished(index):
         lane = lane_of(*turns.get(get_worker().address, (0, 1)))
         store.started(index)
-        store.put(index, compute(plan.part(index), engine_here(engine), lane))
+        store.put(index, compute(plan.part(index), engine_called(engine), lane))
     return index
 
 
 @lru_cache(maxsize=4)
-def _opened(path: str, traces: tuple[str, ...]) -> tuple[Plan, Store]:
+def _opened(path: str, traces: tuple[str, ...]) -> tuple[WorkPlan, SweepStore]:
     """The plan of a store, made anew from what it says, and checked to be the same."""
-    store = Store(Path(path))
+    store = SweepStore(Path(path))
     asked = store.identity
-    plan = make_plan(
+    plan = plan_work(
         [open_trace(trace) for trace in traces],
         [parse(text) for text in asked["policies"]],
         asked["budgets"],
         prompt_len=asked["prompt_len"],
         share=asked["share"],
         layers=asked["layers"],
-        engine=engine_called("numba"),
-        chunk=store.chunk,
     )
-    store.check(plan.identity)
-    return plan, store
+    store.check(plan)
+    return replace(plan, chunk=store.chunk), store
 
 
 _LANES = threading.local()

@@ -1,0 +1,91 @@
+"""What runs found, in exact integers, and the recall that follows from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from h2osim.engines.results import Curve, Outcome
+from h2osim.replays.plan import Run
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a chunk gives, filled in run by run; all masses in fixed point.
+
+    kept: int64 [configurations, units, budgets], the mass attended over all decode steps, -1 where
+    a trace is shorter than the budget. held: int32, as kept, the most keys that a step attended
+    besides its own. whole: int64 [units], the mass of all decode rows. On request evicted_at: int32
+    [..., tokens], and of every decode step kept_steps: int64 [..., steps] and whole_steps: int64
+    [units, steps].
+    """
+
+    kept: np.ndarray
+    held: np.ndarray
+    whole: np.ndarray
+    evicted_at: np.ndarray | None = None
+    kept_steps: np.ndarray | None = None
+    whole_steps: np.ndarray | None = None
+
+    @classmethod
+    def empty(
+        cls, shape: tuple[int, int, int], tokens: int | None = None, steps: int | None = None
+    ) -> Found:
+        """Nothing found yet; with evictions of ``tokens``, and with masses of decode ``steps``."""
+        return cls(
+            np.full(shape, -1, np.int64),
+            np.zeros(shape, np.int32),
+            np.zeros(shape[1], np.int64),
+            None if tokens is None else np.zeros((*shape, tokens), np.int32),
+            None if steps is None else np.zeros((*shape, steps), np.int64),
+            None if steps is None else np.zeros((shape[1], steps), np.int64),
+        )
+
+    def part(self, at: tuple[slice, slice]) -> Found:
+        """The part of some configurations and units, sharing the memory."""
+        assert self.evicted_at is None and self.kept_steps is None
+        return Found(self.kept[at], self.held[at], self.whole[at[1]])
+
+    def recorded(self, run: Run) -> list[int]:
+        """The budgets of a pass whose evictions are wanted, ascending."""
+        if self.evicted_at is None or not run.one_pass:
+            return []
+        every = np.arange(1, run.job.unit.n + 1)
+        return sorted(every[run.entries].tolist())
+
+    def put(self, run: Run, result: Curve | Outcome, masses: np.ndarray | int) -> None:
+        """Enter what a run found, and the masses of its unit's decode rows (or their sum)."""
+        u = run.at[1]
+        self.whole[u] = np.sum(masses)
+        if isinstance(result, Curve):
+            self.kept[run.at][run.places] = result.kept[run.entries]
+            self.held[run.at][run.places] = result.held[run.entries]
+            if self.evicted_at is not None:
+                every = np.arange(run.job.unit.n)[run.entries]
+                order = np.argsort(np.argsort(every))
+                self.evicted_at[run.at][run.places] = result.evicted_at[order]
+            return
+        self.kept[run.at][run.places] = result.kept.sum()
+        self.held[run.at][run.places] = result.held
+        if self.evicted_at is not None:
+            self.evicted_at[run.at][run.places] = result.evicted_at
+        if self.kept_steps is not None and self.whole_steps is not None:
+            self.kept_steps[run.at][run.places] = result.kept
+            self.whole_steps[u] = masses
+
+    @property
+    def recall(self) -> np.ndarray:
+        """float64, as kept: kept / whole in one correctly rounded division.
+
+        NaN where there is nothing to tell: a trace shorter than the budget, nothing decoded.
+        """
+        return quotient(self.kept, self.whole[:, None])
+
+
+def quotient(kept: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Kept / whole, correctly rounded; NaN where whole is 0 or kept is missing (negative)."""
+    # Below 2**53, which takes half a billion rows of a head to reach, both are exact in float64.
+    assert not whole.size or whole.max() < 2**53
+    told = np.broadcast_to(whole, kept.shape) > 0
+    return np.divide(kept, whole, out=np.full(kept.shape, np.nan), where=told & (kept >= 0))

@@ -1,0 +1,171 @@
+"""A chunk's work in tasks: what one thread does at a time, on the CPU or on a GPU.
+
+A task holds runs that share the reading of rows. Its engine fills their places in what is found;
+the engines agree exactly.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from h2osim.attention.triangle import tri
+from h2osim.replays.found import Found
+from h2osim.replays.plan import Chunk, Run
+from h2osim.traces.unit import Unit
+
+#: Bytes of working arrays of the runs that are fed together.
+_RUNS_BYTES = 128 * 2**20
+#: Bytes of a block of rows that several runs read before the next is touched.
+_BLOCK_BYTES = 2 * 2**20
+
+#: Called with the share of a task done since the last call; may raise to stop the work.
+Tick = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Runs that are done together, and the engine that does them: naive, numba or cuda."""
+
+    engine: str
+    runs: Sequence[Run]
+
+    @property
+    def seconds(self) -> float:
+        """About how long it takes a core."""
+        return sum(run.seconds for run in self.runs)
+
+    def do(self, found: Found, lane: int | None, tick: Tick) -> None:
+        """Do the runs; ``lane`` modulo the number of GPUs is the one to use, None: all of them."""
+        units = {id(run.job.unit): run.job.unit for run in self.runs}.values()
+        for unit in units:
+            unit.trace.check_layer(unit.layer)
+        if self.engine == "cuda":
+            _cuda(self.runs, found, lane, tick)
+        elif self.engine == "numba":
+            _numba(self.runs, found, tick)
+        else:
+            _naive(self.runs, found, tick)
+        for unit in units:  # the file may have been written over meanwhile
+            unit.trace.check_layer(unit.layer)
+
+
+def tasks_of(chunk: Chunk, engine: str, pieces: int = 1) -> Iterator[Task]:
+    """A chunk's work; the runs of a unit are split into at least ``pieces`` tasks on the CPU.
+
+    What CUDA refuses runs under numba.
+    """
+    rest = list(range(len(chunk.configured)))
+    if engine == "naive":
+        chunk = replace(chunk, one_pass=np.zeros_like(chunk.one_pass))
+    if engine == "cuda":
+        rest = refused_by_cuda(chunk)
+        yield from _cuda_tasks(chunk, sorted(set(range(len(chunk.configured))) - set(rest)))
+        engine = "numba"
+    for u, unit in enumerate(chunk.units):
+        runs = [run for i in rest for run in chunk.runs(i, u)]
+        for batch in _batches(runs, unit, -(-len(runs) // pieces)):
+            yield Task(engine, batch)
+
+
+def refused_by_cuda(chunk: Chunk) -> list[int]:
+    """The configurations that run on the CPU only."""
+    from h2osim import cuda
+
+    heads = {len(unit.heads) for unit in chunk.units}
+    refusals = [[cuda.refusal(one, h) for h in heads] for one in chunk.configured]
+    return [i for i, told in enumerate(refusals) if any(told)]
+
+
+def _batches(runs: list[Run], unit: Unit, most: int) -> Iterator[list[Run]]:
+    """As many runs at a time as fit the memory for their working arrays, at most ``most``."""
+    batch: list[Run] = []
+    room = 0
+    for run in runs:
+        policy = run.job.configured.policy
+        size = unit.n * (64 + 8 * (len(policy.state) + len(policy.inputs)) + 20 * len(unit.heads))
+        if batch and (room + size > _RUNS_BYTES or len(batch) == most):
+            yield batch
+            batch, room = [], 0
+        batch.append(run)
+        room += size
+    if batch:
+        yield batch
+
+
+def _cuda_tasks(chunk: Chunk, accepted: Sequence[int]) -> Iterator[Task]:
+    """The jobs of one call have a trace, a prompt length, a number of heads and a kind."""
+    groups: defaultdict[tuple, list[Run]] = defaultdict(list)
+    for i in accepted:
+        for u, unit in enumerate(chunk.units):
+            for run in chunk.runs(i, u):
+                key = id(unit.trace), run.job.prompt_len, len(unit.heads), run.one_pass
+                groups[key].append(run)
+    for runs in groups.values():
+        yield Task("cuda", runs)
+
+
+# --- the engines ----------------------------------------------------------------------------
+
+
+def _naive(runs: Sequence[Run], found: Found, tick: Tick) -> None:
+    from h2osim.engines import naive
+
+    for run in runs:
+        masses = run.job.unit.row_masses()[run.job.prompt_len :]
+        found.put(run, naive.run(run.job), masses)
+        tick(1 / len(runs))
+
+
+def _numba(runs: Sequence[Run], found: Found, tick: Tick) -> None:
+    """All runs are fed the unit's rows block by block, so that rows are read or made once."""
+    from h2osim.engines.direct import DirectRun
+    from h2osim.engines.stack import StackRun
+
+    unit = runs[0].job.unit
+    fed = [
+        StackRun(run.job, found.recorded(run)) if run.one_pass else DirectRun(run.job)
+        for run in runs
+    ]
+    lag = max(run.job.configured.lag() for run in runs)
+    rows = None
+    if len(runs) > 1 and "scores" in unit.trace.stores:
+        rows = max(32, _BLOCK_BYTES // (2 * unit.n * len(unit.heads)))
+    for block in unit.blocks(rows=rows, lag=lag):
+        share = (tri(block.stop) - tri(block.start)) / tri(unit.n) / len(runs)
+        for one in fed:
+            one.feed(block)
+            tick(share)
+    for run, one in zip(runs, fed, strict=True):
+        found.put(run, one.result(), one.masses)
+
+
+#: Whose turn it is on a GPU.
+_DEVICE_LOCKS: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
+
+
+def _cuda(runs: Sequence[Run], found: Found, lane: int | None, tick: Tick) -> None:
+    from h2osim import cuda
+
+    jobs = [run.job for run in runs]
+    every = sum(job.unit.n for job in jobs)
+
+    def told(rows: int) -> None:
+        tick(rows / every)
+
+    devices = cuda.devices()
+    place = -1 if lane is None else lane % len(devices)
+    device = None if lane is None else devices[place]
+    with _DEVICE_LOCKS[place]:
+        results: Any
+        if runs[0].one_pass:
+            results = cuda.curves(jobs, found.recorded(runs[0]), device=device, tick=told)
+        else:
+            results = cuda.direct(jobs, device=device, tick=told)
+    for run, (result, masses) in zip(runs, results, strict=True):
+        found.put(run, result, masses)
