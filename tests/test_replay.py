@@ -319,6 +319,20 @@ def test_tasks_stop_once_nobody_waits_for_them(monkeypatch: pytest.MonkeyPatch) 
     assert 2 <= calls < 20
 
 
+def test_the_naive_engine_stops_in_the_midst_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "_REPORT", 0.0)
+    done: list[float] = []
+
+    def stop(now: float, total: float, word: str) -> None:
+        done.append(now / total)
+        if now > 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replay(SMALL, "h2o", 9, layers=[0], share="layer", engine="naive", progress=stop)
+    assert 0 < done[1] < 0.1  # after a row of the only run
+
+
 def test_every_engine_and_a_saved_trace_give_the_same(tmp_path: Any) -> None:
     expected = replay(SMALL, ["h2o", "snapkv:window=4"], [4, 0.5], prompt_len=12, engine="naive")
     saved = h2osim.open_trace(SMALL.save(tmp_path / "scores"))

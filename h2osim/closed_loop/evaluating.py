@@ -10,7 +10,7 @@ import numpy as np
 
 from h2osim.policies.declaration import Configured, Policy
 from h2osim.policies.text import parse
-from h2osim.replays.replaying import budget_tokens
+from h2osim.replays.budgets import budget_tokens
 from h2osim.support.errors import UserError
 from h2osim.support.progress import Progress
 from h2osim.traces.manifest import SHARES

@@ -6,7 +6,7 @@ Every other engine is compared with this one: the same evictions and the same in
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,12 @@ from h2osim.policies.declaration import INF, Configured
 from h2osim.policies.roles import ROLES, arguments
 
 
-def run(job: Job) -> Outcome:
-    """Replay ``job.unit`` under ``job.configured`` at ``job.budget``."""
+def run(job: Job, tick: Callable[[], None] = lambda: None) -> Outcome:
+    """Replay ``job.unit`` under ``job.configured`` at ``job.budget``; ``tick`` follows each row."""
     replay = NaiveStepper(job.configured, job.scalars, job.inputs)
     for t in range(job.unit.n):
         replay.step([[int(x) for x in row] for row in job.unit.head_rows(t)])
+        tick()
     evicted_at = np.full(job.unit.n, job.unit.n, np.int32)
     for j, t in replay.last_attended().items():
         evicted_at[j] = min(job.unit.n, t)

@@ -24,6 +24,9 @@ _RUNS_BYTES = 128 * 2**20
 #: Bytes of a block of rows that several runs read before the next is touched.
 _BLOCK_BYTES = 2 * 2**20
 
+#: The same for a run alone, which could take all rows at once but for Ctrl-C.
+_ALONE_BYTES = 64 * 2**20
+
 #: Called with the share of a task done since the last call; may raise to stop the work.
 Tick = Callable[[float], None]
 
@@ -116,10 +119,11 @@ def _cuda_tasks(chunk: Chunk, accepted: Sequence[int]) -> Iterator[Task]:
 def _naive(runs: Sequence[Run], found: Found, tick: Tick) -> None:
     from h2osim.engines import naive
 
+    unit = runs[0].job.unit
+    share = 1 / len(runs) / unit.n
     for run in runs:
-        masses = run.job.unit.row_masses()[run.job.prompt_len :]
-        found.put(run, naive.run(run.job), masses)
-        tick(1 / len(runs))
+        masses = unit.row_masses()[run.job.prompt_len :]
+        found.put(run, naive.run(run.job, lambda: tick(share)), masses)
 
 
 def _numba(runs: Sequence[Run], found: Found, tick: Tick) -> None:
@@ -134,8 +138,9 @@ def _numba(runs: Sequence[Run], found: Found, tick: Tick) -> None:
     ]
     lag = max(run.job.configured.lag() for run in runs)
     rows = None
-    if len(runs) > 1 and "scores" in unit.trace.stores:
-        rows = max(32, _BLOCK_BYTES // (2 * unit.n * len(unit.heads)))
+    if "scores" in unit.trace.stores:
+        size = _BLOCK_BYTES if len(runs) > 1 else _ALONE_BYTES
+        rows = max(32, size // (2 * unit.n * len(unit.heads)))
     for block in unit.blocks(rows=rows, lag=lag):
         share = (tri(block.stop) - tri(block.start)) / tri(unit.n) / len(runs)
         for one in fed:
