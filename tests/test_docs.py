@@ -31,6 +31,7 @@ from h2osim.traces.trace import Trace
 TOP = Path(__file__).parent.parent
 TABLE = TOP / "docs" / "policies.md"
 GUIDE = TOP / "docs" / "add-a-policy.md"
+DRIVE = TOP / "docs" / "drive-a-decoder.md"
 
 # --- the table ------------------------------------------------------------------------------
 
@@ -101,9 +102,9 @@ def test_the_table_of_policies_is_fresh() -> None:
 # --- the guide ------------------------------------------------------------------------------
 
 
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of a language in the guide."""
-    return re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+def blocks(language: str, page: Path = GUIDE) -> list[str]:
+    """The fenced blocks of a language in a page."""
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +174,12 @@ def test_the_guides_policy_is_a_policy_like_any_other(my: Path) -> None:
 
 def test_the_guides_rules_can_be_said_in_cuda(my: Path) -> None:
     assert "peak" in rules_text(find(str(my / "my.py")))
+
+
+def test_the_decoder_that_drops_keys_runs(tmp_path: Path) -> None:
+    (code,) = blocks("python", DRIVE)
+    kept = run(tmp_path, "-c", code).removeprefix("kept: [").rstrip("]\n").split(", ")
+    assert kept[-8:] == [str(t) for t in range(192, 200)]  # recent=8
 
 
 def test_the_guides_policy_does_what_it_says(my: Path) -> None:

@@ -6,7 +6,9 @@ declarations, and traces with the data that it needs.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples, qk_traces
 
-from h2osim.policies.declaration import Configured, Policy
+from h2osim.policies.arithmetic import accumulate
+from h2osim.policies.declaration import Array, Configured, Policy
+from h2osim.policies.parameters import Param, shared
 from h2osim.policies.registry import all_policies
 from h2osim.replays.replaying import replay
 from h2osim.traces import unit
@@ -74,6 +78,81 @@ def test_numba_replays_as_the_definition_says(name: str) -> None:
     @given(cases(policy, traces_for(policy, min_n=2)))
     def check(case: Case) -> None:
         assert_same(case.replayed("naive"), case.replayed("numba"))
+
+    check()
+
+
+def seen_now_and_then(age: int, t: int) -> bool:
+    return age == 0 or (t - age) % 3 != t % 2
+
+
+def changes(score: float, a: float, a_old: float) -> float:
+    return score + 3.0 * a - 2.0 * a_old
+
+
+def least(score: float, age: int, recent: int) -> float:
+    if age < recent:
+        return math.inf
+    return score
+
+
+def spent(score: float, age: int) -> float:
+    return -math.inf if age > 3 and score < 0.25 else score
+
+
+def two_short(k: int, size: int) -> int:
+    return max(1, k - 2) if size > k else size
+
+
+def of_two_heads(
+    positions: Array, ranks: Array, head_scores: Array, head_row: Array, t: int, heads: int
+) -> None:
+    for i in range(len(positions)):
+        j = positions[i]
+        ranks[i] = head_scores[0][j] - 2.0 * head_row[heads - 1][j] / (t - j + 1)
+
+
+def band(k: int) -> int:
+    return 1 + k // 2
+
+
+LAG = Param("lag", 2, "", "int", 1)
+SCORES = shared("scores", "cached")
+#: Rules that no registered policy puts together.
+MIXED: dict[str, dict[str, Any]] = {
+    "hides and looks back": dict(update=changes, rank=least, visible=seen_now_and_then, lag="lag"),
+    "lingers and looks back": dict(update=changes, rank=least, linger=band, lag="lag"),
+    "expires and looks back": dict(update=changes, rank=spent, expires=True, lag="lag"),
+    "hides and lingers": dict(
+        update=accumulate, rank=least, visible=seen_now_and_then, linger=band
+    ),
+    "hides, by head": dict(rank_cache=of_two_heads, visible=seen_now_and_then),
+    "two short, by head": dict(rank_cache=of_two_heads, keep=two_short),
+    "expires, hides, two short": dict(
+        update=accumulate, rank=spent, expires=True, visible=seen_now_and_then, keep=two_short
+    ),
+    "re-admits and looks back": dict(update=changes, rank=least, readmits=True, lag="lag"),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_rules_in_any_mixture(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = Policy(
+        name="mixed",
+        summary="",
+        source="",
+        state=("score",) if "update" in MIXED[name] else (),
+        params=(LAG, SCORES, shared("recent", 0)),
+        **MIXED[name],
+    )
+
+    @examples(40)
+    @given(cases(policy, traces_for(policy, min_n=2)), st.integers(1, 7))
+    def check(case: Case, rows: int) -> None:
+        monkeypatch.setattr(unit, "BLOCK_ROWS", 1000)
+        expected = case.replayed("naive")
+        monkeypatch.setattr(unit, "BLOCK_ROWS", rows)
+        assert_same(expected, case.replayed("numba"))
 
     check()
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import linecache
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from h2osim.engines.stepper import Stepper
 from h2osim.policies.declaration import Policy
+from h2osim.policies.to_cuda import rules_text
 from h2osim.replays.replaying import replay
 from h2osim.support.errors import UserError
 from h2osim.traces.synthetic import synth
@@ -91,3 +95,72 @@ def test_an_edited_policy_file_is_read_again(tmp_path: Path) -> None:
 
 
 ENGINES = ("naive", "numba")
+
+CELL = """
+from h2osim import Policy
+
+WEIGHT = 0.5
+
+
+def weighed(score, a):
+    return WEIGHT * score + a
+
+
+def rank(score, age):
+    return 1e9 if age < 2 else {sign}score
+
+
+mine = Policy("mine", "", "", rank, state=("score",), update=weighed, inclusive=True)
+"""
+
+
+def run_cell(text: str, name: str) -> Policy:
+    """What IPython does with a cell: its text is known to linecache and to nothing else."""
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    scope: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(text, name, "exec"), scope)
+    policy = scope["mine"]
+    assert isinstance(policy, Policy)
+    return policy
+
+
+def test_a_policy_from_a_notebook_runs_everywhere() -> None:
+    """And the same cell, edited and run again, is another policy."""
+    found = []
+    cells = {"": "/tmp/ipykernel_7/1234.py", "-": "<ipython-input-2-0123456789ab>"}
+    for sign, cell in cells.items():
+        policy = run_cell(CELL.format(sign=sign), cell)
+        naive = replay(TRACE, policy, "all", engine="naive", evictions=True)
+        stack = replay(TRACE, policy, "all", evictions=True)
+        direct = replay(TRACE, policy, "all", step_recall=True, evictions=True)
+        assert stack.one_pass.all() and not direct.one_pass.any()
+        for other in (stack, direct):
+            for data in ("evicted_at", "held", "recall"):
+                np.testing.assert_array_equal(other[data], naive[data])
+        assert "rule_update" in rules_text(policy) and "weighed" in rules_text(policy)
+        unit = TRACE.units()[0]
+        stepper = Stepper(policy, 5, heads=len(unit.heads))
+        for t in range(unit.n):
+            stepper.step((unit.head_rows(t) * 2.0**-24).astype(np.float16))
+        expected = naive.evicted_at.sel(layer=unit.layer, unit=unit.index, budget=5)
+        np.testing.assert_array_equal(stepper.evicted_at, expected.values.ravel())
+        found.append(naive.recall.values)
+    assert (found[0] != found[1]).any()
+
+
+def all_but_two(k: int) -> int:
+    return 1 if k == 2 else k
+
+
+def twice(k: int) -> int:
+    return 2 * k
+
+
+def now_and_then(k: int, size: int, t: int) -> int:
+    return k if t % 3 == 0 else size
+
+
+def test_a_keep_that_is_not_k_for_every_budget_is_refused() -> None:
+    for keep in (half, all_but_two, twice):
+        assert "keep gives" in refused(policy(keep=keep, inclusive=True), "all")
+    assert replay(TRACE, policy(keep=now_and_then, inclusive=True), "all").one_pass.all()

@@ -13,6 +13,7 @@ from strategies import examples, qk_traces
 import h2osim
 from h2osim.policies.declaration import Configured
 from h2osim.policies.registry import all_policies
+from h2osim.policies.text import parse
 from h2osim.replays.plan import one_pass_pays
 from h2osim.replays.replaying import replay
 from h2osim.traces import unit
@@ -89,6 +90,21 @@ def test_some_budgets_are_read_off_the_same_pass(name: str) -> None:
             np.testing.assert_array_equal(found[name].values, expected[name].values, name)
 
     check()
+
+
+@pytest.mark.parametrize("heads", [127, 128, 130])
+def test_many_heads_that_all_attend_one_token(heads: int) -> None:
+    """Their sum passes 2**31 at 128 heads; ranks and masses must not wrap around."""
+    scores = np.zeros((heads, 4, 4))
+    scores[:, :, 0] = 1
+    trace = Trace.from_scores(scores, group_size=heads)
+    assert trace.units()[0].row(3)[0] == heads * 2**24
+    assert_one_pass_is_many_runs((trace, parse("h2o:recent=0,scores=full"), 1, "group"))
+    naive = replay(trace, "h2o:recent=0,scores=full", "all", engine="naive", evictions=True)
+    assert (naive.evicted_at[..., 0] == 4).all() and (naive.recall == 1).all()
+    one_pass = replay(trace, "h2o:recent=0,scores=full", "all", evictions=True)
+    for name in ("evicted_at", "held", "recall"):
+        np.testing.assert_array_equal(one_pass[name], naive[name], name)
 
 
 def sparse(n: int) -> Trace:

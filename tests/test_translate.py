@@ -20,7 +20,7 @@ from h2osim.policies.translator import Untranslatable
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
-FLOATS = (0.0, 1.0, -1.0, 0.5, -0.1, 3.7, -3.7, 1e-300, 2.0**-24, 1e18, -7.25, 123456.789)
+FLOATS = (0.0, -0.0, 1.0, -1.0, 0.5, -0.1, 3.7, -3.7, 1e-300, 2.0**-24, 1e18, -7.25, 123456.789)
 INTS = (0, 1, 2, 3, 7, 40, 1000, 2**24)
 
 
@@ -58,12 +58,36 @@ def choices(score: float, pos: int, age: int) -> float:
     return low if 0 < age <= 7 or not pos > 3 else high + int(score / 3) + math.sqrt(abs(score))
 
 
+def wide(score: float, pos: int, age: int) -> float:
+    square = pos * pos
+    return (
+        (pos * pos * 3 - age) // 7
+        + (pos * pos - 12345) % 1000
+        + (age - square) // 3
+        + 7 // (square + 1)
+        + age % (square + 1)
+        + (pos * pos * 2) / 3
+    )
+
+
+def signs(score: float, pos: int, age: int) -> float:
+    if age == 0:
+        return min(score, 0.0)
+    if age == 1:
+        return max(score, 0.0)
+    if age == 2:
+        return min(0.0, score)
+    if age == 3:
+        return max(0.0, score)
+    return abs(score) if pos else -score
+
+
 def called(score: float, pos: int, age: int) -> float:
     return sigmoid(-abs(score)) + exp(-float(age)) - (INF if pos < 0 else 0.0)
 
 
 @needs_compiler
-@pytest.mark.parametrize("rule", [arithmetic, division, loops, choices, called])
+@pytest.mark.parametrize("rule", [arithmetic, division, wide, signs, loops, choices, called])
 def test_same_bits_as_python(rule: Callable[..., float]) -> None:
     probe = """
 extern "C" __global__ void masses(
@@ -114,6 +138,26 @@ def huge(pos: int) -> float:
     return pos * pos * pos
 
 
+def brink(pos: int) -> float:
+    return pos * pos * 2048  # 2**26 * 2**26 * 2**11
+
+
+def difference(pos: int) -> float:
+    return pos * pos * 1024 - (0 - pos * pos * 1024)
+
+
+def fraction(pos: int) -> float:
+    return pos * pos * 4 / 3
+
+
+def below_the_brink(pos: int) -> float:
+    return pos * pos * 2047 + pos * pos * 2 / 3
+
+
+def test_whole_numbers_just_below_the_limits_are_translated() -> None:
+    assert "rule_rank" in rules_text(policy(below_the_brink))
+
+
 def endless(pos: int) -> float:
     return endless(pos)
 
@@ -134,6 +178,9 @@ def text(score: float) -> float:
         (rounded, r"round\(\)"),
         (truthy, "`and` or `or` of numbers"),
         (huge, "64 bits"),
+        (brink, "64 bits"),
+        (difference, "64 bits"),
+        (fraction, r"of ints beyond 2\*\*53"),
         (endless, "calls itself"),
         (text, "WORD"),
     ],
