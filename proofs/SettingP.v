@@ -72,6 +72,77 @@ rewrite -big_filter -[X in (_ <= X)%Z]big_filter; apply: pair_sum => [|o s|s _] 
 by rewrite !mem_filter => /andP[oS oO] /andP[_ sS]; apply: cf.
 Qed.
 
+Definition from_prompt_end (p : nat) : pred nat := fun t => p <= t.+1.
+
+(* A cache that evicts by any score, of equals the oldest first, from the end of the prompt on. *)
+Section Scored.
+
+Variables (b : nat -> nat -> Z) (p : nat).
+
+Notation low := (fun t => by_score (b t)).
+Notation from_prompt_end := (from_prompt_end p).
+
+Definition scored (k t : nat) : seq nat := store low from_prompt_end k t.
+
+Lemma size_scored k t : size (scored k t) = if p <= t then minn k t else t.
+Proof.
+elim: t => [|t IH]; first by rewrite minn0 if_same.
+rewrite /scored storeS /from_prompt_end; case: (leqP p t.+1) => pt; last first.
+  by rewrite size_rcons IH leqNgt (ltnW pt).
+rewrite size_trim size_rcons IH; case: (p <= t) => //.
+case: (leqP k t) => kt; first by rewrite !(minn_idPl _) // (leqW kt).
+by rewrite (minn_idPr kt).
+Qed.
+
+Hypothesis grows : forall i j s, i <= j -> (b i s <= b j s)%Z.
+
+Lemma least_grows t k i (s : nat) c : from_prompt_end t -> k <= t <= i ->
+  (forall u : nat, u \in scored k t.+1 -> (c <= b t u)%Z) ->
+  s \in scored k i.+1 -> (c <= b i s)%Z.
+Proof.
+move=> ev /andP[kt]; elim: i s => [|i IH] s ti base; first by move: ti base; rewrite leqn0 => /eqP->; apply.
+move: ti; rewrite leq_eqVlt => /orP[/eqP<-|]; first exact: base.
+rewrite ltnS => ti sin; have {}IH (u : nat) : u \in scored k i.+1 -> (c <= b i u)%Z by move=> h; apply: IH.
+have := mem_subseq (store_subseq_attended low from_prompt_end k i.+1) sin.
+rewrite mem_rcons inE => /orP[/eqP sn|old]; last first.
+  by have := IH _ old; have := @grows i i.+1 s (leqnSn i); lia.
+(* the new token stays: some old one was evicted instead, and ranks below it *)
+have size_k j : t <= j -> size (scored k j.+1) = k.
+  move=> tj; rewrite size_scored (leq_trans ev) //.
+  by apply/minn_idPl; rewrite (leq_trans kt) // (leq_trans tj).
+have /allPn[u uin uout] : ~~ all (mem (scored k i.+2)) (scored k i.+1).
+  apply/negP => /allP sub; have : size (i.+1 :: scored k i.+1) <= size (scored k i.+2).
+    apply: uniq_leq_size => [|x]; first by rewrite cons_uniq /scored store_uniq andbT; apply/negP => /store_lt; rewrite ltnn.
+    by rewrite inE => /orP[/eqP->|/sub h]; [move: sin; rewrite sn|exact: h].
+  by rewrite /= !size_k ?ltnn // (leq_trans ti).
+have ev' : from_prompt_end i.+1 by apply: leq_trans ev _; rewrite !ltnS (leq_trans ti).
+have us : low i.+1 u s.
+  move: sin uout; rewrite /scored storeS ev' => sin uout.
+  apply: (trim_out_low (by_score_order _)) uout sin; first exact: attended_uniq.
+  by rewrite mem_rcons inE uin orbT.
+have := by_score_le us; have := IH _ uin; have := @grows i i.+1 u (leqnSn i).
+by lia.
+Qed.
+
+Lemma gone_scored_below k i (o s : nat) : o <= i -> o \notin scored k i.+1 -> s \in scored k i.+1 ->
+  (b (departure low from_prompt_end k i.+1 o) o <= b i s)%Z.
+Proof.
+move=> oi out; have [] := departure_spec (oi : o < i.+1) out.
+move: (departure low from_prompt_end k i.+1 o) => t /andP[_ ti] ot out_t.
+have ev : from_prompt_end t.
+  by apply: contraNT out_t => /negbTE nev; rewrite storeS nev.
+have kt : k <= t.
+  rewrite leqNgt; apply: contra out_t => tk; rewrite storeS ev trim_small //.
+  rewrite size_rcons -/(scored k t) size_scored; case: ifP => _ //.
+  by apply: leq_ltn_trans (geq_minr _ _) tk.
+apply: (least_grows ev); first by rewrite kt.
+move=> u; move: out_t; rewrite /scored storeS ev => out_t uin.
+apply: by_score_le; apply: (trim_out_low (by_score_order (b t))) out_t uin => //.
+exact: attended_uniq.
+Qed.
+
+End Scored.
+
 Section SettingP.
 
 Variables (A : nat -> nat -> Z) (p : nat).
@@ -80,9 +151,7 @@ Definition score (i s : nat) : Z := \Sum_(s <= t < i.+1) A t s.
 
 Definition below (i : nat) : rel nat := by_score (score i).
 
-Definition from_prompt_end : pred nat := fun t => p <= t.+1.
-
-Definition before (k t : nat) : seq nat := store below from_prompt_end k t.
+Definition before (k t : nat) : seq nat := store below (from_prompt_end p) k t.
 Definition cache (k i : nat) : seq nat := before k i.+1.
 Definition top (k i : nat) : seq nat := trim (below i) k (iota 0 i.+1).
 
@@ -90,7 +159,7 @@ Definition top (k i : nat) : seq nat := trim (below i) k (iota 0 i.+1).
 Definition mass (i : nat) (S : seq nat) : Z := \Sum_(s <- S) score i s.
 
 (* t_o of the prose: the step at which a token that cache k i misses was evicted. *)
-Definition gone (k i o : nat) : nat := departure below from_prompt_end k i.+1 o.
+Definition gone (k i o : nat) : nat := departure below (from_prompt_end p) k i.+1 o.
 
 Lemma below_order i : strict_order (below i).
 Proof. exact: by_score_order. Qed.
@@ -99,14 +168,7 @@ Lemma cache_uniq k i : uniq (cache k i).
 Proof. exact: store_uniq. Qed.
 
 Lemma size_before k t : size (before k t) = if p <= t then minn k t else t.
-Proof.
-elim: t => [|t IH]; first by rewrite minn0 if_same.
-rewrite /before storeS /from_prompt_end; case: (leqP p t.+1) => pt; last first.
-  by rewrite size_rcons IH leqNgt (ltnW pt).
-rewrite size_trim size_rcons IH; case: (p <= t) => //.
-case: (leqP k t) => kt; first by rewrite !(minn_idPl _) // (leqW kt).
-by rewrite (minn_idPr kt).
-Qed.
+Proof. exact: size_scored. Qed.
 
 (* i_0 of the prose: the first step after which the cache of budget k is full. *)
 Definition full_from (k : nat) : nat := (maxn p k).-1.
@@ -139,50 +201,9 @@ by rewrite big_geq 1?ltnW //; apply: sum_ge0.
 Qed.
 
 (* A token that went is worth no more, when it went, than whatever is cached later. *)
-Lemma least_grows t k i (s : nat) c : from_prompt_end t -> k <= t <= i ->
-  (forall u : nat, u \in cache k t -> (c <= score t u)%Z) ->
-  s \in cache k i -> (c <= score i s)%Z.
-Proof.
-move=> ev /andP[kt]; elim: i s => [|i IH] s ti base; first by move: ti base; rewrite leqn0 => /eqP->; apply.
-move: ti; rewrite leq_eqVlt => /orP[/eqP<-|]; first exact: base.
-rewrite ltnS => ti sin; have {}IH (u : nat) : u \in cache k i -> (c <= score i u)%Z by move=> h; apply: IH.
-have := mem_subseq (store_subseq_attended below from_prompt_end k i.+1) sin.
-rewrite mem_rcons inE => /orP[/eqP sn|old]; last first.
-  by have := IH _ old; have := @score_grows i i.+1 s (leqnSn i); lia.
-(* the new token stays: some old one was evicted instead, and ranks below it *)
-have size_k j : t <= j -> size (cache k j) = k.
-  move=> tj; rewrite size_before (leq_trans ev) //.
-  by apply/minn_idPl; rewrite (leq_trans kt) // (leq_trans tj).
-have /allPn[u uin uout] : ~~ all (mem (cache k i.+1)) (cache k i).
-  apply/negP => /allP sub; have : size (i.+1 :: cache k i) <= size (cache k i.+1).
-    apply: uniq_leq_size => [|x]; first by rewrite /= cache_uniq andbT; apply/negP => /store_lt; rewrite ltnn.
-    by rewrite inE => /orP[/eqP->|/sub h]; [move: sin; rewrite sn|exact: h].
-  by rewrite /= !size_k ?ltnn // (leq_trans ti).
-have ev' : from_prompt_end i.+1 by apply: leq_trans ev _; rewrite !ltnS (leq_trans ti).
-have us : below i.+1 u s.
-  move: sin uout; rewrite /cache /before storeS ev' => sin uout.
-  apply: (trim_out_low (below_order _)) uout sin; first exact: attended_uniq.
-  by rewrite mem_rcons inE uin orbT.
-have := by_score_le us; have := IH _ uin; have := @score_grows i i.+1 u (leqnSn i).
-by lia.
-Qed.
-
 (* A token that went is worth no more, when it went, than whatever is cached later. *)
 Lemma gone_below k i (o s : nat) : o <= i -> o \notin cache k i -> s \in cache k i ->
   (score (gone k i o) o <= score i s)%Z.
-Proof.
-move=> oi out; have [] := departure_spec (oi : o < i.+1) out; rewrite -/(gone k i o).
-move: (gone k i o) => t /andP[_ ti] ot out_t.
-have ev : from_prompt_end t.
-  by apply: contraNT out_t => /negbTE nev; rewrite storeS nev.
-have kt : k <= t.
-  rewrite leqNgt; apply: contra out_t => tk; rewrite storeS ev trim_small //.
-  rewrite size_rcons -/(before k t) size_before; case: ifP => _ //.
-  by apply: leq_ltn_trans (geq_minr _ _) tk.
-apply: (least_grows ev); first by rewrite kt.
-move=> u; move: out_t; rewrite /cache /before storeS ev => out_t uin.
-apply: by_score_le; apply: (trim_out_low (below_order t)) out_t uin => //.
-exact: attended_uniq.
-Qed.
+Proof. by apply: (@gone_scored_below score p); apply: score_grows. Qed.
 
 End SettingP.
