@@ -13,8 +13,8 @@
 // only field of state, and never negative), EVENTS (evictions of listed budgets are recorded), BLOCKS
 // that a multiprocessor should hold.
 #include "staged.cuh"
-#include "places.cuh"
-#include "told.cuh"
+#include "tokens.cuh"
+#include "arguments.cuh"
 #define SLOTS 4                                  // tokens in the mail at a time
 #define FIRST(m) ((m) / (SPLIT * 4 * WARP) + 1)  // lines of the first part, of a stack of m tokens
 #define GROUPS ((LINES + WARP - 1) / WARP)       // of WARP lines, one a lane

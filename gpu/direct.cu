@@ -5,7 +5,7 @@
 // the next launch. It does what engines/naive.py says; gpu/README.md explains the steps.
 //
 // Constant: T threads.
-#include "told.cuh"
+#include "arguments.cuh"
 #define WARPS (T / WARP)
 
 // The sum over the block, to every thread. `part` has WARPS + 1 places.

@@ -6,7 +6,7 @@
 //
 // Constants: T threads, NS tokens a thread, C configurations, HEADS, SHARED (arrays in shared
 // memory, else in scratch), EVENTS (evictions of listed budgets are recorded), UNROLL.
-#include "told.cuh"
+#include "arguments.cuh"
 static const int UNROLLED = UNROLL;  // `#pragma unroll` reads constants, not macros
 #define FIELDS (F > 0 ? F : 1)
 #define WARPS (T / WARP)

@@ -9,8 +9,6 @@
 // Constants: HEADS, ROW (bytes kept for a staged row of one head).
 #ifdef H2OSIM_SHIM
 #define OPAQUE(pointer)
-#define KEEP(number)
-#define KEEP_POINTER(pointer)
 #define ARRIVALS 1
 // 16 bits each: arrivals in this phase, arrivals that end it; above: phases that have ended
 DEVICE void barrier_start(u64 *barrier, int arrivals) { *barrier = (u64)arrivals << 16; }
@@ -35,16 +33,6 @@ DEVICE double half_to_double(u16 bits) { return fixed_point(bits) * UNIT; }
 #define OPAQUE(pointer)                                                                         \
     asm volatile("" : "+l"(pointer));                                                           \
     __builtin_assume(__isShared(pointer))
-// The same for a number, and for a pointer to device memory.
-#define KEEP(number) asm volatile("" : "+r"(number))
-#define KEEP_POINTER(pointer)                                                                   \
-    asm volatile("" : "+l"(pointer));                                                           \
-    __builtin_assume(__isGlobal(pointer))
-DEVICE float half_to_float(u16 bits) {
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
-    return value;
-}
 DEVICE double half_to_double(u16 bits) {
     double value;
     asm("cvt.f64.f16 %0, %1;" : "=d"(value) : "h"(bits));
@@ -100,28 +88,20 @@ DEVICE void barrier_wait(u64 *barrier, unsigned phase) {
 }
 #endif
 
-// A warp asks for t + 1 entries from at[h] on of each head h, for `stage` + h * `each` bytes.
-DEVICE void stage_row_at(
-    const u16 *bits, const i64 *at, int t, unsigned char *stage, int each, u64 *ready, int lane
-) {
-    int bytes = 0;
-#pragma unroll
-    for (int h = 0; h < HEADS; h++) bytes += (((int)at[h] & 7) * 2 + 2 * t + 17) & ~15;
-    stage_expect(ready, bytes, lane);
-#pragma unroll
-    for (int h = 0; h < HEADS; h++) {
-        const int pieces = ((int)(at[h] & 7) * 2 + 2 * t + 17) / 16;
-        stage_copy(stage + h * each, bits + (at[h] & ~7LL), pieces, ready, lane);
-    }
-    stage_asked(ready, lane);
-}
-
-// The same for row t of a unit's heads.
+// A warp asks for row t of a unit's heads: head h's t + 1 entries go to `stage` + h * `each` bytes.
 DEVICE void stage_row(
     const u16 *bits, const i64 *placed, int t, unsigned char *stage, int each, u64 *ready, int lane
 ) {
-    i64 at[HEADS];
+    int bytes = 0;
 #pragma unroll
-    for (int h = 0; h < HEADS; h++) at[h] = placed[h] + tri(t);
-    stage_row_at(bits, at, t, stage, each, ready, lane);
+    for (int h = 0; h < HEADS; h++)
+        bytes += (((int)(placed[h] + tri(t)) & 7) * 2 + 2 * t + 17) & ~15;
+    stage_expect(ready, bytes, lane);
+#pragma unroll
+    for (int h = 0; h < HEADS; h++) {
+        const i64 at = placed[h] + tri(t);
+        const int pieces = ((int)(at & 7) * 2 + 2 * t + 17) / 16;
+        stage_copy(stage + h * each, bits + (at & ~7LL), pieces, ready, lane);
+    }
+    stage_asked(ready, lane);
 }

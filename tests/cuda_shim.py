@@ -23,7 +23,7 @@ T = TypeVar("T")
 HEADER = Path(__file__).with_name("cuda_shim.h")
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 KERNELS = (
-    "stack", "systolic", "depths", "lines", "direct", "masses", "logits", "softmax", "price_rows",
+    "stack", "depths", "direct", "masses", "logits", "softmax", "price_rows",
     "price_step", "values", "leave",
 )  # fmt: skip
 

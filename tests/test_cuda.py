@@ -30,9 +30,7 @@ from h2osim.cuda import chunks, run
 from h2osim.cuda.bracket import brackets
 from h2osim.cuda.device import OPTIONS
 from h2osim.cuda.kernels.depths import Depths, depths_shape
-from h2osim.cuda.kernels.lines import Lines, lines_shape
 from h2osim.cuda.kernels.stack import Stack, stack_shape
-from h2osim.cuda.kernels.systolic import Systolic, systolic_shape
 from h2osim.cuda.rows import load_rows
 from h2osim.engines import naive
 from h2osim.engines.request import Job
@@ -83,7 +81,7 @@ def kernels(device: cuda.Device, jobs: list[Job]) -> list[type]:
 def curves_by(
     kernel: type, device: cuda.Device, jobs: list[Job], budgets: list[int], together: int | None
 ) -> list[tuple[Curve, int]]:
-    with mock.patch.object(run, "KERNELS", (kernel,)), mock.patch.object(kernel, "fewest", 1):
+    with mock.patch.object(run, "KERNELS", (kernel,)):
         return cuda.curves(jobs, budgets, device, together=together)
 
 
@@ -226,51 +224,29 @@ def test_windows_of_any_size_share_a_launch() -> None:
     jobs = [Job(unit, parse(text), 1, 20) for text in texts]
     for device in devices():
         check_large(device, jobs, [3, 40], None, Depths)
-        check_large(device, jobs[:2], [3, 40], None, Systolic)
     texts = [f"h2o:recent={r},sinks={s},scores=full" for r, s in ((0, 0), (70, 3), (5, 0), (99, 1))]
     jobs = [Job(unit, parse(text), 1, 20) for text in texts]
     for device in devices():
         for budgets in ([], [3, 40]):
-            check_large(device, jobs, budgets, 3, Lines)
-
-
-@needs_compiler
-@examples(40)
-@given(data=st.data())
-def test_the_systolic_kernel_is_the_stack_engine(data: st.DataObject) -> None:
-    trace = data.draw(traces(max_n=80, max_heads=2, max_layers=1))
-    p = data.draw(st.integers(1, max(1, trace.n // 3)), label="prompt")
-    windows = data.draw(st.lists(st.integers(0, Shim.warp), min_size=1, max_size=5))
-    gammas = data.draw(st.lists(st.sampled_from([0.0, 0.5, 0.98, 1.0]), min_size=5, max_size=5))
-    texts = [
-        f"decay:gamma={gamma},recent={recent},scores=full"
-        for recent, gamma in zip(windows, gammas, strict=False)
-    ]
-    jobs = [Job(u, parse(text), 1, p) for u in trace.units("layer") for text in texts]
-    budgets = data.draw(st.sets(st.integers(1, trace.n), max_size=4).map(sorted))
-    together = data.draw(st.sampled_from([None, 1, 2, 3]))
-    check_large(data.draw(st.sampled_from(devices())), jobs, budgets, together, Systolic)
+            check_large(device, jobs, budgets, 3, Depths)
 
 
 @needs_compiler
 def test_who_runs_what() -> None:
-    """Several scores of a unit share its rows; fewer, sinks and long windows go elsewhere."""
+    """Rules with state that evict in every step go to `depths`, all others to `stack`."""
     unit, device = busy_unit(90, 5), Shim()
 
-    def chosen(texts: list[str], together: int | None = None) -> list[tuple[str, list[int]]]:
+    def chosen(*texts: str) -> list[tuple[str, list[int]]]:
         jobs = [Job(unit, parse(text), 1, 1) for text in texts]
-        return [(k.__name__, some) for k, some in run.choose(device, jobs, together)]
+        return [(k.__name__, some) for k, some in run.choose(device, jobs)]
 
-    decays = [f"decay:gamma={g},recent=2,scores=full" for g in (0.1, 0.2, 0.3)]
-    other = "decay:recent=5,scores=full"
-    assert chosen(decays) == [("Systolic", [0, 1, 2])]
-    assert chosen(decays[:2]) == chosen(decays[:2], 1) == [("Depths", [0, 1])]
-    assert chosen([other, *decays]) == [("Systolic", [1, 2, 3]), ("Depths", [0])]
-    assert chosen([f"{text},sinks=1" for text in decays]) == [("Depths", [0, 1, 2])]
-    assert chosen(["h2o:recent=2,scores=full"]) == [("Lines", [0])]
-    assert chosen(["lazy:window=4,scores=full"]) == [("Stack", [0])]
-    late = [Job(unit, parse(text), 1, 80) for text in decays]  # a prompt that there is no room for
-    assert [k.__name__ for k, _ in run.choose(device, late)] == ["Depths"]
+    assert chosen("decay:recent=5,scores=full", "h2o:recent=2,scores=full") == [("Depths", [0, 1])]
+    assert chosen("lazy:window=4,scores=full", "tova:scores=full") == [
+        ("Stack", [0]), ("Depths", [1])
+    ]  # fmt: skip
+    assert chosen("recency") == [("Stack", [0])]
+    unit = busy_unit(4 * device.warp * 32 + 1, 5)  # more tokens than registers for their mass
+    assert chosen("tova:scores=full") == [("Stack", [0])]
 
 
 @needs_compiler
@@ -452,18 +428,6 @@ def kernel_texts() -> dict[str, str]:
         "bracket": cuda.kernel_text("bracket", {"T": 256, "HEADS": 2}),
         "random_rows": cuda.kernel_text("random_rows", {"T": 256}),
     }
-    for n, heads, more, together in ((2048, 1, 0, 1), (4096, 1, 0, 4), (300, 4, 1, 2)):
-        shape = lines_shape(device, n, heads, together)
-        assert shape
-        shape.pop("bytes")
-        text = cuda.kernel_text("lines", {**shape, "SINKS": more, "EVENTS": more})
-        found[f"lines {n} {heads}"] = text
-    for name, n, heads, more, together in (("decay", 2048, 1, 0, 8), ("h2o", 300, 3, 1, 5)):
-        shape = systolic_shape(device, n, heads, together)
-        shape.pop("bytes")
-        found[f"systolic {name} {n}"] = cuda.kernel_text(
-            "systolic", {**shape, "EVENTS": more}, all_policies()[name]
-        )
     for name, n, heads, more, together in (
         ("decay", 2048, 1, 0, 2), ("decay", 4096, 1, 1, 1), ("tova", 300, 4, 1, 3),
         ("h2o-mean", 100, 1, 0, 1), ("vatp", 1000, 2, 1, 1),

@@ -25,10 +25,8 @@ from h2osim.cuda.bracket import Bounds, search
 from h2osim.cuda.chunks import spread
 from h2osim.cuda.kernels.depths import Depths
 from h2osim.cuda.kernels.direct import Direct
-from h2osim.cuda.kernels.lines import Lines
 from h2osim.cuda.kernels.stack import Stack
 from h2osim.cuda.rows import Rows, block_rows, load_rows, row_masses
-from h2osim.cuda.run import choose
 from h2osim.engines.direct import DirectRun
 from h2osim.engines.request import Job
 from h2osim.engines.results import Curve
@@ -127,8 +125,7 @@ def accumulated(device: cuda.Gpu, n: int, copy: float) -> list[Line]:
     rows = random_rows(device, n)
     jobs = {i: Job(as_unit(device, rows, n, i), parse(POLICY), 1, 1) for i in (0, 100, UNITS - 1)}
     job = jobs[100]
-    assert Lines.fits(device, job)
-    run = Lines(device, [job] * UNITS, range(UNITS), (), 1)
+    run = Depths(device, [job] * UNITS, range(UNITS), (), 1)
     run.feed(rows)
     found = run.curves()
     for i, one in jobs.items():
@@ -141,7 +138,7 @@ def accumulated(device: cuda.Gpu, n: int, copy: float) -> list[Line]:
     lines = [
         Line(name, gpu * 1e3, "ms"),
         Line(f"{name}: scores read once", read / 1e9, "GB/s"),
-        Line(f"{name}: share of the copy", 100 * read / copy, "%", 50),
+        Line(f"{name}: share of the copy", 100 * read / copy, "%"),
         Line(f"{name}: one core by numba / GPU", core * UNITS / gpu, "times", 1000),
     ]
     if n == 2048:
@@ -241,11 +238,11 @@ def sweeps(device: cuda.Gpu, n: int, units: int = 128) -> list[Line]:
     device.host(resident.places)  # has arrived: lanes do not wait for this stream
     place = {unit: u for u, unit in enumerate(whole)}
 
-    def computing(kernel: Any, jobs: list[Job]) -> None:
+    def computing(jobs: list[Job]) -> None:
         def work(mine: cuda.Device, some: list[Unit]) -> dict[int, Any]:
             chunk = set(some)
             here = [job for job in jobs if job.unit in chunk]
-            run = kernel(mine, here, [place[job.unit] for job in here], ())
+            run = Depths(mine, here, [place[job.unit] for job in here], ())
             run.feed(resident)
             return run.curves()
 
@@ -263,14 +260,13 @@ def sweeps(device: cuda.Gpu, n: int, units: int = 128) -> list[Line]:
     for texts in (DECAYS[5:6], DECAYS, FINE):
         values = [parse(text) for text in texts]
         jobs = [Job(unit, one, 1, 1) for unit in whole for one in values]
-        ((kernel, _),) = choose(device, jobs[: len(texts)])
-        run = kernel(device, jobs, [place[job.unit] for job in jobs], ())
+        run = Depths(device, jobs, [place[job.unit] for job in jobs], ())
         alone = seconds(partial(run.feed, resident), 3)
-        computed = clock(partial(computing, kernel, jobs))
+        computed = clock(partial(computing, jobs))
         both = clock(partial(cuda.curves, jobs, (), device))
         name = f"curves, values: {len(texts)}"
         lines += [
-            Line(f"{name}: the kernel `{kernel.name}`, by events", alone * 1e3, "ms"),
+            Line(f"{name}: the kernel, by events", alone * 1e3, "ms"),
             Line(f"{name}: from rows on the GPU, nothing copied", computed * 1e3, "ms"),
             Line(f"{name}: rows copied", both * 1e3, "ms"),
             Line(f"{name}: that / copying, computing in turn", both / (copied + computed), "times"),
@@ -296,24 +292,22 @@ def others(device: cuda.Gpu, n: int, copy: float) -> list[Line]:
         ("decay", decays, RECORDED, None),
         ("h2o, windows", windows, UNITS, None),
     ):
-        ((alone, _),) = choose(device, jobs[5:6])
-        ((several, _),) = choose(device, jobs)
-        one = alone(device, jobs[5:6] * units, list(range(units)), ())
+        one = Depths(device, jobs[5:6] * units, list(range(units)), ())
         one.feed(rows)
         checked = min(100, units - 1)
         core = on_one_core(Job(as_unit(device, rows, n, checked), jobs[5].configured, 1, 1))
         assert np.array_equal(one.curves()[checked][0].kept, core.kept)
         single = seconds(lambda run=one: run.feed(rows), 3)  # type: ignore[misc]
         every = [u for u in range(units) for _ in jobs]
-        many = several(device, jobs * units, every, ())
+        many = Depths(device, jobs * units, every, ())
         many.feed(rows)
         assert np.array_equal(many.curves()[16 * checked + 5][0].kept, core.kept)
         sixteen = seconds(lambda run=many: run.feed(rows), 3)  # type: ignore[misc]
         del one, many
         name = f"{what}: {units} units of {n} tokens, every budget"
         lines += [
-            Line(f"{name}: one value, `{alone.name}`", single * 1e3, "ms"),
-            Line(f"{name}: 16 values, `{several.name}`", sixteen * 1e3, "ms"),
+            Line(f"{name}: one value", single * 1e3, "ms"),
+            Line(f"{name}: 16 values", sixteen * 1e3, "ms"),
             Line(f"{name}: 16 / one", sixteen / single, "times", goal, False),
         ]
 
@@ -351,28 +345,27 @@ def recorded_text(device: cuda.Gpu) -> list[Line]:
     lines = []
     rest = f"recent={RECENT},scores=full"
     windows = [f"h2o:recent={recent},scores=full" for recent in range(0, 32, 2)]
-    for what, texts, rounds, rival in (
-        (POLICY, [POLICY], copies, Stack),
-        (f"decay:{rest}", [f"decay:{rest}"], copies, Stack),
-        ("tova:scores=full", ["tova:scores=full"], copies, Stack),
-        (f"h2o-mean:{rest}", [f"h2o-mean:{rest}"], copies, Stack),
-        ("16 values of decay", DECAYS, copies // len(DECAYS), Depths),
-        ("16 windows of H2O", windows, copies // len(windows), Lines),
+    for what, texts, rounds in (
+        (POLICY, [POLICY], copies),
+        (f"decay:{rest}", [f"decay:{rest}"], copies),
+        ("tova:scores=full", ["tova:scores=full"], copies),
+        (f"h2o-mean:{rest}", [f"h2o-mean:{rest}"], copies),
+        ("16 values of decay", DECAYS, copies // len(DECAYS)),
+        ("16 windows of H2O", windows, copies // len(windows)),
     ):
         policies = [parse(text) for text in texts]
         jobs = [Job(u, one, 1, 1) for _ in range(rounds) for u in units for one in policies]
         which = [u for u in range(rounds * len(units)) for _ in policies]
-        ((kernel, _),) = choose(device, jobs[: len(policies)])
         took = []
-        for one in (kernel, rival):
+        for one in (Depths, Stack):
             run = one(device, jobs, which, ())
             run.feed(rows)
             assert np.array_equal(run.curves()[3][0].kept, on_one_core(jobs[3]).kept)
             took.append(seconds(lambda run=run: run.feed(rows), 3))  # type: ignore[misc]
         name = f"{what} on prose, {rounds * len(units)} units of {n} tokens"
         lines += [
-            Line(f"{name}, every budget: `{kernel.name}`", took[0] * 1e3, "ms"),
-            Line(f"{name}: `{rival.name}` / it", took[1] / took[0], "times"),
+            Line(f"{name}, every budget: `depths`", took[0] * 1e3, "ms"),
+            Line(f"{name}: `stack` / it", took[1] / took[0], "times"),
         ]
     return lines
 

@@ -2,7 +2,7 @@
 
 ``python -m h2osim.bench.kernels``, on a machine with a GPU. `h2osim.sweep` replays grids of
 configurations at every budget from rows in host memory; the kernels that it may choose from are
-all of them, then all but one, then the general one alone. Every choice must give the same recall.
+every set of them with the general one. Every choice must give the same recall.
 Times are the best of three after a call that compiles; they count reading, copying, computing and
 the results.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -45,12 +46,14 @@ def only(kernels: tuple[Any, ...]) -> Iterator[None]:
 
 
 def choices() -> dict[str, tuple[Any, ...]]:
-    """All kernels, all but one, and the last, which runs whatever there is, alone."""
-    every = run.KERNELS
-    found = {"all": every}
-    for kernel in every[:-1]:
-        found[f"no {kernel.__name__.lower()}"] = tuple(k for k in every if k is not kernel)
-    return found | {every[-1].__name__.lower(): every[-1:]}
+    """Every set of kernels that holds the last one, which runs whatever there is."""
+    *special, general = run.KERNELS
+    found = {}
+    for size in range(len(special), -1, -1):
+        for some in combinations(special, size):
+            name = "+".join(kernel.__name__.lower()[:5] for kernel in (*some, general))
+            found[name] = (*some, general)
+    return found
 
 
 def random_trace(layers: int, n: int, seed: int = 0) -> Trace:
@@ -89,9 +92,9 @@ def main() -> None:
     words = list(choices())
     for layers, n in ((30, 768), (30, 2048)):
         print(f"seconds of h2osim.sweep, every budget, {layers * GROUP} units of {n} tokens")
-        print(f"{'':26s}", *[f"{word:>12s}" for word in words])
+        print(f"{'':23s}", *[f"{word:>23s}" for word in words])
         for name, times in measure(layers, n).items():
-            print(f"{name:26s}", *[f"{x:12.4f}" for x in times], flush=True)
+            print(f"{name:23s}", *[f"{x:23.4f}" for x in times], flush=True)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ from h2osim.cuda.device import Device
 from h2osim.cuda.kernels.arguments import of_each
 from h2osim.cuda.kernels.depths import Depths
 from h2osim.cuda.kernels.direct import Direct, direct_bytes
-from h2osim.cuda.kernels.lines import Lines
 from h2osim.cuda.kernels.stack import Stack, stack_bytes
-from h2osim.cuda.kernels.systolic import Systolic
 from h2osim.cuda.rows import block_rows, load_rows, row_bytes, row_masses
 from h2osim.engines.request import Job
 from h2osim.engines.results import Curve, Outcome
@@ -93,8 +91,8 @@ def direct(
 
 
 #: The kernels of whole curves, the fastest first; the last one takes whatever there is.
-Kernel: TypeAlias = type[Systolic] | type[Lines] | type[Depths] | type[Stack]
-KERNELS: tuple[Kernel, ...] = (Systolic, Lines, Depths, Stack)
+Kernel: TypeAlias = type[Depths] | type[Stack]
+KERNELS: tuple[Kernel, ...] = (Depths, Stack)
 
 
 def curves(
@@ -134,7 +132,7 @@ def curves(
             for policy, ids in alike.items():
                 key = (id(device), *(id(jobs[i].configured) for i in ids))
                 if key not in chosen:
-                    chosen[key] = choose(device, [jobs[i] for i in ids], together)
+                    chosen[key] = choose(device, [jobs[i] for i in ids])
                 for kernel, some in chosen[key]:
                     kinds.setdefault((kernel, policy), []).extend(ids[one] for one in some)
         place = {unit: u for u, unit in enumerate(units)}
@@ -163,18 +161,12 @@ def curves(
     return [found[i] for i in range(len(jobs))]
 
 
-def choose(
-    device: Device, jobs: Sequence[Job], together: int | None = None
-) -> list[tuple[Kernel, list[int]]]:
-    """Which of KERNELS runs which jobs of a policy on a unit, up to ``together`` a block."""
-    found: list[tuple[Kernel, list[int]]] = []
-    rest = list(range(len(jobs)))
-    for kernel in KERNELS:
-        able = [i for i in rest if kernel.fits(device, jobs[i])]
-        if min(len(able), together or len(able)) >= kernel.fewest:
-            found.append((kernel, able))
-            rest = [i for i in rest if i not in able]
-    return found
+def choose(device: Device, jobs: Sequence[Job]) -> list[tuple[Kernel, list[int]]]:
+    """Which of KERNELS runs which jobs of a policy on a unit."""
+    found: dict[Kernel, list[int]] = {}
+    for i, job in enumerate(jobs):
+        found.setdefault(next(k for k in KERNELS if k.fits(device, job)), []).append(i)
+    return list(found.items())
 
 
 def _check(jobs: Sequence[Job]) -> None:

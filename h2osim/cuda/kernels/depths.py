@@ -1,49 +1,98 @@
-"""The kernel `depths`: rules that keep state and evict in every step, state by depth."""
+"""The kernel `depths`: one launch replays all recorded rows for rules that evict in every step.
+
+It takes policies that keep state, from recorded rows, and gives every budget at once. The state of
+a token lies in shared memory at its depth in the stack.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from h2osim.cuda.device import Device, blocks_beside
-from h2osim.cuda.kernels.arguments import is_plain, of_each, window
-from h2osim.cuda.kernels.one_launch import OneLaunch
-from h2osim.cuda.rows import staged_bytes
-from h2osim.engines.request import Job
+import numpy as np
 
-#: Most lines of a stack: each takes four registers for what its depths got.
+from h2osim.cuda.device import Device, blocks_beside, kernel_text
+from h2osim.cuda.kernels.arguments import (
+    always_evicts,
+    filled,
+    held_keys,
+    in_blocks,
+    is_plain,
+    job_arrays,
+    most_alike,
+    of_each,
+    window,
+)
+from h2osim.cuda.kernels.tally import Tally
+from h2osim.cuda.rows import Rows, recorded, staged_bytes
+from h2osim.engines.request import Job
+from h2osim.engines.results import Curve
+
+#: Most lines of a stack: each takes four registers for the mass of its depths.
 LINES = 32
 #: Lines of a stack that give the first of its two warps another one: near the top more moves.
 SPLIT = 3
 
 
-class Depths(OneLaunch):
-    """Configurations of one policy on their way through recorded rows, all budgets at once."""
+class Depths:
+    """Jobs of one policy, in blocks of configurations that share a unit's rows.
+
+    ``unit_of``: each job's unit, as rows are fed. ``budgets`` (ascending): those whose evictions
+    are recorded. ``together``: most configurations of a block (None: as many as is fast).
+    """
 
     name = "depths"
 
-    def block_size(
-        self, device: Device, jobs: Sequence[Job], many: int, together: int | None
-    ) -> int:
-        """As many as were asked for, or keep most at work."""
+    def __init__(
+        self,
+        device: Device,
+        jobs: Sequence[Job],
+        unit_of: Sequence[int],
+        budgets: Sequence[int],
+        together: int | None = None,
+    ):
         n, heads, fields = _sizes(jobs[0])
-        return min(together or depths_together(device, n, heads, fields, many), many)
-
-    def shape(self, device: Device, jobs: Sequence[Job], together: int) -> dict[str, int]:
-        """For stacks of what the shortest window leaves."""
-        n, heads, fields = _sizes(jobs[0])
-        stacked = n - min(of_each(jobs, window))
-        shape = depths_shape(device, n, heads, fields, together, stacked)
-        return {**shape, "PLAIN": int(all(of_each(jobs, is_plain)))}
+        p, many = jobs[0].prompt_len, most_alike(unit_of)
+        together = min(together or depths_together(device, n, heads, fields, many), many)
+        self._blocks, units = in_blocks(unit_of, together)
+        each = of_each(jobs, window)
+        shape = depths_shape(device, n, heads, fields, together, n - min(each))
+        shape |= {"PLAIN": int(all(of_each(jobs, is_plain))), "EVENTS": int(bool(len(budgets)))}
+        self._threads, self._shared = shape["T"], shape.pop("bytes")
+        self._text = kernel_text(self.name, shape, jobs[0].configured.policy)
+        windows = [[each[i] for i in b] + [-1] * (together - len(b)) for b in self._blocks]
+        self._device = device
+        self._tally = Tally(device, self._blocks, together, n, budgets)
+        self._given = [
+            device.array(np.array(units, np.int32)),
+            device.array(np.array(windows, np.int32)),
+            *job_arrays(device, [jobs[i] for i in filled(self._blocks, together)]),
+            *self._tally.given,
+            *[np.int32(length) for length in (len(budgets), n, p)],
+        ]
+        self._held = held_keys(np.ones(n, np.uint8), p)
 
     @staticmethod
-    def takes(device: Device, job: Job) -> bool:
+    def fits(device: Device, job: Job) -> bool:
         """Whether the kernel can run this job's rule and has room for its state."""
         n, heads, fields = _sizes(job)
         return (
-            fields > 0
+            recorded(job.unit)
+            and always_evicts(job)
+            and fields > 0
             and -(-n // (4 * device.warp)) <= LINES
             and depths_bytes(device, n, heads, fields, 1, 2) <= device.shared
         )
+
+    def feed(self, rows: Rows) -> None:
+        """Replay the rows, all of them in one call."""
+        self._device.launch(
+            self._text, self.name, len(self._blocks), self._threads, self._shared,
+            [rows.bits, rows.places, *self._given],
+        )  # fmt: skip
+
+    def curves(self) -> dict[int, tuple[Curve, int]]:
+        """Each job's curve and the mass of its decode rows, once the rows have been fed."""
+        return self._tally.curves([self._held] * len(self._blocks))
 
 
 def _sizes(job: Job) -> tuple[int, int, int]:

@@ -29,7 +29,6 @@ class Stack:
     """Configurations of one policy on their way through the rows, all budgets at once."""
 
     name = "stack"
-    fewest = 1
 
     def __init__(
         self,

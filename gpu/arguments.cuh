@@ -1,15 +1,15 @@
-// What kernels are told of the replays they do, as the engine's `job_arrays` and `Tally` give it.
+// The argument lists that the kernels of replays share, as `job_arrays` and `Tally` fill them.
 //
-// Constants: C, and those of the policy's rules, where they are translated.
+// Constants: C (configurations of a block), and those of the policy's rules, where translated.
 
-// Of each configuration, or of each job of a kernel without C.
+// The numbers of each configuration, or of each job in a kernel without C.
 #define NUMBERS                                                                                 \
-    const int *ints,        /* [blocks, C, NI] its whole parameters */                          \
-    const double *floats,   /* [blocks, C, NF] its fractional ones */                           \
+    const int *ints,        /* [blocks, C, NI] its integer parameters */                          \
+    const double *floats,   /* [blocks, C, NF] its fractional parameters */                           \
     const double *inputs,   /* [*, NIN, n] */                                                   \
     const i64 *inputs_at    /* [blocks, C] where its inputs start */
 
-// Of the budgets whose evictions are recorded, and where the results of every budget go.
+// The budgets whose evictions are recorded, and the arrays for the results of every budget.
 #define RESULTS                                                                                 \
     const int *budgets,     /* [nb] ascending */                                                \
     const int *following,   /* [n + 2] index of the first budget of at least d */               \
@@ -17,7 +17,7 @@
     i64 *hits               /* [blocks, C, n + 1] mass by depth, zeros; depth 0: all budgets */
 
 #ifdef NI
-struct Numbers {  // by the names that the rules have for them
+struct Numbers {  // under the names that the translated rules use
     int ip[NI + 1];
     double fp[NF + 1];
     const double *in;

@@ -1,7 +1,7 @@
-// Tokens and the order in which they sink, for kernels whose rows lie in shared memory.
+// How a kernel with rows in shared memory names tokens, and which of two tokens is evicted first.
 //
-// A token goes by its place, the offset of its entry from the zeros before a staged row; place 0 is
-// nobody, whose entry is 0.
+// A token is identified by its place: the byte offset of its entry in the staged row, counted from
+// the zeros before the row. Place 0 means no token; the entry there is 0.
 //
 // Constants: HEADS, PLAIN (ranks are never negative).
 #define ZEROS 16
