@@ -243,6 +243,9 @@ def test_over_time_is_the_history() -> None:
         assert series["clipped"][-1] == pytest.approx(at["T4"]["clipped"])
         assert series["t2"][-1] == pytest.approx(at["T2"]["bound"])
         assert series["alpha"].max() == pytest.approx(at["paper-theorem"]["alpha"])
+    limits = {"t2", "t3", "sharp", "certificate", "clipped"}
+    drawn = [limits & set(over_time(trace, x, 8, proved=True)) for x in POLICIES]
+    assert drawn == [{"t2", "certificate", "clipped"}, {"t3", "sharp"}, set()]
     with pytest.raises(UserError, match="no unit 7"):
         over_time(trace, "h2o", 8, unit=7)
 

@@ -124,6 +124,7 @@ def verify(
                 share=share.value,
                 engine=engine.value,
                 layer=only[0] if only else None,
+                proved=True,
             )
             for text in chosen
         }
@@ -230,12 +231,14 @@ def closing(lines: list[Line]) -> str:
 
 
 def _least(values: Iterable[float | None]) -> str:
+    from h2osim.guarantees.results import CLOSE
+
     known = [v for v in values if v is not None and not math.isnan(v)]
     if not known:
         return ""
     least = min(known)
-    if least in (0, 1):
-        return str(int(least))
+    if abs(least - round(least)) < CLOSE:  # up to the rounding of products of ratios
+        return str(round(least))
     if abs(least) < 5e-4:
         return f"{least:.0e}"
     return f"{least:.3f}".replace("0.", ".", 1) if abs(least) < 1 else f"{least:.3g}"

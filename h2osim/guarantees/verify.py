@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from h2osim.guarantees import checks
-from h2osim.guarantees.findings import against, of_optimum, of_run
+from h2osim.guarantees.findings import CACHED, against, of_optimum, of_run, outside_setting
 from h2osim.guarantees.history import Rows, Run, follow_all
 from h2osim.guarantees.results import Result, Verdict
 from h2osim.optima.solving import optimum
@@ -218,6 +218,7 @@ def over_time(
     engine: str = "auto",
     layer: int | None = None,
     unit: int = 0,
+    proved: bool = False,
 ) -> dict[str, np.ndarray]:
     """The series behind the lines of one run, for plots: arrays over the steps i = max(p, k) - 1 …
 
@@ -225,7 +226,7 @@ def over_time(
     and clipped, the products of T4; alpha, what the paper's theorem needs because of step i, 10 n
     times the larger of theta_i and gamma_i; late, missed and inflated, the terms of the bounds
     over opt_i (late is the post-eviction mass). layer: a model layer (default: the first); unit:
-    its number in the layer.
+    its number in the layer. proved: leave out the bounds that do not apply to this policy.
     """
     which = trace.layers[0] if layer is None else layer
     found = replay(
@@ -251,7 +252,7 @@ def over_time(
     start = value[:1] / opt[:1]
     theta, gamma = np.maximum(0, 1 - growth), np.maximum(0, 1 - 1 / best)
     multiply = np.multiply.accumulate
-    return {
+    series = {
         "step": np.arange(history.first, history.first + history.steps),
         "ratio": value / opt,
         "t2": (opt - history.late) / opt,
@@ -264,3 +265,9 @@ def over_time(
         "inflated": history.inflated / opt,
         "missed": history.missed / opt,
     }
+    outside = outside_setting(parse(policy), k)
+    beyond = {"": ("t3", "sharp"), CACHED: ("t2", "certificate", "clipped")}
+    everything = ("t2", "t3", "sharp", "certificate", "clipped")
+    for name in beyond.get(outside, everything) if proved else ():
+        del series[name]
+    return series

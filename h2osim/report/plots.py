@@ -168,25 +168,28 @@ def plot_guarantees(
 ) -> Path:
     """Draw what `guarantees.verify.over_time` gives, a panel a policy.
 
-    The ratio to the best set over time, beside the bounds of T2 or T3, the certificate of T4 and
-    its clipped form; below it the share of the best value that came after an eviction, and the α
-    that the paper's theorem needs for the text's first n tokens (a row does not know what follows,
-    so a prefix of a run is the run of the prefix), against n.
+    The ratio to the best set over time, beside those of the bounds of T2 or T3, of the certificate
+    of T4 and its clipped form that are given; below it the share of the best value that came after
+    an eviction, and the α that the paper's theorem needs for the text's first n tokens, against n
+    (a row does not know what follows, so a prefix of a run is the run of the prefix).
     """
     require_matplotlib()
     from matplotlib.figure import Figure
 
     lines = {
-        "ratio": ("ratio kept / best", "-", "#000000", 1.8),
-        "t2": ("T2: less mass after eviction", "--", "#0072b2", 1.4),
-        "t3": ("T3: less missed mass too", "-.", "#d55e00", 1.4),
-        "certificate": ("T4: drift certificate", ":", "#009e73", 1.6),
-        "clipped": ("T4 clipped to 1 a step", (0, (7, 2)), "#cc79a7", 1.2),
+        "ratio": ("kept by the policy", "-", "#000000", 1.8),
+        "t2": ("proved limit: best less what came after eviction (T2)", "--", "#0072b2", 1.4),
+        "sharp": ("proved limit for cached scores (T3)", "-.", "#d55e00", 1.4),
+        "certificate": ("proved limit: growth step by step (T4)", ":", "#009e73", 1.6),
+        "clipped": ("T4 with the paper's one-sided factors", (0, (7, 2)), "#cc79a7", 1.2),
     }
     figure = Figure(figsize=(4.6 * len(series), 7.5), layout="constrained")
     rows = figure.subplots(3, len(series), sharex="col", squeeze=False, height_ratios=(3, 1, 1))
     for (text, run), (upper, lower, needed) in zip(series.items(), rows.T, strict=True):
         for name, (label, dashes, colour, width) in lines.items():
+            if name not in run:
+                upper.plot([], [], ls=dashes, color=colour, lw=width, label=label)  # for the legend
+                continue
             upper.plot(run["step"], run[name], ls=dashes, color=colour, lw=width, label=label)
         upper.set_ylim(-0.05, 1.1)
         upper.set_title(text, loc="left", fontsize="medium")
@@ -199,10 +202,10 @@ def plot_guarantees(
         for axes in (upper, lower, needed):
             axes.grid(True, color="0.9", linewidth=0.6)
             axes.spines[["top", "right"]].set_visible(False)
-    rows[0, 0].set_ylabel("of the best set's value")
-    rows[1, 0].set_ylabel("after eviction")
-    rows[2, 0].set_ylabel("α needed, < 1")
-    rows[0, 0].legend(frameon=False, loc="lower left", fontsize="small")
+    rows[0, 0].set_ylabel("share of the best k tokens' score")
+    rows[1, 0].set_ylabel("received after\neviction")
+    rows[2, 0].set_ylabel("α that the\npaper needs, < 1")
+    rows[0, 0].legend(frameon=False, loc="lower left", fontsize="x-small")
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize="medium")
     target = Path(path)

@@ -167,7 +167,7 @@ def drift_certificate(history: History, outside: str = "") -> Result:
     numbers = {"ratio": ratio, "bound": float(certificate), "clipped": float(clipped)}
     step = first_step(history, history.value < history.before)
     if outside and step is not None:
-        return Result("T4", Verdict.FAILS, step, numbers, f"{outside}: value is lost")
+        return Result("T4", Verdict.FAILS, step, numbers, "a step loses value")
     if step is not None or ratio < certificate * (1 - CLOSE):
         return Result("T4", Verdict.VIOLATED, step, numbers)
     return Result("T4", Verdict.HOLDS if certificate > 0 else Verdict.VACUOUS, None, numbers)
