@@ -15,7 +15,7 @@ from h2osim.attention.fixed_point import UNIT
 from h2osim.engines.request import Job
 from h2osim.engines.results import Outcome
 from h2osim.policies.declaration import INF, Configured
-from h2osim.policies.roles import ROLES, arguments
+from h2osim.policies.roles import ask
 
 
 def run(job: Job, tick: Callable[[], None] = lambda: None) -> Outcome:
@@ -62,14 +62,13 @@ class NaiveStepper:
     def ask(self, role: str, j: int | None = None, **more: Any) -> Any:
         """What the policy's rule in this role says, of token j or of the step."""
         if role not in self.rules:
-            default = ROLES[role].default
-            return self.scalars[default] if isinstance(default, str) else default
+            return ask({}, role, self.scalars)
         known: dict[str, Any] = {**self.scalars, "t": self.t}
         if j is not None:
             known |= {"pos": j, "age": self.t - j}
             known |= {field: values[j] for field, values in self.state.items()}
             known |= {name: float(values[j]) for name, values in self.inputs.items()}
-        return self.rules[role](*[(known | more)[name] for name in arguments(self.rules[role])])
+        return ask(self.rules, role, known | more)
 
     def remember(self, j: int, answer: Any) -> None:
         """Give token j its new state, which init and update answer."""

@@ -1,9 +1,10 @@
 # ruff: noqa: F821
 # mypy: ignore-errors
-"""Text of the stack engine's loop: one unit, one policy, every budget in one pass (theorem T7).
+"""Text of the stack engine's loop: one unit, one policy, every budget in one pass.
 
-Never imported: see `direct_loop`. Where ranks and their timing do not depend on the cache, the
-caches of growing budgets are nested, and one order of the tokens holds them all:
+Never imported: `to_numba` compiles it behind a policy's rules. Where ranks and
+their timing do not depend on the cache, the caches of growing budgets are nested
+(proofs/14-inclusion.md), and one order of the tokens holds them all:
 
     stack[:m]        tokens by depth; the cache of budget k is stack[:k]
     pending[:w]      tokens that came since the last eviction, oldest first; every budget holds them

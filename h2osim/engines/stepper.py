@@ -19,7 +19,7 @@ from h2osim.attention.triangle import rows_in, tri
 from h2osim.engines import loop_text
 from h2osim.engines.request import scalars
 from h2osim.policies.declaration import Configured, Policy
-from h2osim.policies.roles import SCORE_KINDS, arguments
+from h2osim.policies.roles import SCORE_KINDS, arguments, ask
 from h2osim.policies.text import parse
 from h2osim.policies.to_numba import compiled, number_slots, sees_heads
 from h2osim.support.errors import UserError
@@ -33,7 +33,7 @@ FIRST = 256  # tokens that there is room for at first
 
 
 class Rules(NamedTuple):
-    """What a unit's rules are told besides the row. The first axis is the unit, as everywhere."""
+    """A policy's parameters and inputs for each unit; the unit is the first axis of all arrays."""
 
     budgets: NDArray[np.int64]  # [units]
     ints: NDArray[np.int64]  # [units, whole parameters]
@@ -120,7 +120,7 @@ class Stepper:
         n: int | None = None,
     ):
         self._configured = parse(policy)
-        told = self._configured.policy
+        declared = self._configured.policy
         self._single = isinstance(budgets, (int, np.integer))
         chosen = list(np.atleast_1d(np.asarray(budgets, object)))
         for word, number in [("prompt_len", prompt_len), ("heads", heads)] + [
@@ -130,36 +130,35 @@ class Stepper:
                 raise UserError(f"{word} {number!r}: expected a whole number from 1 on")
         self._given = dict(inputs or {})
         for name in self._given:
-            if name not in told.inputs:
-                takes = ", ".join(told.inputs) or "none"
-                raise UserError(f"policy {told.name}: no input {name!r}; it takes {takes}")
-        for role, rule in told.rules().items():
+            if name not in declared.inputs:
+                takes = ", ".join(declared.inputs) or "none"
+                raise UserError(f"policy {declared.name}: no input {name!r}; it takes {takes}")
+        for role, rule in declared.rules().items():
             if n is None and "n" in arguments(rule):
-                raise UserError(f"policy {told.name}: {role} asks for the text's length; give n")
+                raise UserError(
+                    f"policy {declared.name}: {role} asks for the text's length; give n"
+                )
         self._p, self._n, self._heads = prompt_len, n or 0, heads
         self._scalars = [
             scalars(self._configured, int(k), prompt_len, heads, self._n) for k in chosen
         ]
-        self._linger = [
-            told.linger(*[known[name] for name in arguments(told.linger)]) if told.linger else -1
-            for known in self._scalars
-        ]
+        self._linger = [ask(declared.rules(), "linger", known) for known in self._scalars]
         self._lag = self._configured.lag()
-        self._advance = compiled(told, loop_text("direct_loop"))
+        self._advance = compiled(declared, loop_text("direct_loop"))
         self.t = 0
         self.kept = self.masses = np.zeros((len(chosen), 0), np.int64)
-        ints, floats = number_slots(told)
+        ints, floats = number_slots(declared)
         self._rules = Rules(
             np.array(chosen, np.int64),
             np.array([[known[name] for name in ints] for known in self._scalars], np.int64),
             np.array([[known[name] for name in floats] for known in self._scalars], np.float64),
-            np.zeros((len(chosen), len(told.inputs), 0)),
+            np.zeros((len(chosen), len(declared.inputs), 0)),
         )
         self._cache = Cache(
             np.zeros((len(chosen), 0), np.uint32),
             np.zeros((len(chosen), 2), np.int64),
             np.zeros((len(chosen), 0), np.int32),
-            np.zeros((len(chosen), len(told.state), 0)),
+            np.zeros((len(chosen), len(declared.state), 0)),
             np.zeros((len(chosen), 0, 0)),
             np.zeros((len(chosen), heads, 0)),
         )
@@ -284,10 +283,9 @@ class Stepper:
         policy, t, left = self._configured.policy, self.t, self._cache.left[unit, : self.t]
         there = left == STAYS
         if policy.visible and t >= self._p:
-            names = arguments(policy.visible)
-            for j in np.flatnonzero(there):
-                known = {**self._scalars[unit], "t": t, "pos": int(j), "age": t - int(j)}
-                there[j] = policy.visible(*[known[name] for name in names])
+            for j in map(int, np.flatnonzero(there)):
+                known = {**self._scalars[unit], "t": t, "pos": j, "age": t - j}
+                there[j] = ask(policy.rules(), "visible", known)
         if policy.linger:
             there |= (left < STAYS) & (t - np.arange(t) <= self._linger[unit])
         return np.append(np.flatnonzero(there), t)
@@ -319,9 +317,9 @@ class Stepper:
         for i, (name, make) in enumerate(policy.inputs.items()):
             if name in self._given:
                 continue
-            for unit, told in enumerate(self._scalars):
+            for unit, numbers in enumerate(self._scalars):
                 try:
-                    found = np.asarray(make(_Positions(tokens), told), np.float64)
+                    found = np.asarray(make(_Positions(tokens), numbers), np.float64)
                 except AttributeError:
                     raise UserError(
                         f"policy {policy.name}: positions do not determine its input {name}; "

@@ -51,7 +51,7 @@ Array = NDArray[np.float64]
 
 
 def fixed_window(values: Mapping[str, Value], heads: int) -> bool:
-    """T7's condition for an accumulated score: recorded rows, a window that does not grow with k.
+    """Whether an accumulated score is inclusive: recorded rows, a window that does not grow with k.
 
     A prompt-only rule sees dense rows alone, whatever its scores.
     """
@@ -102,8 +102,8 @@ class Policy:
         Name of the parameter that says how many steps back ``a_old`` looks.
     inclusive
         Whether the rank and its timing are independent of the cache and the budget, so that
-        caches of growing budgets are nested (theorem T7); may depend on parameters and the number
-        of heads that share the cache: ``inclusive(values, heads) -> bool``.
+        caches of growing budgets are nested (proofs/14-inclusion.md); may depend on parameters
+        and the number of heads that share the cache: ``inclusive(values, heads) -> bool``.
     oracle
         Sees the future (also: knows ``n``): a reference, never an online policy.
     within_budget
@@ -157,10 +157,10 @@ class Policy:
                 )
 
     def _check_inclusive(self) -> None:
-        # What T7 rules out by its form; the rest is tested (and `keep` again before every pass).
+        # What inclusion rules out by its form; the rest is tested, and `keep` before every pass.
         for name in ("visible", "linger", "expires", "lag"):
             if getattr(self, name):
-                raise TypeError(f"policy {self.name}: {name} can not go with inclusive (T7)")
+                raise TypeError(f"policy {self.name}: {name} can not go with inclusive")
         for role, rule in self.rules().items():
             if role != "keep" and "k" in arguments(rule):
                 raise TypeError(f"policy {self.name}: inclusive, but {role} asks for the budget k")
@@ -198,7 +198,7 @@ class Configured:
         return str(self.values.get("scores", self.policy.scores))
 
     def inclusive(self, heads: int) -> bool:
-        """Whether one pass gives every budget (T7), for a unit of this many heads."""
+        """Whether one pass gives every budget, for a unit of this many heads."""
         told = self.policy.inclusive
         return told(self.values, heads) if callable(told) else told
 

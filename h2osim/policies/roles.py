@@ -72,3 +72,11 @@ ROLES: Mapping[str, Role] = {
 def arguments(rule: Rule) -> tuple[str, ...]:
     """The names of a rule's arguments."""
     return tuple(inspect.signature(rule).parameters)
+
+
+def ask(rules: Mapping[str, Rule], role: str, known: Mapping[str, Any]) -> Any:
+    """The answer of a policy's rule, which picks what it names from ``known``, or the default."""
+    if role in rules:
+        return rules[role](*[known[name] for name in arguments(rules[role])])
+    default = ROLES[role].default
+    return known[default] if isinstance(default, str) else default

@@ -218,12 +218,14 @@ class WorkPlan:
         most = max(1, int(target / self.seconds.mean()))
         most = max(1, min(most, _CHUNK_BYTES // (8 * budgets)))
         # the largest working arrays of a configuration on a unit, all its budgets together
+        lag = max(one.lag() for one in self.configured)
         states = max(
-            n * (1 if self.one_pass[:, self.owner == o].all() else len(listed))
+            n * (_STATE_BYTES + 8 * min(lag, n))
+            * (1 if self.one_pass[:, self.owner == o].all() else len(listed))
             for o, (listed, n) in enumerate(self._lengths())
         )
         # Configurations first: they share the reading of the unit's rows.
-        fitting = max(1, int(min(room / (_STATE_BYTES * states), together)))
+        fitting = max(1, int(min(room / states, together)))
         c = min(configurations, fitting, most)
         return replace(self, chunk=(c, max(1, min(units, most // c))))
 

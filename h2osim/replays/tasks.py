@@ -136,12 +136,11 @@ def _numba(runs: Sequence[Run], found: Found, tick: Tick) -> None:
         StackRun(run.job, found.recorded(run)) if run.one_pass else DirectRun(run.job)
         for run in runs
     ]
-    lag = max(run.job.configured.lag() for run in runs)
     rows = None
     if "scores" in unit.trace.stores:
         size = _BLOCK_BYTES if len(runs) > 1 else _ALONE_BYTES
         rows = max(32, size // (2 * unit.n * len(unit.heads)))
-    for block in unit.blocks(rows=rows, lag=lag):
+    for block in unit.blocks(rows=rows):
         share = (tri(block.stop) - tri(block.start)) / tri(unit.n) / len(runs)
         for one in fed:
             one.feed(block)

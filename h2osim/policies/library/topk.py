@@ -11,7 +11,7 @@ def rank(score: float) -> float:
 POLICY = Policy(
     name="topk",
     summary="bound: each step attends the k earlier tokens of most attention, with re-admission",
-    source="bound (theory: never below the offline optimum)",
+    source="bound, never below the offline optimum",
     state=("score",),
     update=latest,
     rank=rank,
