@@ -23,7 +23,7 @@ from strategies import examples, sixteenth_traces
 
 from h2osim import Trace, UserError
 from h2osim.optima.certifying import FORMAT, Certified, certify, digest
-from h2osim.optima.exact import from_below
+from h2osim.optima.exact import optimal_curve
 from h2osim.traces.unit import Unit
 
 N, P, K = 9, 3, 2
@@ -183,7 +183,7 @@ def test_any_schedule_and_any_prices_are_worth_what_the_definitions_say(
     checked = certify(forged(path, trace, schedules, prices, budgets, p), trace)
     assert [(c.index, c.budget) for c in checked] == [(u.index, k) for u in units for k in budgets]
     for c in checked:
-        best = int(from_below(units[c.index], p, most=c.budget).kept[c.budget])
+        best = int(optimal_curve(units[c.index], p, most=c.budget).kept[c.budget])
         assert c.kept <= best <= c.bound
         assert c.mass == whole_mass(units[c.index], p)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import sys
-from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 import pytest
+from assignment_oracle import least_losses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -17,17 +17,9 @@ from strategies import examples, traces
 
 from h2osim import Trace, UserError, open_trace, replay
 from h2osim.attention.fixed_point import UNIT
-from h2osim.optima import bracket
+from h2osim.optima import bracket, solving
 from h2osim.optima.bracket import narrow
-from h2osim.optima.exact import (
-    Curve,
-    cost_above,
-    cost_below,
-    curve,
-    from_above,
-    from_below,
-    future_mass,
-)
+from h2osim.optima.exact import optimal_curve, running_cost
 from h2osim.optima.solving import one_by_one, optimum
 from h2osim.policies.registry import all_policies
 from h2osim.traces.synthetic import synth
@@ -142,7 +134,7 @@ def test_brute_force(n: int, kind: str, seed: int, data: st.DataObject) -> None:
     unit, p = make(n, kind, seed), data.draw(st.integers(1, n - 1))
     k = data.draw(st.integers(1, n))
     expected = brute(rows_of(unit), k, p)
-    assert from_above(unit, p).kept[k] == from_below(unit, p).kept[k] == expected
+    assert optimal_curve(unit, p).kept[k] == expected
     found = narrow(unit, k, p, 0.0)
     assert found.lower <= expected <= found.upper
 
@@ -158,40 +150,39 @@ def test_every_budget_is_optimal_and_proved(
     unit, p = make(n, kind, seed, heads), data.draw(st.integers(1, n - 1))
     rows = rows_of(unit)
     loss = [assignment(unit, k, p) for k in range(n + 1)]
-    for run in (from_above, from_below):
-        solved = run(unit, p, wanted=range(n + 1))
-        assert solved.whole == int(rows[p:].sum()) == solved.kept[n]
-        assert (np.diff(solved.kept, 2) <= 0).all()  # concave
-        for k in range(n + 1):
-            assert solved.kept[k] == solved.whole - loss[k]
-            assert value(rows, solved.evicted_at[k], k, p) == solved.kept[k]
-            assert dual(rows, solved.price[k], k, p) == solved.kept[k]
+    assert (least_losses(rows, p) == loss).all()
+    solved = optimal_curve(unit, p, wanted=range(n + 1))
+    assert solved.whole == int(rows[p:].sum()) == solved.kept[n]
+    assert (np.diff(solved.kept, 2) <= 0).all()  # concave
+    for k in range(n + 1):
+        assert solved.kept[k] == solved.whole - loss[k]
+        assert value(rows, solved.evicted_at[k], k, p) == solved.kept[k]
+        assert dual(rows, solved.price[k], k, p) == solved.kept[k]
 
 
 @given(
-    n=st.integers(65, 190), kind=st.sampled_from(KINDS), seed=st.integers(0, 2**32),
+    n=st.integers(65, 140), kind=st.sampled_from(KINDS), seed=st.integers(0, 2**32),
     data=st.data(),
 )  # fmt: skip
 @settings(max_examples=25, deadline=None)
-def test_runs_agree_over_several_blocks(n: int, kind: str, seed: int, data: st.DataObject) -> None:
+def test_several_blocks(n: int, kind: str, seed: int, data: st.DataObject) -> None:
+    """More steps than share a bound, whole and up to some budget."""
     unit, p = make(n, kind, seed), data.draw(st.sampled_from([1, 2, 63, 64, n // 2, n - 1]))
-    least, most = sorted(data.draw(st.lists(st.integers(0, n), min_size=2, max_size=2)))
-    above = from_above(unit, p, least=least)
-    below = from_below(unit, p, most=most, wanted=[least])
-    every = from_below(unit, p)
-    assert (above.kept[least:] == every.kept[least:]).all()
-    assert (below.kept[: most + 1] == every.kept[: most + 1]).all()
-    assert (above.kept[:least] == -1).all() and (below.kept[most + 1 : n - 1] == -1).all()
-    rows = rows_of(unit)
-    assert value(rows, below.evicted_at[least], least, p) == every.kept[least]
-    assert dual(rows, below.price[least], least, p) == every.kept[least]
+    asked, most = sorted(data.draw(st.lists(st.integers(0, n), min_size=2, max_size=2)))
+    rows, every = rows_of(unit), optimal_curve(unit, p)
+    assert (every.kept == every.whole - least_losses(rows, p)).all()
+    some = optimal_curve(unit, p, most=most, wanted=[asked])
+    assert (some.kept[: most + 1] == every.kept[: most + 1]).all()
+    assert (some.kept[most + 1 : n - 1] == -1).all()
+    assert value(rows, some.evicted_at[asked], asked, p) == every.kept[asked]
+    assert dual(rows, some.price[asked], asked, p) == every.kept[asked]
 
 
 @given(n=st.integers(2, 60), kind=st.sampled_from(KINDS), seed=st.integers(0, 2**32))
 @settings(max_examples=25, deadline=None)
 def test_kept_tokens_stay_kept_at_larger_budgets(n: int, kind: str, seed: int) -> None:
-    """What the run from below rests on: one more token is kept to the end, none is given up."""
-    found = from_below(make(n, kind, seed), 1, wanted=range(n + 1)).evicted_at
+    """What the run rests on: one more token is kept to the end, none is given up."""
+    found = optimal_curve(make(n, kind, seed), 1, wanted=range(n + 1)).evicted_at
     for k in range(n):
         assert (found[k + 1][found[k] == n] == n).all()
         assert (found[k] == n).sum() == k + 1 if k < n - 1 else (found[k] == n).all()
@@ -208,7 +199,7 @@ def test_bracket_contains_the_optimum(
     unit, p = make(n, kind, seed, 2), data.draw(st.integers(1, n - 1))
     rows, k = rows_of(unit), data.draw(st.integers(1, n))
     found = narrow(unit, k, p, gap)
-    exact = int(from_below(unit, p, most=k).kept[k])
+    exact = int(optimal_curve(unit, p, most=k).kept[k])
     assert found.lower <= exact <= found.upper <= found.whole
     assert value(rows, found.evicted_at, k, p) == found.lower
     assert dual(rows, found.price, k, p) == found.upper
@@ -221,7 +212,7 @@ def test_bracket_when_auctions_give_up(kind: str, p: int, monkeypatch: pytest.Mo
     """They only make it faster: shortest paths alone end at the optimum too."""
     monkeypatch.setattr(bracket, "RAISES", 1)
     unit = make(48, kind, 7)
-    every = from_below(unit, p).kept
+    every = optimal_curve(unit, p).kept
     for k in (1, 5, 20, 40):
         found = narrow(unit, k, p, 0.0)
         assert found.lower == found.upper == every[k]
@@ -233,8 +224,7 @@ def test_min_cost_flow_and_linear_program(kind: str) -> None:
 
     unit, p, k = make(12, kind, 5), 3, 4
     rows, n = rows_of(unit), unit.n
-    solved = int(from_above(unit, p).kept[k])
-    assert from_below(unit, p, most=k).kept[k] == solved
+    solved = int(optimal_curve(unit, p, most=k).kept[k])
 
     # k slots are unit paths. Token j enters a slot after step j, or with the prompt; it leaves
     # after step e, and the slot is free for a token that enters after e or later.
@@ -311,49 +301,45 @@ def test_dataset() -> None:
     assert (many["price"] >= 0).all()
 
 
-@pytest.mark.parametrize("way", ["one by one", "from below", "from above"])
 @pytest.mark.parametrize("p", [1, 24])
-def test_the_way_does_not_change_the_result(
-    way: str, p: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = sys.modules["h2osim.optima.solving"]
+def test_the_way_does_not_change_the_result(p: int, monkeypatch: pytest.MonkeyPatch) -> None:
     trace = synth("powerlaw", 96, seed=5)
     budgets = [3, 24, 60, 95]
-    chosen = optimum(trace, budgets, prompt_len=p)
-    taken: list[str] = []
-
-    def run(unit: Unit, prompt_len: int, *, wanted: Sequence[int], least: int, most: int) -> Curve:
-        taken.append(way)
-        if way == "from below":
-            return from_below(unit, prompt_len, wanted=wanted, most=most)
-        return from_above(unit, prompt_len, wanted=wanted, least=least)
-
-    monkeypatch.setattr(package, "one_by_one", lambda *_: way == "one by one")
-    monkeypatch.setattr(package, "curve", run)
-    found = optimum(trace, budgets, prompt_len=p)
-    assert bool(taken) == (way != "one by one")
+    found = {}
+    for closing in (True, False):
+        monkeypatch.setattr(solving, "one_by_one", lambda *_, way=closing: way)
+        found[closing] = optimum(trace, budgets, prompt_len=p)
     for name in ("kept", "bound", "mass", "recall", "lower", "upper"):
-        assert (found[name] == chosen[name]).all()
+        assert (found[True][name] == found[False][name]).all()
     for at, unit in enumerate(trace.units()):
         rows = rows_of(unit)
-        one = found.isel(layer=at // found.sizes["unit"], unit=at % found.sizes["unit"])
-        for b, k in enumerate(budgets):
-            best = int(one["kept"][b])
-            price = np.rint(one["price"][b].values * 2**24).astype(np.int64)
-            assert value(rows, one["evicted_at"][b].values, k, p) == best
-            assert dual(rows, price, k, p) == best
+        for result in found.values():
+            units = result.sizes["unit"]
+            one = result.isel(layer=at // units, unit=at % units)
+            for b, k in enumerate(budgets):
+                best = int(one["kept"][b])
+                assert value(rows, one["evicted_at"][b].values, k, p) == best
+                assert dual(rows, one["price_fixed"][b].values, k, p) == best
+
+
+def test_one_bracket_that_stays_open_sends_all_to_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of three budgets are closed; exact means all of them."""
+    trace = synth("powerlaw", 96, seed=5)
+    closed = {k: narrow(trace.units()[0], k, 1, 0.0) for k in (3, 24, 60)}
+    wide = dataclasses.replace(closed[24], upper=closed[24].upper + 1)
+    for some in ({24: wide}, {}):
+        monkeypatch.setattr(solving, "one_by_one", lambda *_: True)
+        monkeypatch.setattr(solving, "narrow", lambda unit, k, *_, s=some: {**closed, **s}[k])
+        found = optimum(trace, [*closed], method="exact", layers=[0])
+        assert (found["bound"] == found["kept"]).all()
 
 
 def test_the_cheaper_way_is_taken() -> None:
     n = 4096
-    assert one_by_one(n, 1, [n // 5]) and not one_by_one(n, 1, range(1, n // 20))
-    assert one_by_one(16384, 1, [64, 512]) and not one_by_one(16384, 1, range(1, 512))
-    assert cost_below(n, n // 20) < cost_above(n, 1, 1)
-    assert cost_above(n, 1, n - n // 20) < cost_below(n, n)
-    unit = make(64, "dirichlet", 2)
-    assert curve(unit, 1, least=1, most=4).kept[50] == -1  # from below, no further than asked
-    assert curve(unit, 1, least=60, most=64).kept[50] == -1  # from above
-    assert (curve(unit, 1, least=0).kept == from_above(unit, 1).kept).all()
+    assert one_by_one(n, [n // 5]) and not one_by_one(n, range(1, n // 20))
+    assert one_by_one(16384, [64, 512]) and not one_by_one(16384, range(1, 512))
+    assert running_cost(n, n // 20) < running_cost(n, n - 2) < running_cost(n, n - 1)
+    assert running_cost(n, n - 1) == running_cost(n, n)
 
 
 def test_schedules_are_what_a_replay_would_count() -> None:
@@ -363,17 +349,9 @@ def test_schedules_are_what_a_replay_would_count() -> None:
         one = found.isel(layer=at // found.sizes["unit"], unit=at % found.sizes["unit"], budget=0)
         rows = rows_of(unit)
         assert value(rows, one["evicted_at"].values, 12, 20) == int(one["kept"])
-        price = np.rint(one["price"].values * 2**24).astype(np.int64)
+        price = one["price_fixed"].values
+        assert (price == one["price"].values * 2**24).all() and price.any()
         assert dual(rows, price, 12, 20) == int(one["bound"]) == int(one["kept"])
-
-
-def test_future_mass() -> None:
-    unit, p = make(9, "dirichlet", 1, 2), 4
-    rows = rows_of(unit)
-    later, mass = future_mass(unit, p)
-    assert (mass == rows[p:].sum(axis=0)).all()
-    expected = [rows[t + 1 :, : t + 1].sum(axis=0) for t in range(p - 1, unit.n - 1)]
-    assert (later == np.concatenate(expected)).all()
 
 
 def test_one_token() -> None:
@@ -400,9 +378,8 @@ def test_bundled_traces(name: str) -> None:
     trace = open_trace(name)
     p = trace.prompt_len or 1
     for number, unit in enumerate(trace.units()):
-        solved = from_below(unit, p)
+        solved = optimal_curve(unit, p)
         assert (np.diff(solved.kept, 2) <= 0).all()
-        assert number % 3 or (solved.kept == from_above(unit, p).kept).all()
         for share in (20, 5):
             k = max(1, unit.n // share)
             closed, close = narrow(unit, k, p, 0.0), narrow(unit, k, p, 1e-4)
@@ -418,4 +395,4 @@ def test_bench() -> None:
     from h2osim.bench.optimum import measure
 
     lines = measure(synth("powerlaw", 96, seed=1).units()[0])
-    assert len(lines) == 19 and all(line.value >= 0 for line in lines)
+    assert len(lines) == 18 and all(line.value >= 0 for line in lines)

@@ -7,13 +7,13 @@ received so far less the prices paid; ``best[v]`` its largest worth at a node, `
 
 from __future__ import annotations
 
+from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
 from numba import njit
 
 from h2osim.attention.row_loops import sum_heads
-from h2osim.optima.above_loops import pop, push
 
 INF = 1 << 60
 SHORT = 80  # candidates per node that a reading aims at
@@ -350,23 +350,21 @@ def repair(
     by = np.empty(n, np.int64)  # the pair by which node t would lose a token, and
     to = np.empty(n, np.int64)  # the node that takes it
     visited = np.empty(n, np.int64)
-    keys = np.empty(n, np.int64)
-    items = np.empty(n, np.int64)
-    place = np.full(n, -1, np.int64)
     done = np.zeros(n, np.bool_)
+    t: Any  # a node
     for s in range(n):
         while over[s] < 0:
             dist[:] = INF
             done[:] = False
             dist[s] = 0
-            heap = push(keys, items, place, 0, 0, s)
+            heap = [(np.int64(0), np.int64(s))]
             seen = 0
-            found = -1
+            found: Any = -1
             within = INF  # a node with too many tokens has been seen this far away
-            while heap > 0:
-                t = items[0]
-                heap = pop(keys, items, place, heap)
-                d = dist[t]
+            while len(heap) > 0:
+                d, t = heappop(heap)
+                if done[t]:  # it has been visited by a shorter path
+                    continue
                 if over[t] > 0:
                     found = t
                     break
@@ -383,9 +381,7 @@ def repair(
                         dist[a] = far
                         by[a] = i
                         to[a] = t
-                        heap = push(keys, items, place, heap, far, a)
-            for i in range(heap):
-                place[items[i]] = -1
+                        heappush(heap, (far, a))
             if found < 0:
                 return False
             for i in range(seen):

@@ -36,7 +36,7 @@ def save_certificate(result: xarray.Dataset, trace: Trace, path: str | os.PathLi
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    if "evicted_at" not in result or "price" not in result:
+    if "evicted_at" not in result or "price_fixed" not in result:
         raise UserError("certificate: the result has no schedules; ask optimum for schedules=True")
     if (result.attrs["trace"], result.attrs["n"]) != (trace.name, trace.n):
         raise UserError(
@@ -44,11 +44,11 @@ def save_certificate(result: xarray.Dataset, trace: Trace, path: str | os.PathLi
             f"tokens, not of {trace.name} with {trace.n}"
         )
     tensors: dict[str, NDArray[Any]] = {
-        "evicted_at": result["evicted_at"].values.astype(np.int32),
-        "price": np.rint(result["price"].values * 2.0**24).astype(np.int64),
-        "kept": result["kept"].values.astype(np.int64),
-        "bound": result["bound"].values.astype(np.int64),
-        "mass": result["mass"].values.astype(np.int64),
+        "evicted_at": result["evicted_at"].values,
+        "price": result["price_fixed"].values,
+        "kept": result["kept"].values,
+        "bound": result["bound"].values,
+        "mass": result["mass"].values,
         "layers": result["layer"].values.astype(np.int64),
         "budgets": result["budget"].values.astype(np.int64),
     }

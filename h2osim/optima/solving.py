@@ -2,7 +2,7 @@
 
 `optimum` is the entry. Three ways to the same number (docs/optimum.md derives them):
 
-* `h2osim.optima.exact` solves many budgets in one run, from 0 up or from n down, in O(n²) memory;
+* `h2osim.optima.exact` solves every budget from 0 up in one run, in O(n²) memory;
 * `h2osim.optima.bracket` closes in on one budget from both sides, reading the rows a few times,
   in memory linear in n; asked for no gap it ends at the exact optimum;
 * `h2osim.optima.certificate` saves a result so that `h2osim.certify` can check it.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from h2osim.attention.fixed_point import UNIT
 from h2osim.optima.bracket import CLOSING, narrow
-from h2osim.optima.exact import cost_above, cost_below, curve
+from h2osim.optima.exact import optimal_curve, running_cost
 from h2osim.support.errors import UserError
 from h2osim.support.machine import cores
 from h2osim.traces.trace import Trace
@@ -57,7 +57,8 @@ def optimum(
 
         recall = sum_t sum_{j in S_{t-1} + {t}} A[t, j] / sum_t sum_j A[t, j],   t = prompt_len ...
 
-    It is a linear program (theory T6) with prices λ_t >= 0, one per step, as its dual: for any λ,
+    It is a linear program with prices λ_t >= 0, one per step, as its dual
+    (proofs/13-dual-certificate.md): for any λ,
 
         D(λ) = k sum_t λ_t + sum_j max_e sum_{t = max(j+1, p) ... e} (A[t, j] - λ_t) + sum_t A[t, t]
 
@@ -73,8 +74,8 @@ def optimum(
     prompt_len, share, layers
         As in :func:`h2osim.replay`.
     method
-        ``exact``: gap 0, by closing a bracket for each budget, by a run over all budgets up to the
-        largest, or by one down to the least, whichever should be fastest. ``bracket``: until
+        ``exact``: gap 0, by closing a bracket for each budget or by a run over all budgets up to
+        the largest, whichever should be faster. ``bracket``: until
         upper - lower <= ``gap`` * upper; memory linear in n.
         ``auto``: exact for ``"all"`` and for n up to 8192, else bracket.
     gap
@@ -99,7 +100,7 @@ def optimum(
         * ``kept``, ``bound`` int64: the same in fixed point, and ``mass[layer, unit]``: the whole;
         * ``evicted_at[..., token]`` int32: the step after which a token leaves, n if never;
         * ``price[..., step]``: λ_t in units of attention mass: what one more cache slot in step t
-          would be worth. An exact multiple of 2^-24.
+          would be worth; ``price_fixed`` int64: the same in fixed point.
 
     Raises
     ------
@@ -141,7 +142,7 @@ def optimum(
     kept, bound = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     mass = np.zeros(shape[:2], np.int64)
     gone = np.zeros((*shape, trace.n), np.int32) if schedules else None
-    price = np.zeros((*shape, trace.n)) if schedules else None
+    price = np.zeros((*shape, trace.n), np.int64) if schedules else None
 
     def work(unit: Unit) -> list[_Found]:
         return _solve(unit, tokens, p, 0.0 if method == "exact" else gap, method, bool(schedules))
@@ -153,7 +154,7 @@ def optimum(
             kept[(*where, b)], bound[(*where, b)], mass[where] = one.lower, one.upper, one.whole
             if gone is not None and price is not None:
                 gone[(*where, b)] = one.evicted_at
-                price[(*where, b)] = np.asarray(one.price) * UNIT
+                price[(*where, b)] = one.price
         if progress:
             progress(done + 1, len(units), "solving")
 
@@ -173,9 +174,10 @@ def optimum(
         "budget": tokens,
         "fraction": ("budget", np.array(tokens) / trace.n),
     }
-    if gone is not None:
+    if gone is not None and price is not None:
         data["evicted_at"] = ((*dims, "token"), gone)
-        data["price"] = ((*dims, "step"), price)
+        data["price"] = ((*dims, "step"), price * UNIT)
+        data["price_fixed"] = ((*dims, "step"), price)
         coords |= {"token": np.arange(trace.n), "step": np.arange(trace.n)}
     facts = {"trace": trace.name, "n": trace.n, "prompt_len": p, "share": share, "method": method}
     return xarray.Dataset(data, coords, facts)
@@ -190,7 +192,7 @@ def optimum_curves(
     """OPT(k) of several units: kept int64 [units, n+1] (budgets 0 … n), and their mass [units]."""
     kept = np.zeros((len(units), units[0].n + 1), np.int64)
     mass = np.zeros(len(units), np.int64)
-    work = _each(units, lambda unit: curve(unit, prompt_len, least=0))
+    work = _each(units, lambda unit: optimal_curve(unit, prompt_len))
     for done, (i, found) in enumerate(work):
         kept[i], mass[i] = found.kept, found.whole
         if progress:
@@ -210,13 +212,13 @@ class _Found:
 def _solve(
     unit: Unit, tokens: Sequence[int], p: int, gap: float, method: str, schedules: bool
 ) -> list[_Found]:
-    if method == "bracket" or one_by_one(unit.n, p, tokens):
+    if method == "bracket" or one_by_one(unit.n, tokens):
         found = [narrow(unit, k, p, gap, READINGS) for k in tokens]
         if method == "bracket" or all(one.lower == one.upper for one in found):
             return [
                 _Found(one.lower, one.upper, one.whole, one.evicted_at, one.price) for one in found
             ]
-    solved = curve(unit, p, wanted=tokens if schedules else (), least=min(tokens), most=max(tokens))
+    solved = optimal_curve(unit, p, wanted=tokens if schedules else (), most=max(tokens))
     return [
         _Found(
             int(solved.kept[k]), int(solved.kept[k]), solved.whole,
@@ -226,15 +228,14 @@ def _solve(
     ]  # fmt: skip
 
 
-def one_by_one(n: int, prompt_len: int, budgets: Sequence[int]) -> bool:
+def one_by_one(n: int, budgets: Sequence[int]) -> bool:
     """Whether to close a bracket for each of the budgets rather than solve them in one run.
 
     Because that should be faster, or because the run would need much memory for a few of them.
     """
     if n > EXACT_N and len(budgets) <= FEW:
         return True
-    run = min(cost_below(n, max(budgets)), cost_above(n, prompt_len, min(budgets)))
-    return len(budgets) * CLOSING * n * n < run
+    return len(budgets) * CLOSING * n * n < running_cost(n, max(budgets))
 
 
 def _on_gpu(

@@ -1,22 +1,28 @@
-"""The compiled solver from budget 0 up: shortest paths over steps, with bounds on blocks of steps.
+"""The compiled solver of the assignment problem: shortest paths, with bounds on blocks of steps.
 
-Imported lazily by `h2osim.optima.exact`, which states the problem; nodes, C, u, y and `at` as in
-`above_loops`. At budget 0 everything is forced: node t takes token t, the first node all
-tokens of the prompt. With λ_t the largest entry of row t besides its own token's, u[t] the sum of λ
-over the rows after t and y[v] = C[t, v] - u[t] at v's node t are duals: a token that stays longer
-pays at least what it receives.
+Imported lazily (numba is slow to import) by `h2osim.optima.exact`, which states the problem.
+
+A *node* is a step t = first ... n-2 after which tokens leave; evicting token v <= t there costs
+C[t, v]. ``at[v]`` is the node of token v, -1 while it is kept to the end. The dual variables are
+u[t] for nodes and y[v] <= 0 for tokens (0 for kept ones), with C[t, v] - u[t] - y[v] >= 0, and
+equality where at[v] = t.
+
+At budget 0 everything is forced: node t takes token t, the first node all tokens of the prompt.
+With λ_t the largest entry of row t besides its own token's, u[t] the sum of λ over the rows after t
+and y[v] = C[t, v] - u[t] at v's node t are duals: a token that stays longer pays at least what it
+receives.
 
 From budget k to k+1 the first node, max(k, first), takes one token less. The token that it gives
 up is kept to the end, at the cost -y[v], or another node t takes it, at C[t, v] - u[t] - y[v], and
 gives up its own token in turn: a shortest path that ends with a token that is kept. Kept tokens
 stay kept at all larger budgets. u falls along the way, y rises.
 
-A search comes by nearly every token, and a token may go to every later node: n^2 / 2 numbers for
-each budget. They are read in *blocks* of nodes, and most blocks need no look:
+A search reaches nearly every token, and a token may go to every later node: n^2 / 2 numbers for
+each budget. They are read in *blocks* of nodes, and most blocks need not be read:
 
 * C is stored by token, so that a block is a short run of numbers and its loops vectorise. What is
   stored is `past`, what v has received by t: C[t, v] is the rest of what it will have received.
-* Of every token and block a bound on past + u is kept from the last look, and for every block
+* For every token and block a bound on past + u is kept from the last reading, and for every block
   ``fallen``, the least fall of u within it, which tightens the bounds of all tokens. Neighbouring
   prices fall together, so the bounds stay good for long.
 * A block matters to a token only if it could bring some node of it nearer than it is. All nodes
@@ -34,7 +40,6 @@ import numpy as np
 from numba import njit
 
 from h2osim.attention.row_loops import sum_heads
-from h2osim.optima.above_loops import note
 
 INF = 1 << 60
 BLOCK = 64  # nodes that share a bound
@@ -249,5 +254,7 @@ def solve(
                 v, to = by[t], t
         loss[k] = total
         if next_wanted < wanted.shape[0] and wanted[next_wanted] == k:
-            note(u, at, price[next_wanted], gone[next_wanted])
+            price[next_wanted] = u
+            for v in range(n):
+                gone[next_wanted, v] = at[v] if at[v] >= 0 else n
             next_wanted += 1
