@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from strategies import examples, qk_traces, traces
 
 from h2osim.guarantees import GUARANTEES, Verdict
-from h2osim.guarantees.findings import against, in_fixed_point, outside_setting
+from h2osim.guarantees.findings import against, outside_setting
 from h2osim.guarantees.history import Rows, Run, follow, simulate
 from h2osim.guarantees.verify import (
     OFFLINE,
@@ -105,12 +105,6 @@ def test_a_run_is_held_to_the_bound_of_the_optimum() -> None:
     assert against(best, history).verdict == Verdict.HOLDS
     assert against(best, history).numbers["ratio"] == 1
     assert against(best.assign(bound=best.bound - 1), history).verdict == Verdict.VIOLATED
-
-
-def test_prices_are_whole_in_fixed_point() -> None:
-    assert in_fixed_point(np.array([0.0, 0.5, 2.0**-24])).tolist() == [0, 2**23, 1]
-    with pytest.raises(ValueError, match="multiple"):
-        in_fixed_point(np.array([2.0**-25]))
 
 
 def test_counts_and_slack() -> None:
@@ -205,7 +199,7 @@ def test_the_optimum_is_held_to_its_word(monkeypatch: pytest.MonkeyPatch) -> Non
         return real(*args, **how).assign(kept=lambda x: x.kept + 1)
 
     def careless(*args: Any, **how: Any) -> Any:
-        return real(*args, **how).assign(price=lambda x: x.price * 0)
+        return real(*args, **how).assign(price_fixed=lambda x: x.price_fixed * 0)
 
     monkeypatch.setattr("h2osim.guarantees.verify.optimum", boasting)
     found = {x.result.guarantee for x in violations(verify(trace, POLICIES[0], [4, 8]))}

@@ -9,9 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from h2osim.attention.fixed_point import ONE
 from h2osim.guarantees import checks
 from h2osim.guarantees.choosing import best_set
 from h2osim.guarantees.history import History, Rows, Run
@@ -129,15 +127,6 @@ def against(best: Any, history: History) -> Result:
     return Result("T6", Verdict.HOLDS if kept <= bound else Verdict.VIOLATED, None, numbers)
 
 
-def in_fixed_point(prices: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Prices in units of 2^-24, which is what they are whole multiples of; ValueError if not."""
-    scaled = prices * ONE
-    whole = scaled.astype(np.int64)
-    if not np.array_equal(whole, scaled):
-        raise ValueError("a price is no multiple of 2^-24")
-    return whole
-
-
 def of_optimum(best: Any, history: History, rows: Rows) -> Iterator[Result]:
     """T6: the schedule keeps what is claimed, recomputed here; T6c: its prices bound the rest."""
     whole, claimed, k = int(best.mass), int(best.kept), history.k
@@ -145,7 +134,7 @@ def of_optimum(best: Any, history: History, rows: Rows) -> Iterator[Result]:
     numbers = {"recall": kept / whole if whole else math.nan}
     right = kept == claimed and history.within
     yield Result("T6", Verdict.HOLDS if right else Verdict.VIOLATED, None, numbers)
-    prices = in_fixed_point(best.price.values)
+    prices = best.price_fixed.values
     found = checks.dual_certificate(rows, k, prices, kept, history.prompt_len)
     numbers = {
         "recall": kept / whole if whole else math.nan,
