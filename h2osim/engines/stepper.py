@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from h2osim.attention.fixed_point import ONE_BITS, round_to_bits
+from h2osim.attention.fixed_point import ONE_BITS
 from h2osim.attention.triangle import rows_in, tri
 from h2osim.engines import loop_text
 from h2osim.engines.request import scalars
@@ -30,6 +30,7 @@ Numbers = NDArray[Any] | Callable[[int, int], Any]
 
 STAYS = 2**31 - 1  # what `left` holds for a token that is cached
 FIRST = 256  # tokens that there is room for at first
+MINUS_ZERO = 0x8000  # a float16 pattern; what is a little below 0 rounds to it
 
 
 class Rules(NamedTuple):
@@ -231,15 +232,18 @@ class Stepper:
                 f"rows of shape {array.shape}: expected [heads, width] = ({heads}, {t + 1}) or "
                 f"({heads}, {len(self._attended(unit))}), or [heads, rows, {t} + rows]"
             )
-        if array.dtype == np.uint16:
-            fits = array <= ONE_BITS
-        elif array.dtype.kind == "f":
-            fits = (array >= 0) & (array <= 1)
+        if array.dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                bits = array.astype(np.float16, copy=False).view(np.uint16)
+            bits = np.where(bits == MINUS_ZERO, np.uint16(0), bits)
+        elif array.dtype == np.uint16:
+            bits = array
         else:
             raise UserError(f"rows of {array.dtype}: expected float, or uint16 patterns of float16")
-        if not fits.all():
-            raise UserError(f"row {t}: {array[~fits][0]} among its entries, expected 0 to 1")
-        return array if array.dtype == np.uint16 else round_to_bits(array)
+        if bits.max() > ONE_BITS:
+            wrong = array[bits > ONE_BITS][0]
+            raise UserError(f"row {t}: {wrong} among its entries, expected 0 to 1")
+        return bits
 
     # --- looking ---------------------------------------------------------------------------------
 
