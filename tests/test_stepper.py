@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -228,6 +229,17 @@ def test_what_depends_on_the_length_must_be_told() -> None:
     with pytest.raises(UserError, match="input share changes as the text grows"):
         for t in range(300):
             growing.step(np.full((1, t + 1), 0.001))
+
+
+def test_a_copy_goes_its_own_way() -> None:
+    rows = [np.eye(t + 1)[[0]] for t in range(6)]  # all on the first token
+    stepper = Stepper("tova", 3)
+    for row in rows[:5]:
+        stepper.step(row)
+    other = copy.deepcopy(stepper)
+    assert stepper.step(rows[5]).tolist() == [3]
+    assert other.step(rows[5][:, ::-1]).tolist() == [0]  # all on the newest
+    assert (stepper.cached.tolist(), other.cached.tolist()) == ([0, 4, 5], [3, 4, 5])
 
 
 def test_it_is_public() -> None:
