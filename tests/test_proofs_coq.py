@@ -2,7 +2,7 @@
 
 Without Coq the first part runs alone. With it, `proofs/check.sh` compiles everything and asks what
 each theorem assumes; and the model, extracted to OCaml, is compared with the engine that defines
-h2osim. A thousand drawn traces and more: ``pytest --hypothesis-profile nightly``.
+h2osim. A thousand drawn traces: ``pytest -m nightly tests/test_proofs_coq.py``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import coq_twins
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import examples, traces
 
@@ -184,12 +184,30 @@ def ask(model: Path, runs: list[list[int]]) -> list[list[str]]:
     return [line.split() for line in done.stdout.splitlines()]
 
 
+TRACES = traces(min_n=2, max_n=16, max_layers=1)
+
+
 @needs_coq
 @examples(20)
-@given(data=st.data(), trace=traces(min_n=2, max_n=16, max_layers=1))
+@given(data=st.data(), trace=TRACES)
 def test_the_model_does_what_the_naive_engine_does(
     model: Path, data: st.DataObject, trace: Trace
 ) -> None:
+    compare(model, data, trace)
+
+
+@pytest.mark.nightly
+@needs_coq
+@settings(max_examples=1000)
+@given(data=st.data(), trace=TRACES)
+def test_the_model_does_what_the_naive_engine_does_a_thousand_times(
+    model: Path, data: st.DataObject, trace: Trace
+) -> None:
+    compare(model, data, trace)
+
+
+def compare(model: Path, data: st.DataObject, trace: Trace) -> None:
+    """Every budget loses every token at the same step, in both, under a drawn policy."""
     n = trace.n
     p = data.draw(st.integers(1, n - 1), label="prompt length")
     recent = data.draw(st.integers(0, 4), label="recent")
