@@ -18,11 +18,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.numpy import save_file
 from strategies import examples, sixteenth_traces
 
 from h2osim import Trace, UserError
-from h2osim.optima.certifying import FORMAT, Certified, certify, digest
+from h2osim.optima import certifying
+from h2osim.optima.certifying import FORMAT, TENSORS, Certified, certify, digest
 from h2osim.optima.exact import optimal_curve
 from h2osim.traces.unit import Unit
 
@@ -234,6 +236,84 @@ def test_budgets_and_prompts_at_their_ends(tmp_path: Path) -> None:
     # a trace of one token has nothing to decode, and a certificate that says so
     alone = made(1)
     assert [c.mass for c in one(tmp_path, [1], k=1, p=1, trace=alone)] == [0, 0]
+
+
+def test_a_token_that_returns_is_not_counted(tmp_path: Path) -> None:
+    """What the per-step top-k keeps, by taking tokens back: no schedule of the file is worth it."""
+    unit, fair = TRACE.units("head")[0], oldest_first(N, K, P)
+    returning = sum(
+        int(unit.row(t)[t]) + int(np.sort(unit.row(t)[:t])[-K:].sum()) for t in range(P, N)
+    )
+    more = returning - mass_kept(unit, fair, P)
+    assert returning > optimal_curve(unit, P).kept[K] > mass_kept(unit, fair, P)
+    with pytest.raises(UserError, match=f"kept: the file says {returning}, the trace gives"):
+        one(tmp_path, claims={"kept": more})
+
+
+def test_a_file_speaks_of_its_own_prompt_budgets_and_grouping(tmp_path: Path) -> None:
+    """Numbers that are right for one question are not taken for the answer to another."""
+    assert {(c.prompt_len, c.share, c.budget) for c in one(tmp_path, FAIR)} == {(P, "head", K)}
+    path, unit = tmp_path / "c.safetensors", TRACE.units("head")[0]
+    price = [[[0] * P + [1 << 16] * (N - P)]] * 2
+    forged(path, TRACE, [[FAIR]] * 2, price, [K], P)
+    assert certify(path, TRACE)[0].bound == dual_bound(unit, price[0][0], K, P)
+    for match, facts, tensors in (
+        (f"{K} tokens are left", {}, {"budgets": np.array([K - 1])}),
+        ("bound: the file says", {}, {"budgets": np.array([K + 1])}),
+        ("mass: the file says", {"prompt_len": P - 1}, {}),
+        (f"token 0 leaves at {P - 1}, expected {P}", {"prompt_len": P + 1}, {}),
+        ("evicted_at has shape", {"share": "layer"}, {}),
+        ("its group_size is 2", {"group_size": 2}, {}),
+        ("its sha256 is", {"sha256": ["00"]}, {}),
+        ("its trace is 'other'", {"trace": "other"}, {}),
+    ):
+        with pytest.raises(UserError, match=match):
+            certify(altered(path, tmp_path / "other", facts, tensors), TRACE)
+
+
+def test_budgets_and_layers_stand_there_once(tmp_path: Path) -> None:
+    twice = [[FAIR, FAIR], [FAIR, FAIR]]
+    prices = [[[0] * N] * 2] * 2
+    path = forged(tmp_path / "c", TRACE, twice, prices, [K, K], P)
+    with pytest.raises(UserError, match="budgets has an entry twice"):
+        certify(path, TRACE)
+    path = forged(tmp_path / "c", TRACE, [[FAIR]] * 2, [[[0] * N]] * 2, [K], P)
+    with safe_open(path, framework="numpy") as file:
+        old = {key: file.get_tensor(key) for key in TENSORS}
+    new = {key: old[key].reshape(2, 1, *old[key].shape[2:]) for key in old if old[key].ndim > 1}
+    new["layers"] = np.array([0, 0])
+    with pytest.raises(UserError, match="layers has an entry twice"):
+        certify(altered(path, tmp_path / "other", {"sha256": [None, None]}, new), TRACE)
+
+
+def test_a_bound_below_the_schedule_is_never_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even when the file and the sums of `certify` agree on it: one of them must be wrong."""
+    path = forged(tmp_path / "c", TRACE, [[FAIR]] * 2, [[[0] * N]] * 2, [K], P)
+    kept, whole = mass_kept(TRACE.units("head")[0], FAIR, P), whole_mass(TRACE.units("head")[0], P)
+    for bound, refused in ((kept - 1, True), (kept, False)):
+        wrong = altered(path, tmp_path / "wrong", {}, {
+            "kept": np.full((1, 2, 1), kept), "bound": np.full((1, 2, 1), bound),
+            "mass": np.full((1, 2), whole),
+        })  # fmt: skip
+        monkeypatch.setattr(certifying, "_read_rows", lambda *_, b=bound: (whole, [kept], [b]))
+        if refused:
+            with pytest.raises(UserError, match=f"keeps {kept}, more than the bound {bound}"):
+                certify(wrong, TRACE)
+        else:
+            assert certify(wrong, TRACE)[0].gap == 0
+
+
+def altered(
+    path: Path, to: Path, facts: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]
+) -> Path:
+    """A certificate with some facts and tensors replaced, under a checksum that fits."""
+    with safe_open(path, framework="numpy") as file:
+        metadata, old = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    new = {**old, **{name: np.asarray(some, TENSORS[name]) for name, some in tensors.items()}}
+    save_file(new, to, metadata=sealed({**json.loads(metadata["facts"]), **facts}, new))
+    return to
 
 
 @pytest.mark.parametrize("name", ["kept", "bound"])

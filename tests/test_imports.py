@@ -141,6 +141,14 @@ def test_layers_look_down(path: Path) -> None:
             assert RANK[target] < RANK[part], f"{part} imports {module}, which is not below it"
 
 
+def test_the_certificate_checker_knows_no_solver() -> None:
+    """It reads traces and raises errors; all else would be trust in what it is to check."""
+    found = {module for module, _ in imports(PACKAGE / "optima" / "certifying.py")}
+    allowed = {"h2osim.support.errors", "h2osim.traces.trace", "h2osim.traces.unit"}
+    assert {module for module in found if module.startswith("h2osim")} == allowed
+    assert not found & {"numba", "scipy", "importlib"}
+
+
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_heavy_libraries_have_one_home(path: Path) -> None:
     for module, typing_only in imports(path):

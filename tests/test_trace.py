@@ -934,6 +934,30 @@ def test_nothing_is_left_when_saving_is_interrupted(
     assert len(calls) == 2 and not any(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names of open files")
+def test_all_is_on_the_disk_before_the_folder_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut there is a whole trace, or none: each file and folder is flushed first."""
+    events: list[str] = []
+
+    def flush(descriptor: int) -> None:
+        place = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        events.append("folder" if place.name.endswith(".partial") else place.name)
+
+    rename = os.rename
+
+    def named(old: Path, new: Path) -> None:
+        events.append("rename")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "rename", named)
+    Trace.from_scores(softmax(layers=2, n=6)).save(tmp_path / "trace")
+    layers = ["layer-000.safetensors", "layer-001.safetensors"]
+    assert events == [*layers, "trace.json", "folder", "rename", tmp_path.name]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     code = (

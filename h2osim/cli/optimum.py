@@ -159,6 +159,7 @@ def certify(
 
     recorded = open_trace(trace)
     recorded.verify()
+    checked = check(certificate, recorded)
     records = [
         {
             "layer": one.layer,
@@ -169,10 +170,13 @@ def certify(
             "upper": one.bound / one.mass if one.mass else None,
             "gap": one.gap,
         }
-        for one in check(certificate, recorded)
+        for one in checked
     ]
     if format_ is Format.table:
-        print_bounds(records, f"{certificate} holds for {recorded.name}")
+        title = f"{certificate} holds for {recorded.name}"
+        if checked:
+            title += f", decoding from token {checked[0].prompt_len}, share {checked[0].share}"
+        print_bounds(records, title)
     elif format_ is Format.json:
         print_json(records)
     else:

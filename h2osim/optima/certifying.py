@@ -1,4 +1,4 @@
-"""Checks certificates of the offline optimum. Short on purpose, and shares no code with solvers.
+"""Checks certificates of the offline optimum; short on purpose, and shares no code with solvers.
 
 A certificate holds, for units of a trace and budgets k, a schedule (after which step each token
 leaves) and prices λ_t >= 0. Checking it reads every row once and does three things in integers:
@@ -13,7 +13,8 @@ leaves) and prices λ_t >= 0. Checking it reads every row once and does three th
        D(λ) = k sum_t λ_t + sum_j max_e sum_{t = max(j+1, p) ... e} (A[t, j] - λ_t) + sum_t A[t, t]:
 
    a schedule holds at most k older tokens in step t, so charging λ_t for each and giving back k λ_t
-   does not lower its value; what is left falls apart into one choice of e for each token.
+   does not lower its value; what is left is one independent choice of e for each token
+   (proofs/13-dual-certificate.md).
 
 So value <= optimum <= D(λ), whoever made the file. A sha256 over the content tells a damaged file
 from a wrong one.
@@ -45,12 +46,17 @@ TENSORS = {
 
 @dataclass(frozen=True)
 class Certified:
-    """What has been checked for one unit and budget, in fixed point: kept <= optimum <= bound."""
+    """What has been checked for one unit and budget, in fixed point: kept <= optimum <= bound.
+
+    It speaks of decoding from step `prompt_len` on, with caches shared as `share` says.
+    """
 
     unit: str
     layer: int
     index: int
     budget: int
+    prompt_len: int
+    share: str
     kept: int
     bound: int
     mass: int
@@ -102,8 +108,15 @@ def certify(path: str | os.PathLike[str], trace: Trace) -> list[Certified]:
         for b, k in enumerate(budgets):
             _same(f"{where}, budget {k}: kept", int(tensors["kept"][at][b]), kept[b])
             _same(f"{where}, budget {k}: bound", int(tensors["bound"][at][b]), bound[b])
+            if kept[b] > bound[b]:  # no file can bring this about, only a fault in this module
+                raise UserError(
+                    f"{where}, budget {k}: the schedule keeps {kept[b]}, more than the bound "
+                    f"{bound[b]}: one of them was reckoned wrongly"
+                )
             checked.append(
-                Certified(unit.label, unit.layer, unit.index, k, kept[b], bound[b], mass)
+                Certified(
+                    unit.label, unit.layer, unit.index, k, p, share, kept[b], bound[b], mass
+                )
             )
     return checked
 

@@ -1,4 +1,4 @@
-"""Writing a trace so that it is there whole or not at all."""
+"""Writing a trace so that it is there whole or not at all, also after a crash."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2osim.attention.triangle import rows_in, tri
+from h2osim.support.atomic import flush
 from h2osim.support.errors import UserError
 from h2osim.traces import files, manifest
 
@@ -78,9 +79,11 @@ class LayerWriter:
         self._write(slot.offset + 2 * (head * packed + tri(first)), data.data)
 
     def close(self) -> None:
-        """Give the file back. Arrays got from this writer must not be used any more."""
+        """Write the file out to the disk and close it; arrays got from it are not to be used more.
+        """
         self._views.clear()
         if self._fd >= 0:
+            os.fsync(self._fd)
             os.close(self._fd)
             self._fd = -1
 
@@ -256,7 +259,10 @@ class TraceWriter:
         assert self._folder is not None
         manifest.check(self.manifest, str(self.path / "trace.json"))
         text = json.dumps(self.manifest, ensure_ascii=False, indent=1, allow_nan=False)
-        (self._folder / "trace.json").write_text(text + "\n", encoding="utf-8")
+        file = self._folder / "trace.json"
+        file.write_text(text + "\n", encoding="utf-8")
+        flush(file)
+        flush(self._folder)
         self._refuse_existing()
         old = None
         if self.path.exists():
@@ -269,6 +275,7 @@ class TraceWriter:
                 os.rename(old, self.path)
             raise
         self._folder = None
+        flush(self.path.absolute().parent)
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
 
