@@ -8,6 +8,7 @@ passed off as one inside.
 from __future__ import annotations
 
 import ast
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -478,6 +479,21 @@ def test_t2_of_any_set(case: tuple[np.ndarray, int, int], data: st.DataObject) -
     assert history.worst[at] >= history.opt[at] - history.late[at]
 
 
+@given(runs(min_n=2, max_n=6), st.integers(0, 1))
+def test_the_worst_set_is_the_worst(case: tuple[np.ndarray, int, int], recent: int) -> None:
+    """`History.worst` of any run, setting P or not, against all sets of at most k tokens."""
+    matrix, k, p = case
+    rows = Rows.of(matrix)
+    run = simulate(rows, k, p, recent=recent)
+    history = follow(rows, run)
+    summed = np.tril(matrix.sum(axis=0))
+    for at in range(history.steps):
+        i = history.first + at
+        known = [int(summed[: min(gone, i) + 1, o].sum()) for o, gone in enumerate(run.evicted_at)]
+        sets = itertools.combinations(range(i + 1), min(k, i + 1))
+        assert history.worst[at] == max(sum(known[o] for o in chosen) for chosen in sets)
+
+
 def test_t2_can_fail() -> None:
     def half_of_it(case: tuple[np.ndarray, int, int]) -> bool:
         h = history_of(case)
@@ -575,6 +591,15 @@ def test_t3_slack_is_that_of_its_rounding() -> None:
 
 
 def test_t3_can_fail() -> None:
+    # a window keeps the newest token, which shows 0, and drops one that shows 2
+    rows = rows_of((1,), (1, 0))
+    history = follow(rows, simulate(rows, 1, scores="cached", recent=1))
+    assert history.surplus.tolist() == [0, 200]
+    fine = follow(rows, simulate(rows, 1, scores="cached"))
+    assert checks.cached_scores(fine).verdict == Verdict.HOLDS
+    shown = checks.cached_scores(replace(fine, surplus=fine.surplus + 1))
+    assert (shown.verdict, shown.note) == (Verdict.VIOLATED, "for a set other than the top k")
+
     def three_quarters(case: tuple[np.ndarray, int, int]) -> bool:
         h = history_of(case, scores="cached")
         return bool(np.all(4 * h.value >= 4 * (h.opt - h.late) - 3 * h.missed))

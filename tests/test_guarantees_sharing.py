@@ -23,6 +23,7 @@ from h2osim.guarantees.checks.shared import (
 )
 from h2osim.guarantees.choosing import (
     best_set,
+    cheapest_removal,
     delete_down,
     one_swap,
     static_greedy,
@@ -114,6 +115,10 @@ def test_m1_can_fail() -> None:
     result = checks.threshold_swap(pair, 2)
     assert (result.verdict, result.note) == (Verdict.FAILS, "not submodular")
     assert result.numbers["ratio"] == pytest.approx(1 / 101)
+    # a fifth is found out, not only a hundredth; and worthless tokens make way for new ones
+    less = checks.threshold_swap(Listed(4, lambda s: (1 if s else 0) + 4 * ({2, 3} <= s)), 2)
+    assert (less.verdict, less.step, less.numbers["ratio"]) == (Verdict.FAILS, 3, 0.2)
+    assert threshold_swap(Coverage([set(), set(), set()], []), 1)[-1] == [2]
     # a function that changes: the rule never lets go of token 0 in the trap (C2)
     rows, _ = trap_rows(60)
     scores = np.zeros(60, object)
@@ -150,6 +155,22 @@ def test_m6_instance(m: int, k: int) -> None:
     # built up instead, or swapped in with a threshold, the large token is found
     assert f.value(static_greedy(f, k)) == f.value(best_set(f, k)) == m + (k - 1) * epsilon
     assert f.value(threshold_swap(f, k)[-1]) >= Fraction(1, 4) * f.value(best_set(f, k))
+
+
+@examples(60)
+@given(objectives(), st.integers(1, 3), st.data())
+def test_m6_then_a_stream(f: Any, k: int, data: st.DataObject) -> None:
+    """Deletion at the prompt's end, then the plain swap: opt / (p/k + k - 1), as long as p > k."""
+    p = data.draw(st.integers(1, f.size))
+    if p <= k:
+        return
+    prompt = Listed(p, f.value)
+    held = delete_down(prompt, k)
+    for token in range(p, f.size):
+        held = [*held, token]
+        held.pop(cheapest_removal(f, held, range(k + 1))[1])
+    best = f.value(best_set(f, k))
+    assert float(f.value(held)) * (p / k + k - 1) >= float(best) - 1e-9
 
 
 def test_m6_can_fail() -> None:
