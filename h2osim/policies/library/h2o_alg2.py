@@ -1,4 +1,4 @@
-"""H2O's Algorithm 2 as printed: an exhibit. Accumulation starts only when the cache is full."""
+"""H2O's Algorithm 2 nearly to the letter: an exhibit. Accumulation starts at a full cache."""
 
 from h2osim.policies.declaration import Policy
 
@@ -16,11 +16,13 @@ def rank(score: float) -> float:
 POLICY = Policy(
     name="h2o-alg2",
     summary="exhibit: accumulated attention counted only from the step that fills the cache",
-    source="arXiv 2306.14048, Algorithm 2 as printed",
+    source="arXiv 2306.14048, Algorithm 2 read literally",
     scores="cached",
     state=("score",),
     update=update,
     rank=rank,
-    notes="The new token's own column counts. Without it (as in Algorithm 1) nothing is ever "
-    "admitted; with it, some tokens are while the accumulators are young.",
+    notes="The new token's own column counts, and rows are normalised over the cache and that "
+    "token. The pseudo-code instead gives every token outside the cache exp(0) over the cache's "
+    "sum, which a recorded row does not tell. Without an own score (as in Algorithm 1) nothing is "
+    "ever admitted; with it, some tokens are while the accumulators are young. See proof C1.",
 )
