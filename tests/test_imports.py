@@ -47,6 +47,7 @@ HOMES = {
     "cupy": {"cuda", "bench"},
     "typer": {"cli"},
     "distributed": {"sweeps"},
+    "zarr": {"sweeps"},
 }
 # These may not be loaded by importing the package or by asking the command for help.
 NOT_AT_START = {
@@ -61,6 +62,7 @@ NOT_AT_START = {
     "networkx",
     "pyarrow",
     "distributed",
+    "zarr",
 }
 
 

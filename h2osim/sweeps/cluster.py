@@ -145,7 +145,9 @@ def _remote(
     from distributed import get_worker
 
     plan, store = _opened(path, tuple(traces))
-    if not store.finished(index):
+    with store.alone(index):  # a driver that was killed may have left a task at work on it
+        if store.finished(index):
+            return index
         lane = lane_of(*turns.get(get_worker().address, (0, 1)))
         store.started(index)
         store.put(index, compute(plan.part(index), engine_called(engine), lane))

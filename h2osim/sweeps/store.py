@@ -1,55 +1,72 @@
-"""The store of a sweep: a folder in the Zarr format, version 3, written without the zarr package.
+"""The store of a sweep: a folder in the Zarr format, version 3.
 
 Labelled arrays that many workers write, chunk by chunk, is what Zarr is for: a chunk of the sweep
-is one chunk of ``recall`` and one of ``held``, each a file of its own, and xarray, zarr-python and
-tensorstore read the folder. It is written here, because a sweep's promise hangs on *when* a file
-appears: a chunk's results are written beside their place, flushed to the disk and renamed, and only
-then, in the same way, the chunk of ``done`` that says so. Whatever moment a process is killed at, a
-chunk that is marked is whole; one that is not is computed again.
+is one chunk of ``recall`` and one of ``held``, each a file of its own. A sweep's promise depends on
+*when* a file appears: a chunk's results are written beside their place, flushed to the disk and
+renamed, and only then, in the same way, its mark, which holds a digest of them. Whatever moment a
+process is killed at, a chunk whose mark fits is whole; any other is computed again.
 
-    zarr.json                     the group: attributes, what was asked for, all metadata
+    zarr.json                     the group: attributes, the sweep's identity, all metadata
     recall/c/I/U/0, held/c/I/U/0  results of the chunk of configurations I and units U
-    done/c/I/U                    one byte, once both are there
+    done/c/I/U/0                  its mark: a sha256 of both, once both are there
     NAME/c/0                      coordinates
+    .h2osim/layout.json           a sha256 of every file above but results and marks
     .h2osim/log.jsonl, lock       who started and finished which chunk; who is at work
 """
 
 from __future__ import annotations
 
-import gzip
+import asyncio
+import hashlib
 import json
 import os
 import shutil
 import socket
 import time
-import uuid
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
+from zarr.codecs import ZstdCodec
+from zarr.storage import LocalStore
 
 from h2osim.replays.found import Found
 from h2osim.replays.plan import WorkPlan
+from h2osim.support.atomic import LEFTOVERS, replacing, temporary_name
 from h2osim.support.errors import UserError
 from h2osim.sweeps.identity import check_same, identity
 
 #: The attribute of the group that holds the sweep's identity.
 KEY = "h2osim_sweep"
 _OWN = ".h2osim"
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "float64": np.dtype("<f8"),
-    "int64": np.dtype("<i8"),
-    "int32": np.dtype("<i4"),
-    "uint8": np.dtype("u1"),
-    "bool": np.dtype("?"),
-}
+_LAYOUT = f"{_OWN}/layout.json"
+#: Seconds after which a half-made store without a lock is nobody's.
+_ABANDONED = 60.0
+_DIMS = ("policy", "unit", "budget")
 #: Recalls are noise in their low bits: only `held` and coordinates are worth packing.
-_GZIP = {"name": "gzip", "configuration": {"level": 1}}
+_PACKED = (ZstdCodec(level=1),)
 
 #: Dimensions and values, by name.
 Coords = dict[str, tuple[tuple[str, ...], np.ndarray]]
+
+
+class DurableStore(LocalStore):
+    """A Zarr store in a folder whose files are on the disk before they get their names."""
+
+    async def _set(self, key: str, value: Any, exclusive: bool = False) -> None:
+        self._check_writable()
+        if exclusive and (self.root / key).exists():
+            raise FileExistsError
+        await asyncio.to_thread(_write, self.root / key, value.to_bytes())
+
+    def set_sync(self, key: str, value: Any) -> None:
+        """Write one file."""
+        self._check_writable()
+        _write(self.root / key, value.to_bytes())
 
 
 class SweepStore:
@@ -57,53 +74,29 @@ class SweepStore:
 
     def __init__(self, path: Path):
         self.path = path
-        self.meta = _read_group(path)
-        self.attributes: dict[str, Any] = self.meta["attributes"]
-        self.identity: dict[str, Any] = self.attributes[KEY]["identity"]
-        self.arrays: dict[str, dict[str, Any]] = self.meta["consolidated_metadata"]["metadata"]
-        configurations, units, _ = self._chunks("recall")
-        self.chunk = configurations, units
-        self.grid: tuple[int, ...] = tuple(self.arrays["done"]["shape"])
+        _check_layout(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that texts are no part of Zarr's core
+            self._arrays = zarr.open_group(DurableStore(path), mode="r+", use_consolidated=True)
+        self.identity: dict[str, Any] = self._arrays.attrs[KEY]["identity"]
+        self._shape: tuple[int, ...] = self._arrays["recall"].shape
+        self.chunk: tuple[int, int] = self._arrays["recall"].chunks[:2]
+        self.grid: tuple[int, int] = self._arrays["done"].shape[:2]
 
     @classmethod
     def create(
         cls, path: Path, plan: WorkPlan, coords: Coords, attributes: Mapping[str, Any]
     ) -> SweepStore:
         """Lay out an empty store, whole or not at all."""
-        dims = ("policy", "unit", "budget")
-        full = (*plan.chunk, plan.shape[2])
-        also = {"coordinates": " ".join(sorted(set(coords) - set(dims)))}
-        arrays = {
-            "recall": _array(plan.shape, full, "float64", dims, "NaN", also),
-            "held": _array(plan.shape, full, "int32", dims, 0, also, _GZIP),
-            "done": _array(plan.grid, (1, 1), "uint8", ("policy_chunk", "unit_chunk"), 0, {}),
-        }
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
-        temporary.mkdir()
+        temporary = temporary_name(path)
+        (temporary / _OWN).mkdir(parents=True)
         try:
-            for name, (on, values) in coords.items():
-                text = values.dtype.kind in "OUT"
-                kind = "string" if text else str(values.dtype)
-                arrays[name] = _array(
-                    values.shape, values.shape, kind, on, "" if text else 0, {}, _GZIP
-                )
-                data = _strings(values) if text else values.astype(_DTYPES[kind]).tobytes()
-                place = temporary / name / "/".join(["c", *["0"] * values.ndim])
-                _write(place, gzip.compress(data, 1, mtime=0))
-            for name, meta in arrays.items():
-                _write(temporary / name / "zarr.json", json.dumps(meta, indent=1).encode())
-            group = {
-                "zarr_format": 3,
-                "node_type": "group",
-                "attributes": {**attributes, KEY: {"identity": identity(plan)}},
-                "consolidated_metadata": {
-                    "kind": "inline", "must_understand": False, "metadata": arrays,
-                },
-            }  # fmt: skip
-            _write(temporary / "zarr.json", json.dumps(group, indent=1).encode())
-            (temporary / _OWN).mkdir()
-            os.rename(temporary, path)
+            with _lock(temporary / _OWN / "lock"):
+                _lay_out(temporary, plan, coords, attributes)
+                digests = {name: _sha256(temporary / name) for name in _files(temporary)}
+                _write(temporary / _LAYOUT, json.dumps(digests, indent=1).encode())
+                os.rename(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -113,11 +106,23 @@ class SweepStore:
         """UserError, in one line, unless this is the store of the same sweep."""
         check_same(self.identity, identity(plan), self.path)
 
+    def verify(self) -> None:
+        """UserError, in one line, where a chunk is not as it was written."""
+        for index in range(self.grid[0] * self.grid[1]):
+            if self._mark(index).exists() and not self.finished(index):
+                raise UserError(
+                    f"{self.path}: chunk {index} is damaged: its files are not as they were "
+                    "written; the command that made the store computes it again"
+                )
+
     # --- chunks ------------------------------------------------------------------------------
 
     def finished(self, index: int) -> bool:
-        """Whether this chunk is done."""
-        return self._mark(index).exists()
+        """Whether this chunk is done, and still as it was written."""
+        try:
+            return self._mark(index).read_bytes() == self._digest(index)
+        except OSError:
+            return False
 
     def started(self, index: int) -> None:
         """Note that work on a chunk begins."""
@@ -125,27 +130,38 @@ class SweepStore:
 
     def room(self, index: int) -> Found:
         """What a chunk's results are entered into before they are written."""
-        row, column = divmod(index, self.grid[1])
-        (c, u), (configurations, units, budgets) = self.chunk, self.arrays["recall"]["shape"]
-        shape = min(c, configurations - row * c), min(u, units - column * u), budgets
-        return Found.empty(shape)
+        configurations, units = (part.stop - part.start for part in self._slices(index))
+        return Found.empty((configurations, units, self._shape[2]))
 
     def put(self, index: int, found: Found) -> None:
         """Write a chunk's results and then mark it as done; each file is whole or absent."""
-        place = "/".join(["c", *map(str, divmod(index, self.grid[1])), "0"])
-        for name, values in (("recall", found.recall), ("held", found.held)):
-            meta = self.arrays[name]
-            whole = np.full(self._chunks(name), meta["fill_value"], _DTYPES[meta["data_type"]])
-            whole[tuple(map(slice, values.shape))] = values
-            data = whole.tobytes()
-            packed = any(codec["name"] == "gzip" for codec in meta["codecs"])
-            _write(self.path / name / place, gzip.compress(data, 1, mtime=0) if packed else data)
-        _write(self._mark(index), b"\1")
+        for name in ("done", "recall", "held"):  # what was damaged must not be read again
+            self._file(name, index).unlink(missing_ok=True)
+        at = self._slices(index)
+        self._arrays["recall"][at] = found.recall
+        self._arrays["held"][at] = found.held
+        mark = np.frombuffer(self._digest(index), np.uint8)
+        self._arrays["done"][divmod(index, self.grid[1])] = mark
         self._log({"done": index})
 
-    def _mark(self, index: int) -> Path:
+    def _slices(self, index: int) -> tuple[slice, slice]:
+        first = [i * c for i, c in zip(divmod(index, self.grid[1]), self.chunk, strict=True)]
+        (i, u), (c, v) = first, self.chunk
+        return slice(i, min(i + c, self._shape[0])), slice(u, min(u + v, self._shape[1]))
+
+    def _file(self, name: str, index: int) -> Path:
         row, column = divmod(index, self.grid[1])
-        return self.path / "done" / "c" / str(row) / str(column)
+        return self.path / name / "c" / str(row) / str(column) / "0"
+
+    def _mark(self, index: int) -> Path:
+        return self._file("done", index)
+
+    def _digest(self, index: int) -> bytes:
+        """A sha256 of a chunk's files and its number; OSError where one is missing."""
+        total = hashlib.sha256(str(index).encode())
+        for name in ("recall", "held"):
+            total.update(hashlib.sha256(self._file(name, index).read_bytes()).digest())
+        return total.digest()
 
     def _log(self, event: dict[str, Any]) -> None:
         here = {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
@@ -153,131 +169,125 @@ class SweepStore:
         with open(self.path / _OWN / "log.jsonl", "a", encoding="utf-8") as log:
             log.write(line + "\n")
 
-    # --- reading -----------------------------------------------------------------------------
-
-    def read(self, name: str, at: tuple[slice, ...] | None = None) -> np.ndarray:
-        """An array, or a part of it (slices of step 1); only the chunks it touches are read."""
-        meta = self.arrays[name]
-        shape, chunks = tuple(meta["shape"]), self._chunks(name)
-        at = at or tuple(slice(None) for _ in shape)
-        bounds = [part.indices(size)[:2] for part, size in zip(at, shape, strict=True)]
-        text = meta["data_type"] == "string"
-        dtype: np.dtype[Any] = np.dtype(object) if text else _DTYPES[meta["data_type"]]
-        size = [max(0, stop - start) for start, stop in bounds]
-        found = np.full(size, np.nan if meta["fill_value"] == "NaN" else meta["fill_value"], dtype)
-        if 0 in size:
-            return found
-        ranges = [
-            range(low // c, -(-high // c)) for (low, high), c in zip(bounds, chunks, strict=True)
-        ]
-        packed = any(codec["name"] == "gzip" for codec in meta["codecs"])
-        for key in np.ndindex(*(len(r) for r in ranges)):
-            number = [r[i] for r, i in zip(ranges, key, strict=True)]
-            file = self.path / name / "/".join(["c", *map(str, number)])
-            try:
-                data = file.read_bytes()
-            except FileNotFoundError:
-                continue
-            data = gzip.decompress(data) if packed else data
-            part = _texts(data) if text else np.frombuffer(data, dtype)
-            inside, outside = [], []
-            for i, c, (start, stop) in zip(number, chunks, bounds, strict=True):
-                low, high = max(i * c, start), min((i + 1) * c, stop)
-                inside.append(slice(low - i * c, high - i * c))
-                outside.append(slice(low - start, high - start))
-            found[tuple(outside)] = part.reshape(chunks)[tuple(inside)]
-        return found
-
-    def _chunks(self, name: str) -> tuple[int, ...]:
-        return tuple(self.arrays[name]["chunk_grid"]["configuration"]["chunk_shape"])
-
     # --- one at a time -----------------------------------------------------------------------
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Refuse a second process at work on this store; a killed one leaves no lock behind."""
-        try:
-            import fcntl
-        except ImportError:  # no such locks on this system: chunks stay whole, some run twice
+        with _lock(self.path / _OWN / "lock") as mine:
+            if not mine:
+                raise UserError(f"{self.path}: another process is sweeping into it")
             yield
-            return
-        with open(self.path / _OWN / "lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"{self.path}: another process is sweeping into it") from None
+
+    @contextmanager
+    def alone(self, index: int) -> Iterator[None]:
+        """Wait until no other process is at work on a chunk, and keep others from it."""
+        with _lock(self.path / _OWN / f"chunk-{index}", wait=True):
             yield
 
     def sweep_up(self) -> None:
         """Remove what killed processes had half written, once nobody writes any more."""
         for name in ("recall", "held", "done"):
-            for left in (self.path / name).rglob(".*.partial"):
+            for left in (self.path / name).rglob(LEFTOVERS):
                 left.unlink(missing_ok=True)
+        for left in (self.path / _OWN).glob("chunk-*"):
+            left.unlink(missing_ok=True)
+        for left in self.path.parent.glob(LEFTOVERS):
+            if (left / _OWN).is_dir() and _nobody_makes(left):
+                shutil.rmtree(left, ignore_errors=True)
 
 
-def _read_group(path: Path) -> dict[str, Any]:
+def _lay_out(
+    folder: Path, plan: WorkPlan, coords: Coords, attributes: Mapping[str, Any]
+) -> None:
+    """Write the group, empty arrays of results and marks, and the coordinates."""
+    whole = {**attributes, KEY: {"identity": identity(plan)}}
+    also = {"coordinates": " ".join(sorted(set(coords) - set(_DIMS)))}
+    results: dict[str, Any] = {
+        "shape": plan.shape, "chunks": (*plan.chunk, plan.shape[2]), "dimension_names": _DIMS,
+        "attributes": also,
+    }  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that texts are no part of Zarr's core
+        group = zarr.create_group(DurableStore(folder), attributes=whole)
+        # Chunks that hold nothing but the fill value are written too: a mark speaks of files.
+        some: dict[str, Any] = {"compressors": None, "config": {"write_empty_chunks": True}}
+        group.create_array("recall", dtype="float64", fill_value=np.nan, **results, **some)
+        group.create_array(
+            "held", dtype="int32", fill_value=0, **results, **{**some, "compressors": _PACKED}
+        )
+        group.create_array(
+            "done", shape=(*plan.grid, 32), chunks=(1, 1, 32), dtype="uint8", fill_value=0,
+            dimension_names=("policy_chunk", "unit_chunk", "sha256"), **some,
+        )  # fmt: skip
+        for name, (on, values) in coords.items():
+            text = values.dtype.kind in "OUT"
+            array = group.create_array(
+                name, shape=values.shape, dtype=str if text else values.dtype, chunks=values.shape,
+                dimension_names=on, compressors=_PACKED, fill_value="" if text else 0,
+            )  # fmt: skip
+            array[...] = values.astype(object) if text else values
+        zarr.consolidate_metadata(DurableStore(folder))
+
+
+def _files(folder: Path) -> list[str]:
+    """The files of a new store, without its own."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path) for path in found if path.parts[0] != _OWN)
+
+
+def _check_layout(path: Path) -> None:
+    """UserError unless a folder holds a store with metadata and coordinates as written."""
     try:
-        meta: dict[str, Any] = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
-        assert meta["attributes"][KEY]["identity"] and meta["consolidated_metadata"]
-    except (OSError, ValueError, KeyError, AssertionError, TypeError):
+        digests = json.loads((path / _LAYOUT).read_text(encoding="utf-8"))
+        names = [str(name) for name in digests.keys() | {"zarr.json"}]
+    except (OSError, ValueError, AttributeError, RecursionError):
         raise UserError(f"{path}: found something else than the store of a sweep") from None
-    return meta
+    for name in sorted(names):
+        try:
+            found = _sha256(path / name)
+        except OSError:
+            found = None
+        if found != digests.get(name):
+            raise UserError(
+                f"{path}: damaged: {name} is not as it was written; give another --output"
+            )
 
 
-def _array(
-    shape: tuple[int, ...],
-    chunks: tuple[int, ...],
-    kind: str,
-    dims: tuple[str, ...],
-    fill: Any,
-    attributes: Mapping[str, Any],
-    *codecs: Any,
-) -> dict[str, Any]:
-    """The metadata of a Zarr array."""
-    first = {"name": "bytes", "configuration": {"endian": "little"}}
-    if kind == "string":
-        first = {"name": "vlen-utf8"}
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": list(shape),
-        "data_type": kind,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunks)}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": False if kind == "bool" else fill,
-        "codecs": [first, *codecs],
-        "attributes": dict(attributes),
-        "dimension_names": list(dims),
-        "storage_transformers": [],
-    }
-
-
-def _strings(values: np.ndarray) -> bytes:
-    """Texts as the codec vlen-utf8 has them: how many, then the length and the bytes of each."""
-    words = [str(word).encode() for word in values.ravel()]
-    pieces = [len(words).to_bytes(4, "little")]
-    for word in words:
-        pieces += [len(word).to_bytes(4, "little"), word]
-    return b"".join(pieces)
-
-
-def _texts(data: bytes) -> np.ndarray:
-    """The reverse of :func:`_strings`."""
-    count, at = int.from_bytes(data[:4], "little"), 4
-    found = np.empty(count, object)
-    for i in range(count):
-        size = int.from_bytes(data[at : at + 4], "little")
-        found[i] = data[at + 4 : at + 4 + size].decode()
-        at += 4 + size
-    return found
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file that is whole whenever it is there."""
+    """Write a file that is whole, and on the disk, whenever it is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def _lock(file: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock that ends with the process; False where another process holds it."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system: chunks stay whole, some run twice
+        yield True
+        return
+    with open(file, "w") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+def _nobody_makes(folder: Path) -> bool:
+    """Whether the process that began a store in this folder is gone."""
+    lock = folder / _OWN / "lock"
+    with suppress(OSError):
+        if not lock.exists():
+            return time.time() - folder.stat().st_mtime > _ABANDONED
+        with _lock(lock) as free:
+            return free
+    return False

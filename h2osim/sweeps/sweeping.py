@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,14 +18,14 @@ from h2osim.replays.execute import Destination, Engine, Memory, engine_here, exe
 from h2osim.replays.found import Found
 from h2osim.replays.plan import WorkPlan, plan_work
 from h2osim.support.errors import UserError
-from h2osim.sweeps.cluster import connect, engine_there, execute_there, lanes_of, trace_paths
 from h2osim.sweeps.grid import expand
-from h2osim.sweeps.store import KEY, Coords, SweepStore
 from h2osim.traces.catalogue import open_trace
 from h2osim.traces.trace import Trace
 
 if TYPE_CHECKING:
     import xarray
+
+    from h2osim.sweeps.store import Coords, SweepStore
 
 __all__ = ["open_sweep", "sweep"]
 
@@ -105,6 +107,8 @@ def sweep(
     configured = expand(policies)
     opened = [one if isinstance(one, Trace) else open_trace(one) for one in given]
     path = None if store is None else Path(store)
+    if path is not None:
+        _storage()
     plan = plan_work(
         opened, configured, budgets, prompt_len=prompt_len, share=share, layers=layers
     )
@@ -125,6 +129,8 @@ def sweep(
         return _dataset(plan, memory.found)
     if path is None:
         raise UserError("--dask: give a store too; workers write their chunks into it")
+    from h2osim.sweeps.cluster import connect, engine_there, execute_there, lanes_of, trace_paths
+
     paths = trace_paths(opened)
     client = connect(dask)
     try:
@@ -163,49 +169,55 @@ def _into_store(
 def open_sweep(store: str | os.PathLike) -> xarray.Dataset:
     """The results in a store, finished or not (NaN where not); arrays are read when used.
 
-    ``xarray.open_zarr`` reads the same folder where zarr is installed.
+    Every file is held against the digest that was written with it. ``xarray.open_zarr`` reads the
+    same folder. Raises :class:`UserError` where the folder is no store, or a file is damaged.
     """
     import xarray
 
-    from h2osim.sweeps.lazy import lazy
+    storage = _storage()
+    path = Path(store)
+    storage.SweepStore(path).verify()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that texts are no part of Zarr's core
+        found = xarray.open_zarr(path, chunks=None, consolidated=True).drop_vars("done")
+    texts = {
+        name: (c.dims, np.array(c.values.tolist(), str))
+        for name, c in found.coords.items()
+        if c.dtype.kind in "OT"
+    }
+    facts = {name: value for name, value in found.attrs.items() if name != storage.KEY}
+    found = found.assign_coords(texts)
+    found.attrs = facts
+    return found
 
-    folder = SweepStore(Path(store))
-    variables = {}
-    for name, meta in folder.arrays.items():
-        if name == "done":
-            continue
-        dims = meta["dimension_names"]
-        if name in ("recall", "held"):
-            variables[name] = xarray.Variable(dims, lazy(folder, name))
-            variables[name].encoding["chunks"] = meta["chunk_grid"]["configuration"]["chunk_shape"]
-        else:
-            values = folder.read(name)
-            variables[name] = xarray.Variable(
-                dims, values.astype(str) if meta["data_type"] == "string" else values
-            )
-    data = {name: variables.pop(name) for name in ("recall", "held")}
-    return xarray.Dataset(data, variables, _facts(folder.attributes))
+
+def _storage() -> ModuleType:
+    """The module of stores; UserError where zarr is not installed."""
+    try:
+        from h2osim.sweeps import store
+    except ImportError:
+        raise UserError(
+            "the store of a sweep needs zarr: run pip install 'h2osim[sweep]'"
+        ) from None
+    return store
 
 
 def _store_for(path: Path, plan: WorkPlan) -> SweepStore:
     """The store at a path: the one there if it is of the same sweep, else a new one."""
+    kind: type[SweepStore] = _storage().SweepStore
     if not path.exists():
         try:
-            return SweepStore.create(path, plan, _coords(plan), _attributes(plan))
+            return kind.create(path, plan, _coords(plan), _attributes(plan))
         except OSError:
             if not path.exists():  # else another process was faster
                 raise
-    folder = SweepStore(path)
+    folder = kind(path)
     folder.check(plan)
     return folder
 
 
 def _attributes(plan: WorkPlan) -> dict[str, Any]:
     return {"share": plan.share, "traces": list(plan.names)}
-
-
-def _facts(attributes: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in attributes.items() if name != KEY}
 
 
 def _dataset(plan: WorkPlan, found: Found) -> xarray.Dataset:
