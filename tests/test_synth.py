@@ -15,7 +15,8 @@ from h2osim.attention.fixed_point import ONE
 from h2osim.attention.triangle import unpack
 from h2osim.support.errors import UserError
 from h2osim.traces.catalogue import open_trace
-from h2osim.traces.synthetic import GENERATORS, find, parse, synth
+from h2osim.traces.generators import GENERATORS
+from h2osim.traces.synthetic import find, parse, synth
 from h2osim.traces.trace import Trace
 
 

@@ -25,7 +25,7 @@ BLOCK_ROWS = 256
 
 
 @dataclass(frozen=True)
-class Rows:
+class SoftmaxRows:
     """Rows made from queries and keys.
 
     bits uint16 [H, packed]: float16 patterns; lse float32 [H, rows]: log-sum-exp of the scaled
@@ -64,7 +64,7 @@ class RowMaker:
 
     def make(
         self, q: Any, start: int, *, first: int | None = None, out: NDArray[np.uint16] | None = None
-    ) -> Rows:
+    ) -> SoftmaxRows:
         """Rows start ... start+r-1 for their queries q [H, r, d], packed.
 
         With `out` (uint16 [H, packed], C-contiguous) the rows go into its place for them, row
@@ -97,4 +97,4 @@ class RowMaker:
         if not np.isfinite(lse).all():
             head, row = np.argwhere(~np.isfinite(lse))[0]
             raise ValueError(f"logits of head {head}, row {start + row} are not finite")
-        return Rows(out, lse, row_sum)
+        return SoftmaxRows(out, lse, row_sum)

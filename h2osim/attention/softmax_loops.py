@@ -154,7 +154,7 @@ def softmax_rows(
     lse: Any,
     row_sum: Any,
 ) -> None:
-    """Rows start ... stop-1 of every head into `out`, packed from row `first`; see rows.py.
+    """Rows start ... stop-1 of every head into `out`, packed from row `first`; see softmax.py.
 
     q float32 [H, stop-start, d], keys float32 [G, d, n] (transposed), scale and cap float32 (cap 0:
     none), window int (0: none), out uint16 [H, packed], lse and row_sum float32 [H, stop-start].

@@ -44,7 +44,8 @@ def synth(
     ] = False,
 ) -> None:
     """Make a synthetic trace, or list the generators and their parameters."""
-    from h2osim.traces.synthetic import GENERATORS, find, parse
+    from h2osim.traces.generators import GENERATORS
+    from h2osim.traces.synthetic import find, parse
     from h2osim.traces.synthetic import synth as make
 
     if name is None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from h2osim.traces.description import TraceFacts
-    from h2osim.traces.synthetic import Generator
+    from h2osim.traces.generator import Generator
     from h2osim.traces.trace import Trace
 
 

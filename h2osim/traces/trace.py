@@ -11,14 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from h2osim.attention.fixed_point import ONE_BITS, round_to_bits
-from h2osim.attention.triangle import pack, tri
+from h2osim.attention.triangle import tri
 from h2osim.support.errors import UserError
-from h2osim.traces import checks, files, manifest
+from h2osim.traces import checks, files, in_memory, manifest
 from h2osim.traces.unit import Unit, split_layer
 from h2osim.traces.writer import TraceWriter
-
-_ROWS_AT_A_TIME = 512
 
 
 class Trace:
@@ -118,7 +115,7 @@ class Trace:
         for i, layer in enumerate(indices):
             for head in range(heads):
                 where = f"scores: layer {layer}, head {head}"
-                bits[i, head], sums[i, head] = _pack_square(array[i, head], where)
+                bits[i, head], sums[i, head] = in_memory.pack_square(array[i, head], where)
         return cls.from_packed(
             bits,
             group_size=group_size,
@@ -190,8 +187,8 @@ class Trace:
     ) -> Trace:
         """A trace in memory from queries [layers, H, n, d] and keys [layers, G, n, d] after RoPE.
 
-        v: values [layers, G, n, d']. scale, softcap, window: see rows.py; the same in all layers.
-        The group size is H/G. The rest as in `from_scores`.
+        v: values [layers, G, n, d']. scale, softcap, window: see `h2osim.attention.softmax`;
+        the same in all layers. The group size is H/G. The rest as in `from_scores`.
         """
         queries, keys = np.asarray(q, dtype=np.float32), np.asarray(k, dtype=np.float32)
         if queries.ndim != 4 or keys.ndim != 4 or 0 in queries.shape or 0 in keys.shape:
@@ -223,46 +220,11 @@ class Trace:
         entry: Mapping[str, Any],
         fields: Mapping[str, Any],
     ) -> Trace:
-        if group_size < 1 or heads % group_size:
-            raise UserError(f"group_size: found {group_size}, expected a divisor of {heads} heads")
-        kv_heads = heads // group_size
-        first = next(iter(tensors.values()))
-        indices = list(range(len(first))) if layers is None else [int(i) for i in layers]
-        head_dim = fields.get("head_dim")
-        arrays: dict[int, dict[str, NDArray[Any]]] = {index: {} for index in indices}
-        for tensor, given in tensors.items():
-            if given is None:
-                continue
-            wanted = files.expected(tensor, n, heads, kv_heads, head_dim)
-            assert wanted is not None
-            array = np.asarray(given)
-            if array.ndim == len(wanted[1]) and len(indices) == 1:
-                array = array[None]
-            found: Any = tuple(array.shape)
-            if not (found and found[0] == len(indices) and files.fits(found[1:], wanted[1])):
-                shape = files.shape_text((len(indices), *wanted[1]))
-                raise UserError(f"{tensor}: found shape {list(found)}, expected {shape}")
-            for index, part in zip(indices, array, strict=True):
-                arrays[index][tensor] = _frozen(part, wanted[0])
-        made = {
-            **manifest.OPTIONAL,
-            "provenance": {},
-            **fields,
-            "format": manifest.FORMAT,
-            "version": manifest.VERSION,
-            "name": name,
-            "n": n,
-            "prompt_len": prompt_len,
-            "stores": stores,
-            "heads": list(range(heads)),
-            "kv_heads": list(range(kv_heads)),
-            "group_size": group_size,
-            "layers": [
-                {"index": index, **entry, "tensors": sorted(arrays[index])} for index in indices
-            ],
-        }
-        trace = cls(manifest.check(made, f"trace {name}"), None, {}, arrays)
-        for index in indices:
+        made, arrays = in_memory.content(
+            tensors, stores, n, heads, group_size, prompt_len, layers, name, entry, fields
+        )
+        trace = cls(made, None, {}, arrays)
+        for index in trace.layers:
             others = {t: a for t, a in arrays[index].items() if t != "scores"}
             checks.check_floats(trace.where(index), trace.heads, trace.kv_heads, others)
         return trace
@@ -395,61 +357,3 @@ class Trace:
     def _file(self, layer: int) -> Path:
         assert self.path is not None
         return self.path / str(self._entries[layer]["file"])
-
-
-
-
-
-
-
-
-def _frozen(array: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """A read-only contiguous copy, float16 as its patterns."""
-    if dtype == "F16":
-        bits = array.view(np.uint16) if array.dtype == np.float16 else array
-        kept = np.array(bits, dtype=np.uint16, order="C", copy=True)
-    else:
-        kept = np.array(array, dtype=np.float32, order="C", copy=True)
-    kept.flags.writeable = False
-    return kept
-
-
-def _pack_square(
-    square: NDArray[Any], where: str
-) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
-    """Patterns and sums before rounding of one head's matrix [n, n]; UserError on a bad one."""
-    n = square.shape[0]
-    bits = np.empty(tri(n), dtype=np.uint16)
-    sums = np.empty(n, dtype=np.float32)
-    for start in range(0, n, _ROWS_AT_A_TIME):
-        part = square[start : start + _ROWS_AT_A_TIME]
-        rows = start + np.arange(len(part))
-        above = np.arange(n)[None, :] > rows[:, None]
-        wrong = ~((part >= 0) & (part <= 1)) | (above & (part != 0))
-        if wrong.any():
-            r, column = (int(x) for x in np.argwhere(wrong)[0])
-            found = part[r, column]
-            if above[r, column]:
-                expected = f"0, since it lies above the diagonal (n = {n})"
-            else:
-                expected = "a number in [0, 1]"
-            raise UserError(
-                f"{where}, row {start + r}, column {column}: found {found}, expected {expected}"
-            )
-        found_sums = part.sum(axis=1, dtype=np.float64)
-        entries = (rows + 1).astype(np.float64)
-        if part.dtype == np.float16:
-            limits = checks.rounding_bound(1.0, entries)
-        else:
-            limits = checks.summation_bound(entries)
-        off = np.abs(found_sums - 1) > limits
-        if off.any():
-            r = int(np.argmax(off))
-            raise UserError(
-                f"{where}, row {start + r}: found sum {found_sums[r]:.9g}, "
-                f"expected 1 within {limits[r]:.2g}"
-            )
-        bits[tri(start) : tri(start + len(part))] = round_to_bits(pack(part, start))
-        sums[start : start + len(part)] = found_sums
-    assert not bits.size or int(bits.max()) <= ONE_BITS
-    return bits, sums
