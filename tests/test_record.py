@@ -166,7 +166,7 @@ def test_outputs_do_not_change(name: str) -> None:
         def wants(self, layer: attention.Layer) -> bool:
             return layer.index != 1  # one layer goes the way of those not recorded
 
-        def block(self, layer: attention.Layer, block: attention.Block) -> None:
+        def block(self, layer: attention.Layer, block: attention.RowBlock) -> None:
             self.rows += block.p.shape[1]
 
         def end(self, layer: attention.Layer, start: int, q: Any, k: Any, v: Any) -> None:
@@ -382,7 +382,7 @@ def _call(**arguments: Any) -> Callable[[], None]:
         def wants(self, layer: attention.Layer) -> bool:
             return False
 
-        def block(self, layer: attention.Layer, block: attention.Block) -> None:
+        def block(self, layer: attention.Layer, block: attention.RowBlock) -> None:
             raise AssertionError
 
         def end(self, layer: attention.Layer, start: int, q: Any, k: Any, v: Any) -> None:

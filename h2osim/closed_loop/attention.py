@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from h2osim.attention.triangle import row_slice, tri
 from h2osim.engines.request import Job
 from h2osim.engines.stepper import Stepper
-from h2osim.models.hook import Block, Layer, Session, mix, softmax_blocks
+from h2osim.models.hook import Layer, RowBlock, Session, mix, softmax_blocks
 from h2osim.policies.declaration import Configured
 from h2osim.policies.roles import arguments
 from h2osim.traces.unit import split_layer
@@ -195,7 +195,7 @@ class _LayerPolicy:
         self._masses: list[NDArray[np.int64]] = []
         self._feed(prompt_rows, 0, self._prompt_len)
 
-    def feed(self, block: Block) -> NDArray[np.bool_]:
+    def feed(self, block: RowBlock) -> NDArray[np.bool_]:
         """Take rows; which keys each of them attends, bool [heads, rows, columns]."""
         start, stop = block.start, block.start + block.p.shape[1]
         self._feed(pack_rows(block), start, stop)
@@ -246,7 +246,7 @@ def _whole(x: torch.Tensor, origin: int, n: int) -> NDArray[np.float32]:
     return found
 
 
-def pack_rows(block: Block) -> NDArray[np.uint16]:
+def pack_rows(block: RowBlock) -> NDArray[np.uint16]:
     """Rows rounded to float16: packed patterns [heads, packed] from row `block.start` on."""
     half = block.p.to(torch.float16).cpu().numpy().view(np.uint16)
     rows = half.shape[1]

@@ -74,7 +74,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Block:
+class RowBlock:
     """Consecutive rows of one layer.
 
     p float32 [heads, rows, columns]: row `start` first, columns `first`, first + 1, ...; what lies
@@ -88,13 +88,13 @@ class Block:
     row_sum: torch.Tensor
 
 
-class Sink(Protocol):
+class LayerSink(Protocol):
     """What a session hands its layers to."""
 
     def wants(self, layer: Layer) -> bool:
         """Whether the rows of this layer are to be made."""
 
-    def block(self, layer: Layer, block: Block) -> None:
+    def block(self, layer: Layer, block: RowBlock) -> None:
         """Take rows; they come in order."""
 
     def end(
@@ -115,7 +115,7 @@ class Session:
     """
 
     model: str
-    sink: Sink
+    sink: LayerSink
     block_bytes: int = BLOCK_BYTES
     seen: int = 0
     _called: set[int] = field(default_factory=set)
@@ -275,7 +275,7 @@ def softmax_blocks(
     allowed: torch.Tensor | None,
     *,
     block_bytes: int = BLOCK_BYTES,
-) -> Iterator[Block]:
+) -> Iterator[RowBlock]:
     """The rows of a layer's call, block by block, in float32 (float64 for a float64 model).
 
     Arguments as in `Session.output`. Memory: one block of logits of `block_bytes` and as much
@@ -316,10 +316,10 @@ def softmax_blocks(
         total = x.sum(dim=2, keepdim=True)
         x.div_(total)
         lse = (largest + total.log()).squeeze(2)
-        yield Block(start + top, origin + low, x, lse, x.sum(dim=2))
+        yield RowBlock(start + top, origin + low, x, lse, x.sum(dim=2))
 
 
-def mix(block: Block, v: torch.Tensor, layer: Layer, origin: int) -> torch.Tensor:
+def mix(block: RowBlock, v: torch.Tensor, layer: Layer, origin: int) -> torch.Tensor:
     """Outputs [rows, heads, dv] of a block of rows; v [kv_heads, keys, dv] from `origin` on."""
     heads, rows, width = block.p.shape
     low = block.first - origin

@@ -17,7 +17,7 @@ import transformers
 from h2osim.attention.triangle import pack, tri
 from h2osim.models import hook as attention
 from h2osim.models import loading as models
-from h2osim.models.hook import Block, Layer, Session, hooked
+from h2osim.models.hook import Layer, RowBlock, Session, hooked
 from h2osim.support.errors import UserError
 from h2osim.support.progress import Progress
 from h2osim.traces.writer import LayerWriter, TraceWriter
@@ -50,7 +50,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RecordingPlan:
     """What is written: n rows of `heads` in `layers`; `order` is how the model calls its layers."""
 
     n: int
@@ -96,7 +96,7 @@ def _record(loaded: models.Model, wanted: Wanted, writer: TraceWriter) -> None:
         )
     facts = _probe(loaded, ids)
     plan, sample_layer = _plan(loaded, wanted, n, facts)
-    sink = _Sink(writer, plan, wanted.progress, hold=wanted.generate > 0)
+    sink = _TraceSink(writer, plan, wanted.progress, hold=wanted.generate > 0)
     session = Session(loaded.name, sink, block_bytes=wanted.block_bytes or attention.BLOCK_BYTES)
     writer.manifest.update(
         command=wanted.command,
@@ -164,7 +164,7 @@ def _ids(loaded: models.Model, wanted: Wanted) -> list[int]:
 
 def _probe(loaded: models.Model, ids: list[int]) -> dict[int, Layer]:
     """The model's attention layers, in the order it calls them, from a pass over a few tokens."""
-    sink = _Facts()
+    sink = _LayerFacts()
     session = Session(loaded.name, sink)
     few = ids[:4]
     with hooked(loaded.model, session):
@@ -185,7 +185,7 @@ def _inputs(ids: list[int], seen: int) -> dict[str, torch.Tensor]:
 
 def _plan(
     loaded: models.Model, wanted: Wanted, n: int, facts: dict[int, Layer]
-) -> tuple[Plan, Layer]:
+) -> tuple[RecordingPlan, Layer]:
     order = tuple(facts)
     if wanted.layers is None:
         chosen = sorted(order)
@@ -219,7 +219,7 @@ def _plan(
     if not kv_heads:
         raise UserError("kv-heads: found none, expected at least one")
     group = first.group_size
-    plan = Plan(
+    plan = RecordingPlan(
         n=n,
         order=order,
         layers=frozenset(chosen),
@@ -263,7 +263,7 @@ def _generation_fields(wanted: Wanted) -> dict[str, Any] | None:
     }
 
 
-class _Facts:
+class _LayerFacts:
     """A sink that keeps what the layers are, and none of their rows."""
 
     def __init__(self) -> None:
@@ -273,21 +273,23 @@ class _Facts:
         self.found[layer.index] = layer
         return False
 
-    def block(self, layer: Layer, block: Block) -> None:
+    def block(self, layer: Layer, block: RowBlock) -> None:
         raise AssertionError("no rows were wanted")
 
     def end(self, layer: Layer, start: int, q: Any, k: Any, v: Any) -> None:
         pass
 
 
-class _Sink:
+class _TraceSink:
     """Writes the layers of a plan.
 
     Without `hold` every layer comes once, whole: its file is closed at its end, and the pass is
     ended after the last one. With it the files stay open for the rows of later calls.
     """
 
-    def __init__(self, writer: TraceWriter, plan: Plan, progress: Progress, *, hold: bool) -> None:
+    def __init__(
+        self, writer: TraceWriter, plan: RecordingPlan, progress: Progress, *, hold: bool
+    ) -> None:
         self._writer, self._plan, self._progress, self._hold = writer, plan, progress, hold
         self._open: dict[int, tuple[AbstractContextManager[LayerWriter], LayerWriter]] = {}
         self._left = set(plan.layers)
@@ -312,7 +314,7 @@ class _Sink:
         self.windows[index] = self.windows.get(index) or layer.window
         return "scores" in self._plan.stores
 
-    def block(self, layer: Layer, block: Block) -> None:
+    def block(self, layer: Layer, block: RowBlock) -> None:
         _, file = self._open[layer.index]
         heads = list(self._plan.heads)
         rows = block.p.shape[1]
