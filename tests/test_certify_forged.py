@@ -140,9 +140,7 @@ def one(
     fair, free = oldest_first(n, min(k, n), p), [0] * n
     schedules: list[list[Sequence[int]]] = [[fair], [fair if gone is None else gone]]
     prices: list[list[Sequence[int]]] = [[free], [free if price is None else price]]
-    return certify(
-        forged(path / "c.safetensors", trace, schedules, prices, [k], p, claims), trace
-    )
+    return certify(forged(path / "c.safetensors", trace, schedules, prices, [k], p, claims), trace)
 
 
 def changed(row: Sequence[int], **at: int) -> list[int]:

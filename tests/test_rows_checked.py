@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from h2osim.attention.fixed_point import ONE, ONE_BITS, bits_from_fixed
+from h2osim.attention.fixed_point import ONE, ONE_BITS, bits_from_fixed, round_to_bits
 from h2osim.attention.triangle import row_slice, tri
 from h2osim.support.errors import UserError
 from h2osim.traces.checks import check_floats, check_scores
@@ -84,6 +84,14 @@ def test_a_window_of_w_tokens_holds_the_newest_w() -> None:
     refused(r", column 0: found 5\.96\d*e-08, expected 0 before", [1, 0, half, half], window=3)
     assert sums_of([0, half, 0, half], window=3)[0, -1] == ONE
     assert sums_of([half, 0, 0, half], window=4)[0, -1] == ONE
+
+
+def test_fixed_points_end_at_one_and_zero_has_no_sign() -> None:
+    for value in (-1, ONE + 1, ONE + 2**14):
+        with pytest.raises(ValueError, match="lie in 0"):
+            bits_from_fixed(value)
+    assert bits_from_fixed(np.array([0, ONE])).tolist() == [0, ONE_BITS]
+    assert round_to_bits([-0.0, 0.0, 1.0]).tolist() == [0, 0, ONE_BITS]
 
 
 def test_floats_are_finite_and_norms_begin_at_zero() -> None:
