@@ -22,7 +22,7 @@ from h2osim.policies.registry import all_policies
 from h2osim.policies.text import parse
 from h2osim.replays import execute as executor
 from h2osim.replays.execute import engine_here
-from h2osim.replays.plan import plan_work
+from h2osim.replays.plan import one_pass_pays, plan_work
 from h2osim.replays.replaying import replay
 from h2osim.support import machine
 from h2osim.support.errors import UserError
@@ -255,6 +255,15 @@ def test_costs_follow_budgets_and_passes() -> None:
     assert seconds("h2o", [10]) < seconds("h2o", [200]) < seconds("h2o", [10, 200])
     every = [seconds("h2o:recent=2,scores=full", b) for b in ([200, 300, 400], "all")]
     assert every[0] == every[1] < seconds("h2o", [200, 300, 400])
+
+
+@pytest.mark.parametrize(
+    ("budgets", "pays"),
+    [([500], False), ([500, 5], False), ([500, 6], True), ([1000], True), ([1] * 8, False)],
+)
+def test_one_pass_pays_where_the_runs_cost_more(budgets: list[int], pays: bool) -> None:
+    """At n = 1000 a run costs 0.12 + 2 k/n (1 - k/2n) passes: 0.87 at 500, 0.132 at 6."""
+    assert one_pass_pays(budgets, 1000) is pays
 
 
 def test_runs_of_one_unit_are_split_over_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
