@@ -223,7 +223,7 @@ def test_compare_draws_and_saves(run: Run, folder: Path, tmp_path: Path) -> None
     assert [row["recall"] for row in saved] == expected
     assert list(pd.read_csv(tmp_path / "results.csv")["recall"]) == expected
     assert list(pd.read_parquet(tmp_path / "results.parquet")["recall"]) == expected
-    with xr.open_dataset(tmp_path / "results.nc", engine="scipy") as dataset:
+    with xr.open_dataset(tmp_path / "results.nc") as dataset:
         whole = h2osim.replay(h2osim.open_trace(folder), list(dataset["policy"].values), [4, 8, 16])
         xr.testing.assert_equal(dataset.load(), whole)
 

@@ -95,8 +95,12 @@ def test_each_way_of_sharing_has_its_units() -> None:
 
 
 def test_only_what_is_asked_for_is_returned() -> None:
-    assert set(replay(SMALL, "h2o", 4).data_vars) == {"recall", "held", "evicted_at"}
-    assert set(replay(SMALL, "h2o", 4, evictions=False).data_vars) == {"recall", "held"}
+    assert set(replay(SMALL, "h2o", 4).data_vars) == {
+        "recall", "kept", "mass", "held", "evicted_at"
+    }  # fmt: skip
+    assert set(replay(SMALL, "h2o", 4, evictions=False).data_vars) == {
+        "recall", "kept", "mass", "held"
+    }  # fmt: skip
     assert "step_recall" in replay(SMALL, "h2o", 4, step_recall=True)
 
 

@@ -183,6 +183,8 @@ def test_which_parameters_vary() -> None:
 
 def flat(found: xarray.Dataset, name: str) -> np.ndarray:
     """A replay's array with its layers and units one after the other."""
+    if name == "mass":
+        return found[name].values.ravel()
     values = found[name].transpose("policy", "layer", "unit", "budget").values
     return values.reshape(values.shape[0], -1, values.shape[3])
 
@@ -224,7 +226,7 @@ def test_a_sweep_is_the_replay_of_each_configuration(
     found = sweep(trace, texts, budgets, share=share, engine=engine, chunk=chunk)
     assert found.policy.values.tolist() == texts
     assert found.budget.values.tolist() == expected.budget.values.tolist()
-    for name in ("recall", "held"):
+    for name in ("recall", "kept", "held", "mass"):
         np.testing.assert_array_equal(found[name].values, flat(expected, name))
         assert found[name].dtype == expected[name].dtype
 
@@ -238,7 +240,7 @@ def test_rows_of_queries_and_keys_and_rules_that_look_back(tmp_path: Path) -> No
     texts = ["scissorhands:window=4", "h2o:recent=2,scores=full", "tova"]
     found = sweep(trace, texts, [4, 9], engine="numba")
     expected = replay(trace, texts, [4, 9], engine="naive", evictions=False)
-    for name in ("recall", "held"):
+    for name in ("recall", "kept", "held", "mass"):
         np.testing.assert_array_equal(found[name].values, flat(expected, name))
 
 
@@ -354,7 +356,7 @@ def test_the_cuda_engine_computes_the_same_chunks(monkeypatch: pytest.MonkeyPatc
         assert plan.chunks == 1
         found = compute(plan.part(0), ENGINES["cuda"])
         expected = compute(plan.part(0), ENGINES["numba"])
-        for name in ("kept", "held", "whole"):
+        for name in ("kept", "held", "mass"):
             np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
@@ -654,22 +656,24 @@ def damage(file: Path, way: str, other: bytes) -> None:
 
 
 @pytest.mark.parametrize("way", ["deleted", "cut", "empty", "another chunk's", "bit"])
-@pytest.mark.parametrize("name", ["recall", "held", "done"])
+@pytest.mark.parametrize("name", ["recall", "kept", "held", "mass", "done"])
 def test_a_damaged_chunk_is_seen_and_computed_again(
     folder: Path, tmp_path: Path, name: str, way: str
 ) -> None:
     path = tmp_path / "s.zarr"
     expected = sweep(folder, GRID, [2, 9], path, chunk=(4, 3)).load()
     good = files(path)
-    # the last chunk of both axes is not full
-    damage(path / name / "c/2/1/0", way, good[f"{name}/c/0/0/0"])
+    # the last chunk of both axes is not full; the mass of its units is of all chunks beside it too
+    last, first = ("c/1", "c/0") if name == "mass" else ("c/2/1/0", "c/0/0/0")
+    spoiled = [1, 3, 5] if name == "mass" else [5]
+    damage(path / name / last, way, good[f"{name}/{first}"])
     if (name, way) != ("done", "deleted"):  # that chunk is not finished, and says so with NaN
-        with pytest.raises(UserError, match="chunk 5 is damaged") as error:
+        with pytest.raises(UserError, match=f"chunk {spoiled[0]} is damaged") as error:
             open_sweep(path)
         assert "\n" not in str(error.value)
     before = len(log(path))
     same(sweep(folder, GRID, [2, 9], path), expected)
-    assert [e["start"] for e in log(path)[before:] if "start" in e] == [5]
+    assert [e["start"] for e in log(path)[before:] if "start" in e] == spoiled
     assert files(path) == good
 
 
@@ -677,7 +681,7 @@ def test_swapped_chunks_are_seen(folder: Path, tmp_path: Path) -> None:
     """Results and mark of one chunk in the place of another's."""
     path = tmp_path / "s.zarr"
     sweep(folder, GRID, [2, 9], path, chunk=(5, 2))
-    for name in ("recall", "held", "done"):
+    for name in ("recall", "kept", "held", "done"):
         shutil.copy(path / name / "c/0/0/0", path / name / "c/1/1/0")
     with pytest.raises(UserError, match="chunk 3 is damaged"):
         open_sweep(path)
@@ -713,13 +717,14 @@ def test_every_file_is_on_the_disk_before_it_has_its_name(
 
     def check(old: Any, new: Any) -> None:
         assert os.stat(old).st_ino in flushed
-        named.append(Path(new).parts[-5] if Path(new).name == "0" else Path(new).name)
+        parts = Path(new).parts
+        named.append(parts[parts.index("c") - 1] if "c" in parts else parts[-1])
         replace(old, new)
 
     monkeypatch.setattr(os, "fsync", watch)
     monkeypatch.setattr(os, "replace", check)
     sweep(folder, "tova", [2], tmp_path / "s.zarr", chunk=(1, 4))
-    assert named[-3:] == ["recall", "held", "done"]
+    assert named[-5:] == ["recall", "kept", "held", "mass", "done"]
     assert {"zarr.json", "layout.json"} <= set(named)
 
 
@@ -800,7 +805,7 @@ def test_a_stop_at_any_file_loses_and_repeats_nothing(
 
     names = moves(whole, np.inf, True)
     expected = files(whole)
-    chunks = 3 * int(np.prod(SweepStore(whole).grid))
+    chunks = 5 * int(np.prod(SweepStore(whole).grid))
     layout = names.index("rename")
     assert len(names) == layout + 1 + chunks
     moments = [(0, False), (layout - 1, True)]
@@ -810,7 +815,7 @@ def test_a_stop_at_any_file_loses_and_repeats_nothing(
         moves(path, at, after)
         done = finished(path)
         assert path.exists() == ((at, after) >= (layout, True))
-        assert len(done) == max(0, at - layout - 1 + after) // 3
+        assert len(done) == max(0, at - layout - 1 + after) // 5
         events = len(log(path))
         sweep(folder, **asked, store=path, chunk=(2, 2))
         assert files(path) == expected

@@ -122,8 +122,9 @@ def sweep(
         notice(f"wrote {output}")
     found = summarise(results)
     shape = results.sizes
+    names = ", ".join(dict.fromkeys(map(str, results["trace"].values)))
     title = (
-        f"{', '.join(results.attrs['traces'])}: {shape['policy']} settings × {shape['unit']} units "
+        f"{names}: {shape['policy']} settings × {shape['unit']} units "
         f"× {shape['budget']} budgets"
     )
     if plot is not None:

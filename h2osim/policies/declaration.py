@@ -165,6 +165,11 @@ class Policy:
             if role != "keep" and "k" in arguments(rule):
                 raise TypeError(f"policy {self.name}: inclusive, but {role} asks for the budget k")
 
+    @property
+    def kind(self) -> str:
+        """``online``; or what cannot run online: ``oracle``, or ``bound`` where it re-admits."""
+        return "bound" if self.readmits else "oracle" if self.oracle else "online"
+
     def rules(self) -> dict[str, Rule]:
         """The functions given, by role."""
         given = {role: getattr(self, role) for role in ROLES}

@@ -16,17 +16,17 @@ class Found:
 
     kept: int64 [configurations, units, budgets], the mass attended over all decode steps, -1 where
     a trace is shorter than the budget. held: int32, as kept, the most keys that a step attended
-    besides its own. whole: int64 [units], the mass of all decode rows. On request evicted_at: int32
-    [..., tokens], and of every decode step kept_steps: int64 [..., steps] and whole_steps: int64
+    besides its own. mass: int64 [units], the mass of all decode rows. On request evicted_at: int32
+    [..., tokens], and of every decode step kept_steps: int64 [..., steps] and mass_steps: int64
     [units, steps].
     """
 
     kept: np.ndarray
     held: np.ndarray
-    whole: np.ndarray
+    mass: np.ndarray
     evicted_at: np.ndarray | None = None
     kept_steps: np.ndarray | None = None
-    whole_steps: np.ndarray | None = None
+    mass_steps: np.ndarray | None = None
 
     @classmethod
     def empty(
@@ -45,7 +45,7 @@ class Found:
     def part(self, at: tuple[slice, slice]) -> Found:
         """The part of some configurations and units, sharing the memory."""
         assert self.evicted_at is None and self.kept_steps is None
-        return Found(self.kept[at], self.held[at], self.whole[at[1]])
+        return Found(self.kept[at], self.held[at], self.mass[at[1]])
 
     def recorded(self, run: Run) -> list[int]:
         """The budgets of a pass whose evictions are wanted, ascending."""
@@ -57,7 +57,7 @@ class Found:
     def put(self, run: Run, result: Curve | Outcome, masses: np.ndarray | int) -> None:
         """Enter what a run found, and the masses of its unit's decode rows (or their sum)."""
         u = run.at[1]
-        self.whole[u] = np.sum(masses)
+        self.mass[u] = np.sum(masses)
         if isinstance(result, Curve):
             self.kept[run.at][run.places] = result.kept[run.entries]
             self.held[run.at][run.places] = result.held[run.entries]
@@ -70,22 +70,22 @@ class Found:
         self.held[run.at][run.places] = result.held
         if self.evicted_at is not None:
             self.evicted_at[run.at][run.places] = result.evicted_at
-        if self.kept_steps is not None and self.whole_steps is not None:
+        if self.kept_steps is not None and self.mass_steps is not None:
             self.kept_steps[run.at][run.places] = result.kept
-            self.whole_steps[u] = masses
+            self.mass_steps[u] = masses
 
     @property
     def recall(self) -> np.ndarray:
-        """float64, as kept: kept / whole in one correctly rounded division.
+        """float64, as kept: kept / mass in one correctly rounded division.
 
         NaN where there is nothing to tell: a trace shorter than the budget, nothing decoded.
         """
-        return quotient(self.kept, self.whole[:, None])
+        return quotient(self.kept, self.mass[:, None])
 
 
-def quotient(kept: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Kept / whole, correctly rounded; NaN where whole is 0 or kept is missing (negative)."""
+def quotient(kept: np.ndarray, mass: np.ndarray) -> np.ndarray:
+    """Kept / mass, correctly rounded; NaN where mass is 0 or kept is missing (negative)."""
     # Below 2**53, which takes half a billion rows of a head to reach, both are exact in float64.
-    assert not whole.size or whole.max() < 2**53
-    told = np.broadcast_to(whole, kept.shape) > 0
-    return np.divide(kept, whole, out=np.full(kept.shape, np.nan), where=told & (kept >= 0))
+    assert not mass.size or mass.max() < 2**53
+    told = np.broadcast_to(mass, kept.shape) > 0
+    return np.divide(kept, mass, out=np.full(kept.shape, np.nan), where=told & (kept >= 0))

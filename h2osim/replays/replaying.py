@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from h2osim.policies.declaration import Configured, Policy
 from h2osim.policies.text import parse
+from h2osim.replays import results
 from h2osim.replays.budgets import Budgets
 from h2osim.replays.execute import Memory, engine_here, execute
 from h2osim.replays.found import Found, quotient
@@ -80,13 +81,17 @@ def replay(
         Dimensions policy (as written), layer, unit, budget (tokens, ``fraction`` of n beside it):
 
         * ``recall``: attention-mass recall, 0 … 1 (NaN where nothing is decoded, n = 1);
+        * ``kept`` and ``mass[layer, unit]``: the masses it is the quotient of, int64 in multiples
+          of 2^-24;
         * ``held``: most keys that a decode step attended besides its own;
         * ``step_recall[..., step]``: recall of each decode step, for steps ``prompt_len`` … n-1;
         * ``evicted_at[..., token]``: the step after which a token is never attended again, n if it
           stays.
 
-        The coordinates ``one_pass`` and ``engine`` say which policies had all budgets from one
-        pass, and what ran them.
+        Coordinates on ``policy`` say what each is (``kind``: online, oracle or bound; ``rule``,
+        ``params``, ``within_budget``, ``readmits``), whether one pass gave all its budgets
+        (``one_pass``) and what ran it (``engine``). :mod:`h2osim.replays.results` lists everything,
+        attributes too.
 
     Raises
     ------
@@ -94,8 +99,6 @@ def replay(
         Unknown policy, parameter, engine, layer or share; a budget or prompt length out of range;
         data that a policy needs and the trace lacks; a trace with broken rows.
     """
-    import xarray
-
     if isinstance(policies, (str, Policy, Configured)):
         policies = [policies]
     configured = [parse(p) for p in policies]
@@ -121,26 +124,23 @@ def replay(
         shape = (len(chosen), len(plan.units) // len(chosen))
         return values.reshape(*values.shape[:1], *shape, *values.shape[2:])
 
-    dims = ("policy", "layer", "unit", "budget")
-    data: dict[str, Any] = {
-        "recall": (dims, by_layer(found.recall)),
-        "held": (dims, by_layer(found.held)),
-    }
-    if found.kept_steps is not None and found.whole_steps is not None:
-        steps = quotient(found.kept_steps, found.whole_steps[:, None])
-        data["step_recall"] = ((*dims, "step"), by_layer(steps))
-    if found.evicted_at is not None:
-        data["evicted_at"] = ((*dims, "token"), by_layer(found.evicted_at))
-    coords: dict[str, Any] = {
-        "policy": names,
-        "layer": list(chosen),
+    steps = None
+    if found.kept_steps is not None and found.mass_steps is not None:
+        steps = quotient(found.kept_steps, found.mass_steps[:, None])
+    per_policy = {
+        "recall": found.recall, "kept": found.kept, "held": found.held, "step_recall": steps,
+        "evicted_at": found.evicted_at,
+    }  # fmt: skip
+    data = {name: None if x is None else by_layer(x) for name, x in per_policy.items()}
+    engines, one_pass = kind.names(plan.part(0)), plan.one_pass.all(axis=1)
+    coords = {
+        **results.policy_facts(configured, one_pass=one_pass, engine=engines),
+        "layer": chosen,
         "unit": np.arange(len(plan.units) // len(chosen)),
         "budget": plan.budgets,
-        "fraction": ("budget", plan.budgets / n),
-        "one_pass": ("policy", plan.one_pass.all(axis=1)),
-        "engine": ("policy", kind.names(plan.part(0))),
+        "fraction": plan.budgets / n,
+        "step": np.arange(p, n),
+        **results.token_facts(trace),
     }
-    if "step_recall" in data:
-        coords["step"] = np.arange(p, n)
-    facts = {"trace": trace.name, "n": n, "prompt_len": p, "share": share}
-    return xarray.Dataset(data, coords, facts)
+    data["mass"] = found.mass.reshape(len(chosen), -1)
+    return results.assemble("replay", data, coords, results.run_facts(trace, p, share))

@@ -28,7 +28,7 @@ def require_writer(path: Path) -> None:
 def save_results(results: xr.Dataset, path: str | os.PathLike) -> Path:
     """Write a replay to a file; its ending chooses the format.
 
-    ``.nc`` keeps the whole Dataset as NetCDF 3; ``.parquet``, ``.csv`` and ``.json`` hold one row
+    ``.nc`` keeps the whole Dataset as NetCDF 4; ``.parquet``, ``.csv`` and ``.json`` hold one row
     or record a (policy, layer, unit, budget) with recall and the most keys held. In .parquet and
     .csv the parameters are one text, ``recent=32,scores=full``.
     """
@@ -42,7 +42,7 @@ def save_results(results: xr.Dataset, path: str | os.PathLike) -> Path:
     require_writer(target)
     with replacing(target) as temporary:
         if suffix == ".nc":
-            results.to_netcdf(temporary, engine="scipy")
+            results.to_netcdf(temporary, engine="h5netcdf")
         elif suffix == ".json":
             rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in result_rows(results))
             temporary.write_text(f"[\n{rows}\n]\n", encoding="utf-8")

@@ -1,14 +1,15 @@
 """The store of a sweep: a folder in the Zarr format, version 3.
 
 Labelled arrays that many workers write, chunk by chunk, is what Zarr is for: a chunk of the sweep
-is one chunk of ``recall`` and one of ``held``, each a file of its own. A sweep's promise depends on
+is one chunk of each array of results, each a file of its own. A sweep's promise depends on
 *when* a file appears: a chunk's results are written beside their place, flushed to the disk and
 renamed, and only then, in the same way, its mark, which holds a digest of them. Whatever moment a
 process is killed at, a chunk whose mark fits is whole; any other is computed again.
 
     zarr.json                     the group: attributes, the sweep's identity, all metadata
-    recall/c/I/U/0, held/c/I/U/0  results of the chunk of configurations I and units U
-    done/c/I/U/0                  its mark: a sha256 of both, once both are there
+    recall/c/I/U/0, kept, held    results of the chunk of configurations I and units U
+    mass/c/U                      the mass of these units, the same from every I
+    done/c/I/U/0                  the chunk's mark: a sha256 of its files, once they are there
     NAME/c/0                      coordinates
     .h2osim/layout.json           a sha256 of every file above but results and marks
     .h2osim/log.jsonl, lock       who started and finished which chunk; who is at work
@@ -36,6 +37,7 @@ from zarr.storage import LocalStore
 
 from h2osim.replays.found import Found
 from h2osim.replays.plan import WorkPlan
+from h2osim.replays.results import FORMS, VARIABLES, Labels
 from h2osim.support.atomic import LEFTOVERS, replacing, temporary_name
 from h2osim.support.errors import UserError
 from h2osim.sweeps.identity import check_same, identity
@@ -47,11 +49,10 @@ _LAYOUT = f"{_OWN}/layout.json"
 #: Seconds after which a half-made store without a lock is nobody's.
 _ABANDONED = 60.0
 _DIMS = ("policy", "unit", "budget")
-#: Recalls are noise in their low bits: only `held` and coordinates are worth packing.
+#: The arrays of results, and what they hold where nothing was computed.
+RESULTS: dict[str, float] = {"recall": np.nan, "kept": -1, "held": 0, "mass": 0}
+#: Recalls are noise in their low bits: only integers and coordinates are worth packing.
 _PACKED = (ZstdCodec(level=1),)
-
-#: Dimensions and values, by name.
-Coords = dict[str, tuple[tuple[str, ...], np.ndarray]]
 
 
 class DurableStore(LocalStore):
@@ -85,7 +86,7 @@ class SweepStore:
 
     @classmethod
     def create(
-        cls, path: Path, plan: WorkPlan, coords: Coords, attributes: Mapping[str, Any]
+        cls, path: Path, plan: WorkPlan, coords: Mapping[str, Labels], attributes: Mapping[str, Any]
     ) -> SweepStore:
         """Lay out an empty store, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,11 +136,12 @@ class SweepStore:
 
     def put(self, index: int, found: Found) -> None:
         """Write a chunk's results and then mark it as done; each file is whole or absent."""
-        for name in ("done", "recall", "held"):  # what was damaged must not be read again
+        for name in ("done", "recall", "kept", "held"):  # what was damaged must not be read again
             self._file(name, index).unlink(missing_ok=True)
         at = self._slices(index)
-        self._arrays["recall"][at] = found.recall
-        self._arrays["held"][at] = found.held
+        for name in RESULTS:
+            values = getattr(found, name)
+            self._arrays[name][at if values.ndim > 1 else at[1]] = values
         mark = np.frombuffer(self._digest(index), np.uint8)
         self._arrays["done"][divmod(index, self.grid[1])] = mark
         self._log({"done": index})
@@ -151,7 +153,8 @@ class SweepStore:
 
     def _file(self, name: str, index: int) -> Path:
         row, column = divmod(index, self.grid[1])
-        return self.path / name / "c" / str(row) / str(column) / "0"
+        place = (column,) if name == "mass" else (row, column, 0)
+        return self.path.joinpath(name, "c", *map(str, place))
 
     def _mark(self, index: int) -> Path:
         return self._file("done", index)
@@ -159,7 +162,7 @@ class SweepStore:
     def _digest(self, index: int) -> bytes:
         """A sha256 of a chunk's files and its number; OSError where one is missing."""
         total = hashlib.sha256(str(index).encode())
-        for name in ("recall", "held"):
+        for name in RESULTS:
             total.update(hashlib.sha256(self._file(name, index).read_bytes()).digest())
         return total.digest()
 
@@ -187,7 +190,7 @@ class SweepStore:
 
     def sweep_up(self) -> None:
         """Remove what killed processes had half written, once nobody writes any more."""
-        for name in ("recall", "held", "done"):
+        for name in (*RESULTS, "done"):
             for left in (self.path / name).rglob(LEFTOVERS):
                 left.unlink(missing_ok=True)
         for left in (self.path / _OWN).glob("chunk-*"):
@@ -198,24 +201,26 @@ class SweepStore:
 
 
 def _lay_out(
-    folder: Path, plan: WorkPlan, coords: Coords, attributes: Mapping[str, Any]
+    folder: Path, plan: WorkPlan, coords: Mapping[str, Labels], attributes: Mapping[str, Any]
 ) -> None:
     """Write the group, empty arrays of results and marks, and the coordinates."""
     whole = {**attributes, KEY: {"identity": identity(plan)}}
     also = {"coordinates": " ".join(sorted(set(coords) - set(_DIMS)))}
-    results: dict[str, Any] = {
-        "shape": plan.shape, "chunks": (*plan.chunk, plan.shape[2]), "dimension_names": _DIMS,
-        "attributes": also,
-    }  # fmt: skip
+    shape = dict(zip(_DIMS, plan.shape, strict=True))
+    chunk = dict(zip(_DIMS, (*plan.chunk, plan.shape[2]), strict=True))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that texts are no part of Zarr's core
         group = zarr.create_group(DurableStore(folder), attributes=whole)
         # Chunks that hold nothing but the fill value are written too: a mark speaks of files.
         some: dict[str, Any] = {"compressors": None, "config": {"write_empty_chunks": True}}
-        group.create_array("recall", dtype="float64", fill_value=np.nan, **results, **some)
-        group.create_array(
-            "held", dtype="int32", fill_value=0, **results, **{**some, "compressors": _PACKED}
-        )
+        for name, nothing in RESULTS.items():
+            dims, dtype = FORMS["sweep"][name], VARIABLES[name].dtype
+            packed = None if dtype == "float64" else _PACKED
+            group.create_array(
+                name, shape=[shape[d] for d in dims], chunks=[chunk[d] for d in dims], dtype=dtype,
+                fill_value=nothing, dimension_names=dims, attributes=also,
+                **{**some, "compressors": packed},
+            )  # fmt: skip
         group.create_array(
             "done", shape=(*plan.grid, 32), chunks=(1, 1, 32), dtype="uint8", fill_value=0,
             dimension_names=("policy_chunk", "unit_chunk", "sha256"), **some,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from h2osim.policies.declaration import Configured, Policy
+from h2osim.replays import results
 from h2osim.replays.budgets import Budgets
 from h2osim.replays.execute import Destination, Engine, Memory, engine_here, execute
 from h2osim.replays.found import Found
@@ -25,15 +26,12 @@ from h2osim.traces.trace import Trace
 if TYPE_CHECKING:
     import xarray
 
-    from h2osim.sweeps.store import Coords, SweepStore
+    from h2osim.sweeps.store import SweepStore
 
 __all__ = ["open_sweep", "sweep"]
 
 #: Names that a parameter's coordinate must not take; it is called ``param_NAME`` then.
-_TAKEN = {
-    "policy", "rule", "one_pass", "unit", "trace", "layer", "index", "heads", "n", "prompt_len",
-    "budget", "fraction", "tokens", "recall", "held", "done",
-}  # fmt: skip
+_TAKEN = {*results.VARIABLES, *results.COORDINATES, "done"}
 
 
 def sweep(
@@ -48,6 +46,7 @@ def sweep(
     layers: Iterable[int] | None = None,
     dask: str | None = None,
     chunk: tuple[int, int] | None = None,
+    command: str = "",
     progress: Callable[[float, float, str], None] | None = None,
     planned: Callable[[WorkPlan, int], None] | None = None,
 ) -> xarray.Dataset:
@@ -76,6 +75,8 @@ def sweep(
     chunk
         Configurations and units of a chunk; chosen from the cost if not given. A store keeps the
         shape it was made with.
+    command
+        The command line behind this call, kept in the attributes.
     progress
         Called with work done, work in all and a word. From threads, one at a time.
     planned
@@ -84,13 +85,14 @@ def sweep(
     Returns
     -------
     xarray.Dataset
-        ``recall`` (float64) and ``held`` (int32) as in :func:`h2osim.replay`, over
+        ``recall``, ``kept``, ``held`` and ``mass[unit]`` as in :func:`h2osim.replay`, over
 
-        * ``policy``: the configurations as text that ``replay`` takes; beside it ``rule`` (the
-          policy's name), ``one_pass``, and one coordinate a parameter, of all parameters of all the
-          policies (NaN or empty where a policy has no such parameter);
-        * ``unit``: all units of all traces one after the other; beside it ``trace``, ``layer``,
-          ``index`` (in the layer), ``heads``, ``n`` and ``prompt_len``;
+        * ``policy``: the configurations as text; beside it the facts about each, as in a replay
+          but for ``engine``, and one coordinate a parameter, of all parameters of all the policies
+          (NaN or empty where a policy has no such parameter);
+        * ``unit``: all units of all traces one after the other; beside it ``layer``, ``index`` (in
+          the layer) and ``heads``, and of the trace its name, ``n``, ``prompt_len`` and the other
+          attributes of a replay;
         * ``budget``: tokens (``"all"``: 1 … the longest n; NaN where a trace is shorter). Where
           traces of several lengths are asked for shares, the shares as asked, with ``tokens[unit,
           budget]`` beside them.
@@ -121,12 +123,13 @@ def sweep(
             execute(plan, kind, destination, progress, "sweeping")
 
         if path is not None:
-            return _into_store(plan, path, planned, work)
+            return _into_store(plan, path, command, planned, work)
         memory = Memory(plan, Found.empty(plan.shape))
         if planned:
             planned(plan, plan.chunks)
         work(plan, memory)
-        return _dataset(plan, memory.found)
+        data = {name: getattr(memory.found, name) for name in results.FORMS["sweep"]}
+        return results.assemble("sweep", data, _coords(plan), _facts(plan, command))
     if path is None:
         raise UserError("--dask: give a store too; workers write their chunks into it")
     from h2osim.sweeps.cluster import connect, engine_there, execute_there, lanes_of, trace_paths
@@ -138,6 +141,7 @@ def sweep(
         return _into_store(
             _cut(plan, there, lanes_of(client), chunk),
             path,
+            command,
             planned,
             lambda plan, store: execute_there(plan, there, store, client, progress),
         )
@@ -152,11 +156,12 @@ def _cut(plan: WorkPlan, engine: Engine, lanes: int, chunk: tuple[int, int] | No
 def _into_store(
     plan: WorkPlan,
     path: Path,
+    command: str,
     planned: Callable[[WorkPlan, int], None] | None,
     work: Callable[[WorkPlan, SweepStore], None],
 ) -> xarray.Dataset:
     """Do a plan into the store at a path."""
-    store = _store_for(path, plan)
+    store = _store_for(path, plan, command)
     plan = replace(plan, chunk=store.chunk)
     with store.locked():
         if planned:
@@ -188,7 +193,7 @@ def open_sweep(store: str | os.PathLike) -> xarray.Dataset:
     facts = {name: value for name, value in found.attrs.items() if name != storage.KEY}
     found = found.assign_coords(texts)
     found.attrs = facts
-    return found
+    return results.describe(found)
 
 
 def _storage() -> ModuleType:
@@ -202,12 +207,13 @@ def _storage() -> ModuleType:
     return store
 
 
-def _store_for(path: Path, plan: WorkPlan) -> SweepStore:
+def _store_for(path: Path, plan: WorkPlan, command: str) -> SweepStore:
     """The store at a path: the one there if it is of the same sweep, else a new one."""
     kind: type[SweepStore] = _storage().SweepStore
     if not path.exists():
         try:
-            return kind.create(path, plan, _coords(plan), _attributes(plan))
+            labels = results.labels(_coords(plan), ("policy", "unit", "budget"))
+            return kind.create(path, plan, labels, results.facts("sweep", _facts(plan, command)))
         except OSError:
             if not path.exists():  # else another process was faster
                 raise
@@ -216,45 +222,32 @@ def _store_for(path: Path, plan: WorkPlan) -> SweepStore:
     return folder
 
 
-def _attributes(plan: WorkPlan) -> dict[str, Any]:
-    return {"share": plan.share, "traces": list(plan.names)}
+def _facts(plan: WorkPlan, command: str) -> dict[str, str]:
+    return {"share": plan.share, "command": command}
 
 
-def _dataset(plan: WorkPlan, found: Found) -> xarray.Dataset:
-    import xarray
-
-    dims = ("policy", "unit", "budget")
-    data = {"recall": (dims, found.recall), "held": (dims, found.held)}
-    return xarray.Dataset(data, _coords(plan), _attributes(plan))
-
-
-def _coords(plan: WorkPlan) -> Coords:
-    """All coordinates: their dimensions and values."""
-    units, owner = plan.units, plan.owner
-    on_policy: dict[str, Any] = {
-        "policy": [c.text for c in plan.configured],
-        "rule": [c.policy.name for c in plan.configured],
-        "one_pass": plan.one_pass.all(axis=1),
-    }
+def _coords(plan: WorkPlan) -> dict[str, Any]:
+    """The values of all coordinates, by name."""
+    one_pass = plan.one_pass.all(axis=1)
+    found: dict[str, Any] = results.policy_facts(plan.configured, one_pass=one_pass)
     kinds = {p.name: p.kind for c in plan.configured for p in c.policy.params}
     for name, kind in kinds.items():
         key = f"param_{name}" if name in _TAKEN else name
         if kind == "choice":
-            on_policy[key] = [str(c.values.get(name, "")) for c in plan.configured]
+            found[key] = [str(c.values.get(name, "")) for c in plan.configured]
         else:
-            on_policy[key] = [float(c.values.get(name, np.nan)) for c in plan.configured]
-    on_unit = {
-        "unit": np.arange(len(units)),
-        "trace": [plan.names[o] for o in owner],
-        "layer": [u.layer for u in units],
-        "index": [u.index for u in units],
-        "heads": [len(u.heads) for u in units],
-        "n": [u.n for u in units],
-        "prompt_len": [plan.prompt_lens[o] for o in owner],
+            found[key] = [float(c.values.get(name, np.nan)) for c in plan.configured]
+    of_trace = [
+        results.run_facts(trace, p, plan.share) | {"trace": name}
+        for trace, name, p in zip(plan.traces, plan.names, plan.prompt_lens, strict=True)
+    ]
+    for name in of_trace[0].keys() - {"share"}:
+        found[name] = [of_trace[o][name] for o in plan.owner]
+    return found | {
+        "unit": np.arange(len(plan.units)),
+        "layer": [u.layer for u in plan.units],
+        "index": [u.index for u in plan.units],
+        "heads": [len(u.heads) for u in plan.units],
+        "budget": plan.budgets,
+        "tokens": None if plan.budgets.dtype.kind != "f" else [plan.tokens[o] for o in plan.owner],
     }
-    found: Coords = {name: (("policy",), np.array(on)) for name, on in on_policy.items()}
-    found |= {name: (("unit",), np.array(values)) for name, values in on_unit.items()}
-    found["budget"] = (("budget",), plan.budgets)
-    if plan.budgets.dtype.kind == "f":
-        found["tokens"] = (("unit", "budget"), np.array([plan.tokens[o] for o in owner]))
-    return found

@@ -1,0 +1,302 @@
+"""What a result is: the one table of every variable of every Dataset that leaves the library.
+
+A result is an xarray Dataset of one *form* (:data:`FORMS`): a replay, a sweep, an offline optimum,
+an allocation of slots, the least budgets that reach a recall, or an evaluation of a running model.
+:func:`assemble` builds one, takes dimensions from the table and writes each variable's meaning and
+unit into its attributes; :func:`check` says whether a Dataset keeps to the table.
+
+Masses are integers in fixed point: a mass of attention of 1 is 2^24. A recall is a quotient of two
+of them, rounded once, and never the source of another number.
+
+Every result with a dimension ``policy`` carries the facts about each policy beside it
+(:func:`policy_facts`), so that whoever reads a result need not know the policy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import h2osim
+from h2osim.policies.declaration import Configured
+from h2osim.traces.fingerprint import trace_sha256
+from h2osim.traces.trace import Trace
+
+if TYPE_CHECKING:
+    import xarray
+
+#: Dimensions and values of a coordinate.
+Labels = tuple[tuple[str, ...], np.ndarray]
+
+FIXED = "2**-24 of a row's attention mass"
+RECALL = "share of attention mass"
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable or coordinate of a result: its element type, unit (empty: none) and meaning.
+
+    ``dtype`` is a NumPy name, or ``text``; ``int64|float64`` means either.
+    """
+
+    dtype: str
+    unit: str
+    meaning: str
+
+
+#: Every data variable; one name means the same in every form.
+VARIABLES = {
+    "recall": Variable("float64", RECALL, "kept / mass; NaN where nothing is decoded"),
+    "kept": Variable(
+        "int64", FIXED, "mass attended in all decode steps; -1 where a trace is too short"
+    ),
+    "mass": Variable("int64", FIXED, "mass of all decode rows, attended or not"),
+    "held": Variable("int32", "keys", "most keys that a decode step attended besides its own"),
+    "step_recall": Variable("float64", RECALL, "recall of each decode step"),
+    "evicted_at": Variable(
+        "int32", "step", "step after which a token is never attended again, n if it stays"
+    ),
+    "lower": Variable("float64", RECALL, "recall of the best schedule found"),
+    "upper": Variable("float64", RECALL, "bound / mass: no schedule or split has a larger recall"),
+    "bound": Variable("int64", FIXED, "proved bound on the mass that can be kept"),
+    "price": Variable("int64", FIXED, "what one more cache slot in a step would be worth"),
+    "slots": Variable("int64", "tokens", "cache slots given to a unit"),
+    "overall": Variable("float64", RECALL, "recall over all units together"),
+    "optimum": Variable("float64", RECALL, "recall of the offline optimum"),
+    "regret": Variable("float64", RECALL, "optimum - recall"),
+    "closed": Variable(
+        "float64", "", "share of the gap between StreamingLLM and the optimum that is closed"
+    ),
+    "least_budget": Variable("int64", "tokens", "least budget that reaches the recall, 0 if none"),
+    "least_budget_overall": Variable(
+        "int64", "tokens", "least budget whose mean recall over the units reaches it, 0 if none"
+    ),
+}
+
+_ON_POLICY = ("policy",)
+#: Every coordinate and the dimensions it may lie on (the first that a result has).
+COORDINATES = {
+    "policy": (_ON_POLICY, Variable("text", "", "the policy as it was written")),
+    "rule": (_ON_POLICY, Variable("text", "", "the policy's own name, without parameters")),
+    "params": (_ON_POLICY, Variable("text", "", "its parameters as JSON, defaults included")),
+    "kind": (_ON_POLICY, Variable("text", "", "online; or oracle, or bound, which none can run")),
+    "within_budget": (
+        _ON_POLICY, Variable("bool", "", "whether it promises never to hold more than the budget")
+    ),
+    "readmits": (_ON_POLICY, Variable("bool", "", "whether it attends again to what it evicted")),
+    "one_pass": (_ON_POLICY, Variable("bool", "", "whether one pass gave all its budgets")),
+    "engine": (_ON_POLICY, Variable("text", "", "what replayed it")),
+    "split": (("split",), Variable("text", "", "how slots are split over the units")),
+    "layer": (("layer", "unit"), Variable("int64", "", "model index of a layer")),
+    "unit": (("unit",), Variable("int64", "", "number of the heads that share one cache")),
+    "index": (("unit",), Variable("int64", "", "number of a unit in its layer")),
+    "heads": (("unit",), Variable("int64", "", "query heads that share the unit's cache")),
+    "trace": (("unit",), Variable("text", "", "name of the trace")),
+    "trace_sha256": (("unit",), Variable("text", "", "sha256 of the trace, as in the attributes")),
+    "model": (("unit",), Variable("text", "", "the model it was recorded from")),
+    "text": (("unit",), Variable("text", "", "the text it was recorded on")),
+    "text_sha256": (("unit",), Variable("text", "", "sha256 of that text")),
+    "n": (("unit",), Variable("int64", "tokens", "length of the trace")),
+    "prompt_len": (("unit",), Variable("int64", "tokens", "first decode step")),
+    "budget": (
+        ("budget",), Variable("int64|float64", "tokens", "keys that may stay; or shares of n")
+    ),
+    "fraction": (("budget",), Variable("float64", "", "the budget as a share of n")),
+    "tokens": (("unit", "budget"), Variable("int64", "tokens", "a budget in tokens of a trace")),
+    "step": (("step",), Variable("int64", "", "decode step: position of its query")),
+    "token": (("token",), Variable("int64", "", "position of a token")),
+    "token_text": (("token",), Variable("text", "", "text of a token, where the trace has it")),
+}  # fmt: skip
+
+_REPLAY = ("policy", "layer", "unit", "budget")
+_SWEEP = ("policy", "unit", "budget")
+_OPTIMUM = ("layer", "unit", "budget")
+_SPLIT = ("policy", "split", "layer", "unit")
+
+#: Dimensions of the variables of each form of result; those below ``optional`` may be absent.
+FORMS: dict[str, dict[str, tuple[str, ...]]] = {
+    "replay": {
+        "recall": _REPLAY,
+        "kept": _REPLAY,
+        "mass": ("layer", "unit"),
+        "held": _REPLAY,
+        "step_recall": (*_REPLAY, "step"),
+        "evicted_at": (*_REPLAY, "token"),
+        "optimum": _OPTIMUM,
+        "regret": _REPLAY,
+        "closed": _REPLAY,
+    },
+    "sweep": {"recall": _SWEEP, "kept": _SWEEP, "mass": ("unit",), "held": _SWEEP},
+    "optimum": {
+        "recall": _OPTIMUM,
+        "lower": _OPTIMUM,
+        "upper": _OPTIMUM,
+        "kept": _OPTIMUM,
+        "bound": _OPTIMUM,
+        "mass": ("layer", "unit"),
+        "evicted_at": (*_OPTIMUM, "token"),
+        "price": (*_OPTIMUM, "step"),
+    },
+    "allocation": {
+        "slots": _SPLIT,
+        "recall": _SPLIT,
+        "kept": _SPLIT,
+        "mass": ("layer", "unit"),
+        "overall": ("policy", "split"),
+        "upper": ("policy",),
+        "bound": ("policy",),
+    },
+    "target": {"least_budget": ("policy", "layer", "unit"), "least_budget_overall": ("policy",)},
+}
+OPTIONAL = {"step_recall", "evicted_at", "price", "optimum", "regret", "closed"}
+"""Variables that a result may lack."""
+
+ATTRIBUTES = {
+    "form": str, "h2osim": str, "trace": str, "trace_sha256": str, "model": str, "text": str,
+    "text_sha256": str, "n": int, "prompt_len": int, "share": str, "command": str,
+}  # fmt: skip
+"""Attributes of every result and their types. An unknown one is an empty text. A sweep has those of
+its traces as coordinates of ``unit`` instead."""
+
+
+def assemble(
+    form: str, data: Mapping[str, Any], coords: Mapping[str, Any], attributes: Mapping[str, Any]
+) -> xarray.Dataset:
+    """A Dataset of a form: ``data`` and ``coords`` are arrays by name, None is left out.
+
+    A coordinate that the table does not know lies on ``policy``: a parameter's values.
+    """
+    import xarray
+
+    dims = FORMS[form]
+    present = {name: (dims[name], x) for name, x in data.items() if x is not None}
+    on = {dim for name in present for dim in dims[name]}
+    return describe(xarray.Dataset(present, labels(coords, on), facts(form, attributes)))
+
+
+def labels(coords: Mapping[str, Any], on: Iterable[str]) -> dict[str, Labels]:
+    """Coordinates of a result that has the dimensions ``on``: their dimensions and values."""
+    found = {}
+    for name, values in coords.items():
+        dims = _lies_on(name, set(on))
+        if values is not None and set(dims) <= set(on):
+            array = np.asarray(values)
+            found[name] = dims, array.astype(np.int64) if array.dtype.kind in "iu" else array
+    return found
+
+
+def facts(form: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a result; those that every result has are filled in."""
+    return {"form": form, "h2osim": h2osim.__version__, "command": "", **attributes}
+
+
+def describe(result: xarray.Dataset) -> xarray.Dataset:
+    """The same Dataset, with the meaning and unit of each variable in its attributes."""
+    for name, variable in result.variables.items():
+        if (entry := _entry(str(name))) is not None:
+            variable.attrs["long_name"] = entry.meaning
+            if entry.unit:
+                variable.attrs["units"] = entry.unit
+    return result
+
+
+def _entry(name: str) -> Variable | None:
+    return VARIABLES.get(name) or (COORDINATES[name][1] if name in COORDINATES else None)
+
+
+def _lies_on(name: str, known: set[str]) -> tuple[str, ...]:
+    """The dimensions of a coordinate in a result that has the dimensions ``known``."""
+    possible = COORDINATES[name][0] if name in COORDINATES else _ON_POLICY
+    if name == "tokens":
+        return possible
+    return next(((dim,) for dim in possible if dim in known), possible)
+
+
+def policy_facts(configured: Sequence[Configured], **more: Any) -> dict[str, Any]:
+    """Coordinates on ``policy``: what is known of each. ``more``: further ones, one entry each."""
+    return {
+        "policy": [c.text for c in configured],
+        "rule": [c.policy.name for c in configured],
+        "params": [json.dumps(dict(c.values), ensure_ascii=False) for c in configured],
+        "kind": [c.policy.kind for c in configured],
+        "within_budget": [c.within_budget() for c in configured],
+        "readmits": [c.policy.readmits for c in configured],
+    } | more
+
+
+def trace_facts(trace: Trace) -> dict[str, str]:
+    """What a trace is, as texts; empty where it is unknown."""
+    model, text = trace.manifest["model"] or {}, trace.manifest["text"] or {}
+    return {
+        "trace": trace.name,
+        "trace_sha256": trace_sha256(trace),
+        "model": " ".join(filter(None, (model.get("name"), model.get("revision")))),
+        "text": text.get("name") or "",
+        "text_sha256": text.get("sha256") or "",
+    }
+
+
+def run_facts(trace: Trace, prompt_len: int, share: str) -> dict[str, Any]:
+    """Attributes of a result on one trace."""
+    return trace_facts(trace) | {"n": trace.n, "prompt_len": prompt_len, "share": share}
+
+
+def token_facts(trace: Trace) -> dict[str, Any]:
+    """Coordinates on ``token``: positions, and texts where the trace has them."""
+    texts = (trace.manifest["tokens"] or {}).get("text")
+    return {"token": np.arange(trace.n), "token_text": texts}
+
+
+def params_of(one: Any) -> dict[str, Any]:
+    """The parameters in a result's ``params`` coordinate, by name."""
+    values: dict[str, Any] = json.loads(str(one))
+    return values
+
+
+def check(result: xarray.Dataset) -> None:
+    """ValueError naming the first thing in which a Dataset does not keep to the table.
+
+    A Dataset read back from a file passes too.
+    """
+    form = result.attrs.get("form")
+    if form not in FORMS:
+        raise ValueError(f"form {form!r}: expected one of {', '.join(FORMS)}")
+    dims = FORMS[form]
+    for name in map(str, result.data_vars):
+        if name not in dims:
+            raise ValueError(f"{form}: unknown variable {name}")
+        if result[name].dims != dims[name]:
+            raise ValueError(f"{form}: {name} over {result[name].dims}, expected {dims[name]}")
+        _check_dtype(name, result[name].dtype, VARIABLES[name])
+    if missing := set(dims) - OPTIONAL - set(map(str, result.data_vars)):
+        raise ValueError(f"{form}: without {', '.join(sorted(missing))}")
+    for name in map(str, result.coords):
+        if name in COORDINATES:
+            _check_dtype(name, result[name].dtype, COORDINATES[name][1])
+        elif result[name].dims != _ON_POLICY:
+            raise ValueError(f"{form}: unknown coordinate {name}")
+    needed = {str(dim) for name in result.data_vars for dim in result[name].dims}
+    if "policy" in needed:
+        needed |= {"rule", "params", "kind", "within_budget", "readmits"}
+    per_unit = set(ATTRIBUTES) - {"form", "h2osim", "share", "command"}
+    if form == "sweep":
+        needed |= per_unit
+    if missing := needed - set(map(str, result.coords)):
+        raise ValueError(f"{form}: without coordinates {', '.join(sorted(missing))}")
+    for name, kind in ATTRIBUTES.items():
+        if form == "sweep" and name in per_unit:
+            continue
+        if name not in result.attrs or not isinstance(
+            result.attrs[name], (int, np.integer) if kind is int else str
+        ):
+            raise ValueError(f"{form}: attribute {name} is {result.attrs.get(name)!r}")
+
+
+def _check_dtype(name: str, found: Any, wanted: Variable) -> None:
+    text = found.kind in "OUT"
+    if not (text if wanted.dtype == "text" else str(found) in wanted.dtype.split("|")):
+        raise ValueError(f"{name} is {found}, expected {wanted.dtype}")
