@@ -89,7 +89,7 @@ class RowBlock:
 
 
 class LayerSink(Protocol):
-    """What a session hands its layers to."""
+    """What takes the rows of the layers while a session runs."""
 
     def wants(self, layer: Layer) -> bool:
         """Whether the rows of this layer are to be made."""

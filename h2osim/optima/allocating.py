@@ -1,9 +1,10 @@
 """Splitting a total of cache slots over the units of a trace.
 
 For the offline optimum, OPT(k) of every unit is concave in k (it is the value of a linear program
-as a function of its right-hand side, theory T6b), so giving each next slot to the unit that gains
-most by it is optimal. The curve of a policy need not be concave; its best split is found by dynamic
-programming, or on the concave hulls of the curves, with a bound on what that loses.
+as a function of its right-hand side, proofs/12-optimum-concave-in-budget.md), so giving each next
+slot to the unit that gains most by it is optimal. The curve of a policy need not be concave; its
+best split is found by dynamic programming, or on the concave hulls of the curves, with a bound on
+what that loses.
 """
 
 from __future__ import annotations

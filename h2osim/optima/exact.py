@@ -64,7 +64,7 @@ def optimal_curve(
     n, first = unit.n, prompt_len - 1
     mass, peak = np.zeros(n, np.int64), np.zeros(n, np.int64)
     begin = np.maximum(np.arange(n), first)  # the first step after which each token may leave
-    size = np.maximum(n - 1 - begin, 0)
+    size = n - 1 - begin
     column = np.cumsum(size) - size - begin
     past = np.empty(int(size.sum()), np.int64)
     for block in unit.blocks():

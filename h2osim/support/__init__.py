@@ -1,1 +1,1 @@
-"""What every part of the package uses: errors, this machine, bundled folders, words of messages."""
+"""Helpers for every part of the package: errors, files, cores, bundled folders, phrases."""

@@ -1,9 +1,9 @@
-"""How long work tells its caller how far it is."""
+"""The callback by which long work reports its progress."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-#: Called now and then with the work done so far, the work in all (in any one unit) and a word.
-#: It may raise to stop the work.
+#: Called with the work done so far, the whole work (in the same unit) and a short description.
+#: It may raise an exception, which stops the work.
 Progress = Callable[[float, float, str], None]

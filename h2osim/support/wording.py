@@ -1,4 +1,4 @@
-"""Words of messages."""
+"""Phrases that several error messages share."""
 
 from __future__ import annotations
 

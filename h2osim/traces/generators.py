@@ -95,7 +95,7 @@ def _mixture(n: int, values: Mapping[str, Value], heavy: HeadRows) -> HeadRows:
     return rows
 
 
-# --- the adversaries of the theory ---------------------------------------------------------------
+# --- the counterexamples of the proofs -----------------------------------------------------------
 
 
 def _freeze(n: int, source: RandomSource, values: Mapping[str, Value]) -> HeadRows:
