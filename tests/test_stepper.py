@@ -20,6 +20,7 @@ from h2osim.attention.fixed_point import UNIT
 from h2osim.engines import stepper as module
 from h2osim.engines.naive import NaiveStepper
 from h2osim.engines.request import Job
+from h2osim.policies.arithmetic import latest
 from h2osim.policies.declaration import Configured, Policy
 from h2osim.policies.registry import all_policies
 
@@ -152,7 +153,8 @@ def test_a_decoder_gives_the_keys_it_has(name: str) -> None:
                 for i, stepper in enumerate(steppers)
             ]
             assert all(other == gone[0] for other in gone)
-            assert (steppers[0].kept == steppers[0].masses).all()  # nothing fell on what is gone
+            for stepper in steppers:  # nothing fell on what is gone
+                assert (stepper.kept == stepper.masses).all()
 
     check()
 
@@ -229,6 +231,25 @@ def test_what_depends_on_the_length_must_be_told() -> None:
     with pytest.raises(UserError, match="input share changes as the text grows"):
         for t in range(300):
             growing.step(np.full((1, t + 1), 0.001))
+
+
+THIRDS = 7 / 3 * UNIT
+
+
+def nearest(score: float, age: int) -> float:
+    return 0.0 if score == THIRDS else age
+
+
+def test_a_renormalised_entry_is_rounded_once() -> None:
+    """1 of 3 units attended of 7: the float nearest to 7/3, which (1/3) * 7 is not."""
+    assert 1 / 3 * 7 * UNIT != THIRDS
+    rule = dict(rank=nearest, state=("score",), update=latest, scores="cached")
+    policy = Policy("mine", "", "", **rule)  # type: ignore[arg-type]
+    stepper = Stepper(policy, 2)
+    naive = NaiveStepper(policy.with_params(), {"k": 2, "p": 1, "heads": 1}, {})
+    for row, expected in (([1], []), ([1, 1], []), ([1, 1, 1], [2]), ([1, 1, 4, 1], [0])):
+        assert stepper.step(np.array([row], np.uint16)).tolist() == expected
+        assert sorted(naive.step([row])) == expected
 
 
 def test_a_copy_goes_its_own_way() -> None:
