@@ -42,7 +42,7 @@ HOMES = {
     "transformers": {"models"},
     "tokenizers": {"models"},
     "gguf": {"models"},
-    "matplotlib": {"report", "sweeps"},
+    "matplotlib": {"report"},
     "pyarrow": {"report"},
     "cupy": {"cuda", "bench"},
     "typer": {"cli"},

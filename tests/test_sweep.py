@@ -36,10 +36,11 @@ from h2osim.policies.text import parse
 from h2osim.replays.execute import ENGINES, compute
 from h2osim.replays.plan import plan_work
 from h2osim.replays.replaying import replay
+from h2osim.report.best import best_records, columns_of, summarise
+from h2osim.report.files import save_figure
+from h2osim.report.heatmap import sweep_figure, varied
 from h2osim.support.errors import UserError
-from h2osim.sweeps.best import best_records, columns_of, summarise
-from h2osim.sweeps.grid import expand, varied
-from h2osim.sweeps.plot import plot_sweep
+from h2osim.sweeps.grid import expand
 from h2osim.sweeps.store import SweepStore
 from h2osim.sweeps.sweeping import open_sweep, sweep
 from h2osim.traces.trace import Trace
@@ -175,7 +176,8 @@ def test_a_bad_grid_is_one_line(text: str, parts: list[str]) -> None:
 
 
 def test_which_parameters_vary() -> None:
-    assert varied(expand(GRID)) == {"h2o": ["recent", "scores"], "decay": ["gamma"], "tova": []}
+    settings = [(one.policy.name, one.values) for one in expand(GRID)]
+    assert varied(settings) == {"h2o": ["recent", "scores"], "decay": ["gamma"], "tova": []}
 
 
 # --- numbers --------------------------------------------------------------------------------
@@ -1011,7 +1013,7 @@ def test_many_budgets_are_shown_by_shares() -> None:
 def test_the_heat_map_is_drawn(text: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'h2osim[plot]'")
     summary = summarise(sweep(SMALL, text, [2, 4, 8, 12, 20]))
-    path = plot_sweep(summary, tmp_path / "map.png", "a title")
+    path = save_figure(sweep_figure(summary, "a title"), tmp_path / "map.png")
     assert path.read_bytes().startswith(b"\x89PNG")
     assert [p.name for p in tmp_path.iterdir()] == ["map.png"]
 

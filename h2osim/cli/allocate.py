@@ -4,26 +4,13 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from h2osim.cli.common import (
-    Format,
-    Share,
-    console,
-    notice,
-    output_path,
-    parse_integers,
-    print_csv,
-    print_json,
-    progress_bar,
-)
+from h2osim.cli.common import Share, command_line, parse_integers, progress_bar
 from h2osim.cli.options import FormatOption, Layers, PromptLen, ShareOption, TraceName
-
-if TYPE_CHECKING:
-    import xarray
-    from rich.table import Table
+from h2osim.cli.output import Format, check_files, draw, save, show
 
 
 class Split(StrEnum):
@@ -40,6 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def allocate(
+    context: typer.Context,
     trace: TraceName,
     slots: Annotated[
         int, typer.Option("--slots", min=1, help="Cache slots in all, over every unit.")
@@ -70,11 +58,7 @@ def allocate(
     chosen = split_policies(policies) if policies else []
     for text in chosen:
         parse(text)
-    if plot is not None:
-        output_path(plot, "--plot", report.PLOT_SUFFIXES)
-        report.require_matplotlib()
-    if output is not None:
-        output_path(output, "--output", (".nc",))
+    check_files(plot, output)
     recorded = open_trace(trace)
     recorded.verify()
     with progress_bar() as progress:
@@ -89,46 +73,11 @@ def allocate(
             progress=progress,
         )
     title = f"{recorded.name}: {slots} slots over {found.layer.size * found.unit.size} units"
-    if plot is not None:
-        report.plot_allocation(found, plot, title=title)
-        notice(f"wrote {plot}")
-    if output is not None:
-        report.save_results(found, output)
-        notice(f"wrote {output}")
-    if format_ is Format.table:
-        console().print(table(found, title))
-    elif format_ is Format.json:
-        print_json(records(found))
-    else:
-        print_csv(records(found))
-
-
-def records(found: xarray.Dataset) -> list[dict[str, Any]]:
-    """Records {policy, rule, layer, unit, slots, recall, overall}."""
-    flat = found[["slots", "recall", "overall"]].to_dataframe().reset_index()
-    rows: list[dict[str, Any]] = flat.to_dict("records")
-    return rows
-
-
-def table(found: xarray.Dataset, title: str) -> Table:
-    """A row a policy and rule: recall over all units, and each layer's slots."""
-    from rich.table import Table
-
-    caption = "recall: over all units together; then each layer's slots"
-    slack = found["bound"].values - found["overall"].sel(rule="best").values
-    if (slack > 0).any():
-        caption += f"; best is proved within {slack.max():.1e}"
-    shown = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    shown.add_column("policy", overflow="fold", min_width=9)
-    for column in ("rule", "recall", *(f"layer {layer}" for layer in found["layer"].values)):
-        shown.add_column(column, justify="left" if column == "rule" else "right", no_wrap=True)
-    for policy in found["policy"].values:
-        one = found.sel(policy=policy)
-        shown.add_section()
-        name = str(policy)
-        for rule in found["rule"].values:
-            slots = one["slots"].sel(rule=rule).sum("unit").values
-            recall = f"{float(one['overall'].sel(rule=rule)):.4f}"
-            shown.add_row(name, str(rule), recall, *map(str, slots.tolist()))
-            name = ""
-    return shown
+    found.attrs["command"] = command_line(context)
+    draw(plot, lambda: report.allocation_figure(found, title))
+    save(found, output)
+    show(
+        format_,
+        lambda: report.allocation_records(found),
+        lambda: report.allocation_table(found, title),
+    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from h2osim.cli.common import console, notice, print_json
+from h2osim.cli.output import console, notice, print_json
 
 if TYPE_CHECKING:
     from h2osim.bench import Line

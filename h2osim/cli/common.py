@@ -1,27 +1,20 @@
-"""What the commands share: parsing of lists, consoles, the progress bar, output paths."""
+"""What the commands share: parsing of lists, the command line as text, the progress bar."""
 
 from __future__ import annotations
 
-import csv
-import json
-import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from h2osim.cli.output import console
 from h2osim.support.errors import UserError
 from h2osim.support.progress import Progress
 
 if TYPE_CHECKING:
     import typer
-    from rich.console import Console
-
-"""Called as ``progress(done, total, what)``."""
-
 
 class Share(StrEnum):
     """Which heads share one cache."""
@@ -38,14 +31,6 @@ class Engine(StrEnum):
     naive = "naive"
     numba = "numba"
     cuda = "cuda"
-
-
-class Format(StrEnum):
-    """How results are printed."""
-
-    table = "table"
-    json = "json"
-    csv = "csv"
 
 
 def parse_budgets(text: str) -> list[int | float] | Literal["all"]:
@@ -98,58 +83,9 @@ def parse_assignments(words: Sequence[str], option: str) -> dict[str, str]:
     return pairs
 
 
-def output_path(text: Path, option: str, suffixes: Sequence[str]) -> Path:
-    """Check, before any work is done, that a file of a known kind can be written at ``text``."""
-    if text.suffix.lower() not in suffixes:
-        raise UserError(
-            f"{option} {text}: found the ending {text.suffix!r}, expected one of "
-            f"{', '.join(suffixes)}"
-        )
-    if text.is_dir():
-        raise UserError(f"{option} {text}: found a folder, expected a file name")
-    if not text.parent.is_dir():
-        raise UserError(f"{option} {text}: the folder {text.parent} does not exist")
-    return text
-
-
 def command_line(context: typer.Context) -> str:
     """The command as it could be typed again, for the provenance in a manifest."""
     return shlex.join(["h2osim", *context.obj])
-
-
-def console(stderr: bool = False) -> Console:
-    """Give a console that colours on a terminal only, and does not squeeze tables in a pipe."""
-    from rich.console import Console
-
-    stream = sys.stderr if stderr else sys.stdout
-    # Away from a terminal rich would assume 80 columns and cut cells short.
-    width = None if stream.isatty() or "COLUMNS" in os.environ else 200
-    return Console(file=stream, width=width, highlight=False, markup=False)
-
-
-def notice(text: str) -> None:
-    """Tell the user something that is no result: on standard error, without markup."""
-    print(text, file=sys.stderr)
-
-
-def print_json(value: object) -> None:
-    """Print JSON, one record a line when it is a list."""
-    if isinstance(value, list):
-        rows = ",\n".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in value)
-        print(f"[\n{rows}\n]" if rows else "[]")
-    else:
-        print(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2))
-
-
-def print_csv(records: Sequence[Mapping[str, object]]) -> None:
-    """Print records of equal fields as CSV; a mapping becomes ``name=value`` words."""
-    from h2osim.report import flat
-
-    if not records:
-        return
-    writer = csv.DictWriter(sys.stdout, list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: flat(value) for name, value in row.items()} for row in records)
 
 
 @contextmanager

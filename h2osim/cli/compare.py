@@ -9,22 +9,19 @@ import typer
 
 from h2osim.cli.common import (
     Engine,
-    Format,
     Share,
-    console,
-    notice,
-    output_path,
+    command_line,
     parse_budgets,
     parse_integers,
-    print_csv,
-    print_json,
     progress_bar,
 )
 from h2osim.cli.options import EngineOption, FormatOption, Layers, PromptLen, ShareOption, TraceName
+from h2osim.cli.output import Format, check_files, console, draw, notice, save, show
 from h2osim.support.errors import UserError
 
 if TYPE_CHECKING:
     import xarray
+    from rich.table import Table
 
     from h2osim.traces.trace import Trace
 
@@ -35,6 +32,7 @@ def register(app: typer.Typer) -> None:
 
 
 def compare(
+    context: typer.Context,
     trace: TraceName,
     policies: Annotated[
         str,
@@ -93,12 +91,7 @@ def compare(
     if target_recall is not None and not 0 < target_recall <= 1:
         raise UserError(f"--target-recall: {target_recall:g}: expected above 0 and up to 1")
     only = parse_integers(layers, "--layers")
-    if plot is not None:
-        output_path(plot, "--plot", report.PLOT_SUFFIXES)
-        report.require_matplotlib()
-    if output is not None:
-        output_path(output, "--output", report.SAVE_SUFFIXES)
-        report.require_writer(output)
+    check_files(plot, output, report.SAVE_SUFFIXES)
 
     from h2osim.replays.budgets import budget_tokens
     from h2osim.replays.curves import budget_for_recall
@@ -129,34 +122,37 @@ def compare(
     if optimum:
         options = {"prompt_len": prompt_len, "share": share.value, "layers": only}
         results = _beside_optimum(recorded, results, wanted, options)
-    if output is not None:
-        report.save_results(results, output)
-        notice(f"wrote {output}")
-    if plot is not None:
-        report.plot_recall(results, plot, title=title, asked=asked)
-        notice(f"wrote {plot}")
+    results.attrs["command"] = command_line(context)
+    save(results, output)
+    draw(plot, lambda: report.recall_figure(results, title, asked))
     if target_recall is not None:
         reached = budget_for_recall(results, target_recall)
-        if format_ is Format.table:
-            console().print(report.target_table(reached, title))
-        else:
-            records = report.target_records(reached)
-            print_json(records) if format_ is Format.json else print_csv(records)
+        show(
+            format_,
+            lambda: report.target_records(reached),
+            lambda: report.target_table(reached, title),
+        )
         return
-    if format_ is Format.table:
-        screen = console()
-        unbounded = screen.options.update(max_width=10_000)
-        for spread in ("beside", "below", "none"):
-            table = report.comparison_table(results, title, asked, spread)
-            if screen.measure(table, options=unbounded).maximum <= screen.width:
-                break
-        screen.print(table)
-        if optimum:
-            screen.print(report.regret_table(results))
-    elif format_ is Format.json:
-        print_json(report.comparison_records(results))
-    else:
-        print_csv(report.comparison_records(results))
+    show(
+        format_,
+        lambda: report.comparison_records(results),
+        lambda: _fitting_table(results, title, asked),
+    )
+    if optimum and format_ is Format.table:
+        console().print(report.regret_table(results))
+
+
+def _fitting_table(results: xarray.Dataset, title: str, asked: dict[int, float]) -> Table:
+    """The table of a comparison, with as much of the spread as the screen is wide enough for."""
+    from h2osim.report import comparison_table
+
+    screen = console()
+    unbounded = screen.options.update(max_width=10_000)
+    for spread in ("beside", "below", "none"):
+        table = comparison_table(results, title, asked, spread)
+        if screen.measure(table, options=unbounded).maximum <= screen.width:
+            break
+    return table
 
 
 def _beside_optimum(

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from h2osim.cli.common import (
-    Format,
-    Share,
-    console,
-    notice,
-    output_path,
-    parse_budgets,
-    parse_integers,
-    print_csv,
-    print_json,
-    progress_bar,
-)
+from h2osim.cli.common import Share, command_line, parse_budgets, parse_integers, progress_bar
 from h2osim.cli.options import FormatOption, Layers, PromptLen, ShareOption, TraceName
+from h2osim.cli.output import Format, check_files, draw, notice, save, show
 from h2osim.support.errors import UserError
-
-if TYPE_CHECKING:
-    import xarray
 
 
 class Method(StrEnum):
@@ -49,6 +36,7 @@ def register(app: typer.Typer) -> None:
 
 
 def optimum(
+    context: typer.Context,
     trace: TraceName,
     budgets: Annotated[
         str, typer.Option("--budgets", "-b", help="As for compare.")
@@ -82,11 +70,7 @@ def optimum(
     from h2osim.traces.catalogue import open_trace
 
     wanted = parse_budgets(budgets)
-    if plot is not None:
-        output_path(plot, "--plot", report.PLOT_SUFFIXES)
-        report.require_matplotlib()
-    if output is not None:
-        output_path(output, "--output", (".nc",))
+    check_files(plot, output)
     for option, path in (("--certificate", certificate), ("--plot", plot)):
         if path is not None and wanted == "all":
             raise UserError(
@@ -106,46 +90,16 @@ def optimum(
             engine=engine.value,
             progress=progress,
         )
+    found.attrs["command"] = command_line(context)
+    title = report.comparison_title(recorded, found)
     if certificate is not None:
         from h2osim.optima.certificate import save_certificate
 
         notice(f"wrote {save_certificate(found, recorded, certificate)}")
-    if plot is not None:
-        report.plot_prices(found, plot, title=report.comparison_title(recorded, found))
-        notice(f"wrote {plot}")
-    if output is not None:
-        report.save_results(found, output)
-        notice(f"wrote {output}")
-    records = optimum_records(found)
-    if format_ is Format.table:
-        print_bounds(records, report.comparison_title(recorded, found))
-    elif format_ is Format.json:
-        print_json(records)
-    else:
-        print_csv(records)
-
-
-def optimum_records(found: xarray.Dataset) -> list[dict[str, Any]]:
-    """Records {layer, unit, budget, recall, lower, upper, gap}; budgets in tokens."""
-    records = []
-    for layer in found["layer"].values:
-        for unit in found["unit"].values:
-            one = found.sel(layer=layer, unit=unit)
-            for b, budget in enumerate(one["budget"].values):
-                at = one.isel(budget=b)
-                kept, bound = int(at["kept"]), int(at["bound"])
-                records.append(
-                    {
-                        "layer": int(layer),
-                        "unit": int(unit),
-                        "budget": int(budget),
-                        "recall": float(at["recall"]),
-                        "lower": float(at["lower"]),
-                        "upper": float(at["upper"]),
-                        "gap": (bound - kept) / bound if bound else 0.0,
-                    }
-                )
-    return records
+    draw(plot, lambda: report.prices_figure(found, title))
+    save(found, output)
+    records = report.optimum_records(found)
+    show(format_, lambda: records, lambda: report.bounds_table(records, title))
 
 
 def certify(
@@ -154,6 +108,7 @@ def certify(
     format_: FormatOption = Format.table,
 ) -> None:
     """Check a certificate against its trace, in integers; exit code 2 at the first thing wrong."""
+    from h2osim import report
     from h2osim.optima.certifying import certify as check
     from h2osim.traces.catalogue import open_trace
 
@@ -172,37 +127,7 @@ def certify(
         }
         for one in checked
     ]
-    if format_ is Format.table:
-        title = f"{certificate} holds for {recorded.name}"
-        if checked:
-            title += f", decoding from token {checked[0].prompt_len}, share {checked[0].share}"
-        print_bounds(records, title)
-    elif format_ is Format.json:
-        print_json(records)
-    else:
-        print_csv(records)
-
-
-def print_bounds(records: list[dict[str, Any]], title: str) -> None:
-    """A row a unit, a column a budget: the recall, and the gap where there is one."""
-    from rich.table import Table
-
-    caption = "recall of the best schedule found; +: how much higher the proved bound lies"
-    if all(record["gap"] == 0 for record in records):
-        caption = "recall of the best schedule there is (gap 0)"
-    budgets = sorted({record["budget"] for record in records})
-    if len(budgets) > 10:
-        budgets = budgets[:: -(-len(budgets) // 10)]
-        caption += f"; {len(budgets)} budgets shown"
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    for column in ("layer", "unit", *map(str, budgets)):
-        table.add_column(column, justify="right", no_wrap=True)
-    rows: dict[tuple[int, int], dict[int, str]] = {}
-    for record in records:
-        text = "–" if record["recall"] is None else f"{record['recall']:.4f}"
-        if record["gap"]:
-            text += f" +{record['upper'] - record['lower']:.1e}"
-        rows.setdefault((record["layer"], record["unit"]), {})[record["budget"]] = text
-    for (layer, unit), cells in rows.items():
-        table.add_row(str(layer), str(unit), *(cells[budget] for budget in budgets))
-    console().print(table)
+    title = f"{certificate} holds for {recorded.name}"
+    if checked:
+        title += f", decoding from token {checked[0].prompt_len}, share {checked[0].share}"
+    show(format_, lambda: records, lambda: report.bounds_table(records, title))

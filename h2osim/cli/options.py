@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from h2osim.cli.common import Engine, Format, Share
+from h2osim.cli.common import Engine, Share
+from h2osim.cli.output import Format
 
 TraceName = Annotated[
     str, typer.Argument(metavar="TRACE", help="A trace folder, or the name of a bundled trace.")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from h2osim.cli.common import Format, console, print_csv, print_json
+from h2osim.cli.output import Format, show
 
 
 def register(app: typer.Typer) -> None:
@@ -25,13 +25,12 @@ def policies(
     from h2osim.policies.registry import all_policies, find
 
     chosen = list(all_policies().values()) if name is None else [find(name)]
-    if format_ is not Format.table:
-        records = [report.policy_record(policy) for policy in chosen]
-        if format_ is Format.json:
-            print_json(records)
-        else:
-            print_csv([{**r, "params": "; ".join(p["name"] for p in r["params"])} for r in records])
-    elif name is None:
-        console().print(report.policies_table(chosen))
-    else:
-        console().print(report.policy_page(chosen[0]))
+    records = [report.policy_record(policy) for policy in chosen]
+    show(
+        format_,
+        lambda: records,
+        lambda: report.policies_table(chosen) if name is None else report.policy_page(chosen[0]),
+        rows=lambda: [
+            {**r, "params": "; ".join(p["name"] for p in r["params"])} for r in records
+        ],
+    )

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from h2osim.cli.common import command_line, notice, parse_integers, progress_bar
+from h2osim.cli.common import command_line, parse_integers, progress_bar
+from h2osim.cli.output import notice
 from h2osim.support.errors import UserError
 
 

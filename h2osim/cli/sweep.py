@@ -11,18 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from h2osim.cli.common import (
-    Format,
-    Share,
-    console,
-    notice,
-    output_path,
-    parse_budgets,
-    parse_integers,
-    print_csv,
-    print_json,
-)
+from h2osim.cli.common import Share, command_line, parse_budgets, parse_integers
 from h2osim.cli.options import FormatOption, Layers, PromptLen, ShareOption
+from h2osim.cli.output import Format, check_files, console, draw, notice, show
 from h2osim.support.progress import Progress
 
 if TYPE_CHECKING:
@@ -35,6 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def sweep(
+    context: typer.Context,
     traces: Annotated[
         list[str],
         typer.Argument(metavar="TRACE…", help="Trace folders, or names of bundled traces."),
@@ -87,9 +79,7 @@ def sweep(
 ) -> None:
     """Replay grids of policies at many budgets, and find the best settings."""
     from h2osim import report
-    from h2osim.sweeps.best import best_records, best_table, summarise
     from h2osim.sweeps.grid import expand
-    from h2osim.sweeps.plot import axes_of, plot_sweep
     from h2osim.sweeps.sweeping import sweep as run
     from h2osim.traces.catalogue import open_trace
 
@@ -97,10 +87,9 @@ def sweep(
     configured = expand(policies)
     wanted = "all" if budgets.strip() == "all" else parse_budgets(budgets)
     only = parse_integers(layers, "--layers")
+    check_files(plot)
     if plot is not None:
-        output_path(plot, "--plot", report.PLOT_SUFFIXES)
-        report.require_matplotlib()
-        axes_of(configured)
+        report.axes_of([(one.policy.name, one.values) for one in configured])
     opened = [open_trace(trace) for trace in traces]
     for trace in opened:
         trace.verify()
@@ -115,27 +104,25 @@ def sweep(
             engine=engine,
             layers=only,
             dask=dask,
+            command=command_line(context),
             progress=progress,
             planned=planned,
         )
     if output is not None:
         notice(f"wrote {output}")
-    found = summarise(results)
+    found = report.summarise(results)
     shape = results.sizes
     names = ", ".join(dict.fromkeys(map(str, results["trace"].values)))
     title = (
         f"{names}: {shape['policy']} settings × {shape['unit']} units "
         f"× {shape['budget']} budgets"
     )
-    if plot is not None:
-        plot_sweep(found, plot, title)
-        notice(f"wrote {plot}")
-    if format_ is Format.table:
-        console().print(best_table(found, best, title))
-    elif format_ is Format.json:
-        print_json(best_records(found, best))
-    else:
-        print_csv(best_records(found, best))
+    draw(plot, lambda: report.sweep_figure(found, title))
+    show(
+        format_,
+        lambda: report.best_records(found, best),
+        lambda: report.best_table(found, best, title),
+    )
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from h2osim.cli.common import command_line, console, notice, parse_assignments
+from h2osim.cli.common import command_line, parse_assignments
+from h2osim.cli.output import console, notice
 from h2osim.support.errors import UserError
 
 

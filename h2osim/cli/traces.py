@@ -7,15 +7,8 @@ from typing import Annotated
 
 import typer
 
-from h2osim.cli.common import (
-    Format,
-    console,
-    notice,
-    output_path,
-    parse_integers,
-    print_csv,
-    print_json,
-)
+from h2osim.cli.common import parse_integers
+from h2osim.cli.output import Format, check_files, draw, show
 
 
 def register(app: typer.Typer) -> None:
@@ -35,12 +28,7 @@ def traces(
     records = [
         {**report.trace_record(open_trace(path)), "name": name} for name, path in found.items()
     ]
-    if format_ is Format.json:
-        print_json(records)
-    elif format_ is Format.csv:
-        print_csv(records)
-    else:
-        console().print(report.traces_table(records))
+    show(format_, lambda: records, lambda: report.traces_table(records))
 
 
 def info(
@@ -62,9 +50,7 @@ def info(
     from h2osim import report
 
     only = parse_integers(layers, "--layers")
-    if plot is not None:
-        output_path(plot, "--plot", report.PLOT_SUFFIXES)
-        report.require_matplotlib()
+    check_files(plot)
 
     from h2osim.traces.catalogue import open_trace
     from h2osim.traces.description import describe
@@ -72,12 +58,10 @@ def info(
     recorded = open_trace(trace)
     recorded.verify()
     facts = describe(recorded, None if only is None else tuple(only))
-    if plot is not None:
-        report.plot_attention(recorded, plot)
-        notice(f"wrote {plot}")
-    if format_ is Format.table:
-        console().print(report.info_page(facts))
-    elif format_ is Format.json:
-        print_json(facts.record())
-    else:
-        print_csv(facts.record()["layers"])
+    draw(plot, lambda: report.attention_figure(recorded))
+    show(
+        format_,
+        facts.record,
+        lambda: report.info_page(facts),
+        rows=lambda: facts.record()["layers"],
+    )

@@ -9,20 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from h2osim.cli.common import (
-    Engine,
-    Format,
-    Share,
-    console,
-    notice,
-    output_path,
-    parse_budgets,
-    parse_integers,
-    print_csv,
-    print_json,
-    progress_bar,
-)
+from h2osim.cli.common import Engine, Share, parse_budgets, parse_integers, progress_bar
 from h2osim.cli.options import EngineOption, FormatOption, Layers, PromptLen, ShareOption, TraceName
+from h2osim.cli.output import Format, check_files, draw, notice, show
 from h2osim.support.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +20,7 @@ if TYPE_CHECKING:
 
     from h2osim.guarantees import Verdict
     from h2osim.guarantees.verify import Line
+    from h2osim.traces.trace import Trace
 
 
 def register(app: typer.Typer) -> None:
@@ -82,9 +72,7 @@ def verify(
     chosen = split_policies(policies) if policies else list(module.POLICIES)
     for text in chosen:
         parse(text)
-    if plot is not None:
-        output_path(plot, "--plot", report.PLOT_SUFFIXES)
-        report.require_matplotlib()
+    check_files(plot)
     recorded = open_trace(trace)
     recorded.verify()
     only = parse_integers(layers, "--layers")
@@ -99,21 +87,8 @@ def verify(
             layers=only,
             progress=progress,
         )
-    if format_ is Format.table:
-        budgets_shown = ", ".join(
-            dict.fromkeys(str(x.budget) for x in lines if x.budget is not None)
-        )
-        out = console()
-        out.print(f"{recorded.name}: {recorded.n} tokens, budgets {budgets_shown}", highlight=False)
-        for part in details(lines) if show_details else summary(lines):
-            out.print(part)
-        out.print(closing(lines), highlight=False)
-    elif format_ is Format.json:
-        print_json([line.record() for line in lines])
-    else:
-        records = [line.record() for line in lines]
-        columns = dict.fromkeys(name for record in records for name in record)
-        print_csv([{name: record.get(name) for name in columns} for record in records])
+    records = [line.record() for line in lines]
+    show(format_, lambda: records, lambda: _page(recorded, lines, show_details))
     if plot is not None:
         series = {
             text: module.over_time(
@@ -128,8 +103,8 @@ def verify(
             )
             for text in chosen
         }
-        report.plot_guarantees(series, plot, title=f"{recorded.name}, budget {wanted[-1]}")
-        notice(f"wrote {plot}")
+        title = f"{recorded.name}, budget {wanted[-1]}"
+        draw(plot, lambda: report.guarantees_figure(series, title))
     broken = module.violations(lines)
     for number, line in enumerate(broken):
         folder = Path(f"counterexample-{line.result.guarantee}-{recorded.name}-{number}")
@@ -137,6 +112,18 @@ def verify(
         notice(f"VIOLATED: {line.result.guarantee}, {line.policy}, {line.label}; wrote {folder}")
     if broken:
         raise typer.Exit(1)
+
+
+def _page(trace: Trace, lines: list[Line], show_details: bool) -> RenderableType:
+    """All that is printed as a table: what was verified, the findings, their count."""
+    from rich.console import Group
+
+    shown = ", ".join(dict.fromkeys(str(x.budget) for x in lines if x.budget is not None))
+    return Group(
+        f"{trace.name}: {trace.n} tokens, budgets {shown}",
+        *(details(lines) if show_details else summary(lines)),
+        closing(lines),
+    )
 
 
 WIDTHS = (15, 14, 5, 5, 6, 29)

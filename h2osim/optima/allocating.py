@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from h2osim.policies.declaration import Configured, Policy
+from h2osim.policies.text import parse
+from h2osim.replays import results
 from h2osim.support.errors import UserError
 from h2osim.traces.trace import Trace
 from h2osim.traces.unit import Unit
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     import xarray
 
 Ints = NDArray[np.int64]
+OPTIMUM = "optimum"
 RULES = ("best", "equal", "pyramid", "adakv")
 EXACT_STEPS = 2 * 10**9  # sums that dynamic programming may take before `auto` uses the hulls
 
@@ -33,7 +37,7 @@ def allocate(
     trace: Trace,
     slots: int,
     *,
-    policies: Sequence[str] = (),
+    policies: Sequence[str | Policy | Configured] = (),
     prompt_len: int | None = None,
     share: str = "group",
     layers: Iterable[int] | None = None,
@@ -65,7 +69,7 @@ def allocate(
     slots
         Slots in all, from one per unit to n per unit.
     policies
-        Policies as text whose curves are split too; each is replayed at every budget.
+        Policies, as text or objects, whose curves are split too; each is replayed at every budget.
     method
         For policies: ``dp`` is exact; ``hull`` splits the concave hulls, and reports what it may
         lose; ``auto`` takes dp where it is affordable. The optimum is always exact.
@@ -73,18 +77,17 @@ def allocate(
     Returns
     -------
     xarray.Dataset
-        ``slots[policy, rule, layer, unit]``, ``recall[policy, rule, layer, unit]``,
-        ``overall[policy, rule]``, and ``bound[policy]``: no split has a larger overall recall
-        (equal to that of rule ``best`` unless hulls lost something). ``policy`` begins with
-        ``optimum``.
+        ``slots``, ``kept`` (int64 fixed point) and ``recall``, each [policy, split, layer, unit];
+        ``overall[policy, split]``, the recall over all units; ``mass[layer, unit]``; and
+        ``bound[policy]`` (int64) and ``upper[policy]``, the same as a recall: no split has a larger
+        one (equal to that of ``best`` unless hulls lost something). ``split`` names the rules
+        above; ``policy`` begins with ``optimum``.
 
     Raises
     ------
     UserError
-        A number of slots out of range, and as `optimum` and `replay`.
+        A number of slots out of range, a policy named ``optimum``, and as `optimum` and `replay`.
     """
-    import xarray
-
     from h2osim.optima.solving import optimum_curves
     from h2osim.replays.budgets import chosen_layers, decode_start
     from h2osim.replays.replaying import replay
@@ -92,6 +95,9 @@ def allocate(
     p = decode_start(trace, prompt_len)
     chosen = chosen_layers(trace, layers)
     units = [unit for unit in trace.units(share) if unit.layer in chosen]
+    configured = [parse(one) for one in policies]
+    if any(one.text == OPTIMUM for one in configured):
+        raise UserError(f"policy {OPTIMUM}: this is what the offline optimum is called here")
     count, n, per_layer = len(units), trace.n, len(units) // len(chosen)
     if isinstance(slots, bool) or not count <= slots <= count * n:
         raise UserError(
@@ -116,44 +122,41 @@ def allocate(
     curves = {"optimum": kept}
     if policies:
         found = replay(
-            trace, list(policies), "all", prompt_len=p, share=share, layers=chosen,
+            trace, configured, "all", prompt_len=p, share=share, layers=chosen,
             progress=progress,
         )  # fmt: skip
-        for name in found["policy"].values:
-            recall = found["recall"].sel(policy=name).values.reshape(count, n)
-            curve = np.zeros((count, n + 1), np.int64)
-            # a recall is one rounding of kept / mass, and both are far below 2^53
-            curve[:, 1:] = np.rint(np.nan_to_num(recall) * mass[:, None]).astype(np.int64)
-            curves[str(name)] = curve
+        for one, curve in zip(configured, found["kept"].values, strict=True):
+            curves[one.text] = np.pad(curve.reshape(count, n), ((0, 0), (1, 0)))
 
     names, whole = list(curves), int(mass.sum())
     split = np.zeros((len(names), len(RULES), count), np.int64)
     value = np.zeros(split.shape, np.int64)
-    bound = np.zeros(len(names))
+    bound = np.zeros(len(names), np.int64)
     for i, name in enumerate(names):
         curve = curves[name]
         best, limit = best_split(curve, slots, method)
         for r, rule in enumerate(RULES):
             split[i, r] = best if rule == "best" else fixed[rule]
             value[i, r] = curve[np.arange(count), split[i, r]]
-        bound[i] = limit / whole if whole else np.nan
+        bound[i] = limit
 
     shape = (len(names), len(RULES), len(chosen), per_layer)
     with np.errstate(invalid="ignore", divide="ignore"):
         recall = value / mass
         overall = value.sum(axis=-1) / (whole or np.nan)
-    dims = ("policy", "rule", "layer", "unit")
-    data: dict[str, Any] = {
-        "slots": (dims, split.reshape(shape)),
-        "recall": (dims, recall.reshape(shape)),
-        "overall": (dims[:2], overall),
-        "bound": (dims[:1], bound),
-    }
-    coords = {
-        "policy": names, "rule": list(RULES), "layer": list(chosen), "unit": np.arange(per_layer),
+    data = {
+        "slots": split.reshape(shape), "recall": recall.reshape(shape),
+        "kept": value.reshape(shape), "mass": mass.reshape(shape[2:]), "overall": overall,
+        "bound": bound, "upper": bound / (whole or np.nan),
     }  # fmt: skip
-    facts = {"trace": trace.name, "n": n, "prompt_len": p, "share": share, "slots_in_all": slots}
-    return xarray.Dataset(data, coords, facts)
+    # The optimum stands among the policies as the oracle that it is.
+    best_of_all = Policy(OPTIMUM, "offline optimum", "theory T6", lambda: 0.0, oracle=True)
+    coords = {
+        **results.policy_facts([best_of_all.with_params(), *configured]),
+        "split": RULES, "layer": chosen, "unit": np.arange(per_layer),
+    }  # fmt: skip
+    facts = results.run_facts(trace, p, share) | {"slots_in_all": slots}
+    return results.assemble("allocation", data, coords, facts)
 
 
 def best_split(curves: Ints, slots: int, method: str = "auto") -> tuple[Ints, int]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from h2osim.attention.fixed_point import UNIT
 from h2osim.optima.bracket import CLOSING, narrow
 from h2osim.optima.exact import optimal_curve, running_cost
+from h2osim.replays import results
 from h2osim.support.errors import UserError
 from h2osim.support.machine import cores
 from h2osim.traces.trace import Trace
@@ -107,7 +108,6 @@ def optimum(
     UserError
         A budget, prompt length, layer, share, method or gap out of range.
     """
-    import xarray
 
     from h2osim.replays.budgets import budget_list, chosen_layers, decode_start
 
@@ -158,29 +158,28 @@ def optimum(
         if progress:
             progress(done + 1, len(units), "solving")
 
-    dims = ("layer", "unit", "budget")
     lower = _ratio(kept, mass[:, :, None])
     data: dict[str, Any] = {
-        "recall": (dims, lower),
-        "lower": (dims, lower.copy()),
-        "upper": (dims, _ratio(bound, mass[:, :, None])),
-        "kept": (dims, kept),
-        "bound": (dims, bound),
-        "mass": (dims[:2], mass),
+        "recall": lower,
+        "lower": lower.copy(),
+        "upper": _ratio(bound, mass[:, :, None]),
+        "kept": kept,
+        "bound": bound,
+        "mass": mass,
+        "evicted_at": gone,
+        "price": None if price is None else price * UNIT,
+        "price_fixed": price,
     }
-    coords: dict[str, Any] = {
-        "layer": list(chosen),
+    coords = {
+        "layer": chosen,
         "unit": np.arange(per_layer),
         "budget": tokens,
-        "fraction": ("budget", np.array(tokens) / trace.n),
+        "fraction": np.array(tokens) / trace.n,
+        "step": np.arange(trace.n),
+        **results.token_facts(trace),
     }
-    if gone is not None and price is not None:
-        data["evicted_at"] = ((*dims, "token"), gone)
-        data["price"] = ((*dims, "step"), price * UNIT)
-        data["price_fixed"] = ((*dims, "step"), price)
-        coords |= {"token": np.arange(trace.n), "step": np.arange(trace.n)}
-    facts = {"trace": trace.name, "n": trace.n, "prompt_len": p, "share": share, "method": method}
-    return xarray.Dataset(data, coords, facts)
+    facts = results.run_facts(trace, p, share) | {"method": method}
+    return results.assemble("optimum", data, coords, facts)
 
 
 def optimum_curves(

@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from h2osim.replays import results
 from h2osim.support.errors import UserError
 
 if TYPE_CHECKING:
     import xarray
 
 
-def budget_for_recall(results: xarray.Dataset, target: float) -> xarray.Dataset:
+def budget_for_recall(replayed: xarray.Dataset, target: float) -> xarray.Dataset:
     """The smallest budget at which each policy reaches a recall.
 
     Parameters
     ----------
-    results
+    replayed
         A replay; with ``budgets="all"`` the answer is exact, else the smallest of those given.
     target
         The recall to reach, above 0 and up to 1.
@@ -25,29 +26,28 @@ def budget_for_recall(results: xarray.Dataset, target: float) -> xarray.Dataset:
     Returns
     -------
     xarray.Dataset
-        ``budget[policy, layer, unit]``: min {k : recall(k) >= target} for each unit, and
-        ``overall[policy]``: the same for the mean recall over all units, when every unit has k. 0
-        where no budget replayed reaches it. Curves of policies outside theorem T7 may fall and
-        rise; the first crossing counts.
+        ``least_budget[policy, layer, unit]``: min {k : recall(k) >= target} for each unit, and
+        ``least_budget_overall[policy]``: the same for the mean recall over all units, when every
+        unit has k. 0 where no budget replayed reaches it. Curves of policies outside theorem T7 may
+        fall and rise; the first crossing counts.
 
     Raises
     ------
     UserError
         If the target lies outside (0, 1].
     """
-    import xarray
-
     if not 0 < target <= 1:
         raise UserError(f"target recall {target:g}: expected above 0 and up to 1")
-    ordered = results["recall"].sortby("budget")
+    ordered = replayed["recall"].sortby("budget").transpose(..., "budget")
     budgets = ordered["budget"].values
 
-    def first(recall: xarray.DataArray) -> xarray.DataArray:
+    def first(recall: np.ndarray) -> np.ndarray:
         reached = recall >= target
-        crossing = reached.argmax("budget")
-        found = np.where(reached.any("budget"), budgets[crossing.values], 0)
-        return crossing.copy(data=found)
+        return np.where(reached.any(axis=-1), budgets[reached.argmax(axis=-1)], 0)
 
-    found = {"budget": first(ordered), "overall": first(ordered.mean(("layer", "unit")))}
-    dropped = {name: array.drop_vars("fraction", errors="ignore") for name, array in found.items()}
-    return xarray.Dataset(dropped, attrs={**results.attrs, "target_recall": target})
+    overall = ordered.mean(("layer", "unit"))
+    found = {
+        "least_budget": first(ordered.values), "least_budget_overall": first(overall.values)
+    }  # fmt: skip
+    coords = {str(name): c.values for name, c in ordered.coords.items() if "budget" not in c.dims}
+    return results.assemble("target", found, coords, {**replayed.attrs, "target_recall": target})

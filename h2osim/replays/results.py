@@ -63,7 +63,8 @@ VARIABLES = {
     "lower": Variable("float64", RECALL, "recall of the best schedule found"),
     "upper": Variable("float64", RECALL, "bound / mass: no schedule or split has a larger recall"),
     "bound": Variable("int64", FIXED, "proved bound on the mass that can be kept"),
-    "price": Variable("int64", FIXED, "what one more cache slot in a step would be worth"),
+    "price": Variable("float64", "attention mass", "worth of one more cache slot in a step"),
+    "price_fixed": Variable("int64", FIXED, "price, in fixed point"),
     "slots": Variable("int64", "tokens", "cache slots given to a unit"),
     "overall": Variable("float64", RECALL, "recall over all units together"),
     "optimum": Variable("float64", RECALL, "recall of the offline optimum"),
@@ -140,6 +141,7 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
         "mass": ("layer", "unit"),
         "evicted_at": (*_OPTIMUM, "token"),
         "price": (*_OPTIMUM, "step"),
+        "price_fixed": (*_OPTIMUM, "step"),
     },
     "allocation": {
         "slots": _SPLIT,
@@ -152,7 +154,7 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "target": {"least_budget": ("policy", "layer", "unit"), "least_budget_overall": ("policy",)},
 }
-OPTIONAL = {"step_recall", "evicted_at", "price", "optimum", "regret", "closed"}
+OPTIONAL = {"step_recall", "evicted_at", "price", "price_fixed", "optimum", "regret", "closed"}
 """Variables that a result may lack."""
 
 ATTRIBUTES = {
@@ -191,7 +193,7 @@ def labels(coords: Mapping[str, Any], on: Iterable[str]) -> dict[str, Labels]:
 
 def facts(form: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes of a result; those that every result has are filled in."""
-    return {"form": form, "h2osim": h2osim.__version__, "command": "", **attributes}
+    return {"h2osim": h2osim.__version__, "command": "", **attributes, "form": form}
 
 
 def describe(result: xarray.Dataset) -> xarray.Dataset:

@@ -1,21 +1,38 @@
-"""Tables, plots and files made from results.
+"""What people get to see of results: tables, figures and files.
 
-Nothing heavy is imported before it is used: rich for tables, matplotlib for plots, pandas and
-pyarrow for files. Files are written under a temporary name and then renamed, so that an
-interrupted run leaves nothing half written.
+``frames`` turns a result into rows and records, ``best`` sums up a sweep, ``terminal`` and
+``pages`` make tables, ``figures`` and ``heatmap`` make figures, and ``files`` saves both. Nothing
+heavy is imported before it is used: rich for tables, matplotlib for figures, pandas and
+pyarrow for rows and files.
 """
 
-from h2osim.report.comparison import (
+from h2osim.report.best import best_records, summarise
+from h2osim.report.figures import (
+    allocation_figure,
+    attention_figure,
+    guarantees_figure,
+    prices_figure,
+    recall_figure,
+)
+from h2osim.report.files import (
+    PLOT_SUFFIXES,
+    SAVE_SUFFIXES,
+    require_matplotlib,
+    require_writer,
+    save_figure,
+    save_results,
+)
+from h2osim.report.frames import (
+    allocation_records,
     comparison_records,
-    comparison_table,
-    comparison_title,
-    one_pass_line,
-    regret_table,
+    flat,
+    frame,
+    optimum_records,
+    records,
     target_records,
-    target_table,
     with_optimum,
 )
-from h2osim.report.files import SAVE_SUFFIXES, flat, require_writer, save_results
+from h2osim.report.heatmap import axes_of, sweep_figure
 from h2osim.report.pages import (
     generators_table,
     info_page,
@@ -25,38 +42,51 @@ from h2osim.report.pages import (
     trace_record,
     traces_table,
 )
-from h2osim.report.plots import (
-    PLOT_SUFFIXES,
-    plot_allocation,
-    plot_attention,
-    plot_guarantees,
-    plot_prices,
-    plot_recall,
-    require_matplotlib,
+from h2osim.report.terminal import (
+    allocation_table,
+    best_table,
+    bounds_table,
+    comparison_table,
+    comparison_title,
+    one_pass_line,
+    regret_table,
+    target_table,
 )
 
 __all__ = [
     "PLOT_SUFFIXES",
     "SAVE_SUFFIXES",
+    "allocation_figure",
+    "allocation_records",
+    "allocation_table",
+    "attention_figure",
+    "axes_of",
+    "best_records",
+    "best_table",
+    "bounds_table",
     "comparison_records",
     "comparison_table",
     "comparison_title",
     "flat",
+    "frame",
     "generators_table",
+    "guarantees_figure",
     "info_page",
     "one_pass_line",
-    "plot_allocation",
-    "plot_attention",
-    "plot_guarantees",
-    "plot_prices",
-    "plot_recall",
+    "optimum_records",
     "policies_table",
     "policy_page",
     "policy_record",
+    "prices_figure",
+    "recall_figure",
+    "records",
     "regret_table",
     "require_matplotlib",
     "require_writer",
+    "save_figure",
     "save_results",
+    "summarise",
+    "sweep_figure",
     "target_records",
     "target_table",
     "trace_record",

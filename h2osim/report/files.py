@@ -1,22 +1,23 @@
-"""Results in files, and the libraries that some formats need."""
+"""Results and figures in files, and the libraries that some formats need."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from h2osim.report.comparison import result_rows
+from h2osim.report.frames import flat, frame, records
 from h2osim.support.atomic import replacing
 from h2osim.support.errors import UserError
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.figure import Figure
 
 SAVE_SUFFIXES = (".nc", ".parquet", ".csv", ".json")
+PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 
 
 def require_writer(path: Path) -> None:
@@ -25,47 +26,53 @@ def require_writer(path: Path) -> None:
         require("pyarrow", "parquet", "writing .parquet")
 
 
-def save_results(results: xr.Dataset, path: str | os.PathLike) -> Path:
-    """Write a replay to a file; its ending chooses the format.
+def save_results(result: xr.Dataset, path: str | os.PathLike) -> Path:
+    """Write a result to a file; its ending chooses the format.
 
-    ``.nc`` keeps the whole Dataset as NetCDF 4; ``.parquet``, ``.csv`` and ``.json`` hold one row
-    or record a (policy, layer, unit, budget) with recall and the most keys held. In .parquet and
-    .csv the parameters are one text, ``recent=32,scores=full``.
+    ``.nc`` keeps the whole Dataset as NetCDF 4; ``.parquet``, ``.csv`` and ``.json`` hold the rows
+    of :func:`h2osim.report.frames.frame`, attributes included. In .parquet and .csv the parameters
+    are one text, ``recent=32,scores=full``.
     """
-    target = Path(path)
-    suffix = target.suffix.lower()
-    if suffix not in SAVE_SUFFIXES:
-        raise UserError(
-            f"results file {target}: found the ending {target.suffix!r}, expected one of "
-            f"{', '.join(SAVE_SUFFIXES)}"
-        )
+    target = _of_kind(Path(path), "results", SAVE_SUFFIXES)
     require_writer(target)
+    suffix = target.suffix.lower()
     with replacing(target) as temporary:
         if suffix == ".nc":
-            results.to_netcdf(temporary, engine="h5netcdf")
+            result.to_netcdf(temporary, engine="h5netcdf")
         elif suffix == ".json":
-            rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in result_rows(results))
+            rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in records(result))
             temporary.write_text(f"[\n{rows}\n]\n", encoding="utf-8")
         else:
-            import pandas as pd
-
-            frame = pd.DataFrame(
-                [{k: flat(v) for k, v in row.items()} for row in result_rows(results)]
-            )
+            table = frame(result)
+            if "params" in table:
+                table["params"] = [flat(values) for values in table["params"]]
             if suffix == ".csv":
-                frame.to_csv(temporary, index=False, lineterminator="\n")
+                table.to_csv(temporary, index=False, lineterminator="\n")
             else:
-                frame.to_parquet(temporary, engine="pyarrow", index=False)
+                table.to_parquet(temporary, engine="pyarrow", index=False)
     return target
 
 
-def flat(value: object) -> object:
-    """A value as one cell: a mapping as ``recent=32,scores=full``, a list joined by commas."""
-    if isinstance(value, Mapping):
-        return ",".join(f"{name}={inner}" for name, inner in value.items())
-    if isinstance(value, list | tuple):
-        return ",".join(str(inner) for inner in value)
-    return value
+def save_figure(figure: Figure, path: str | os.PathLike) -> Path:
+    """Write a figure to a file; its ending chooses the format."""
+    target = _of_kind(Path(path), "figure", PLOT_SUFFIXES)
+    with replacing(target) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return target
+
+
+def _of_kind(path: Path, what: str, suffixes: tuple[str, ...]) -> Path:
+    if path.suffix.lower() not in suffixes:
+        raise UserError(
+            f"{what} file {path}: found the ending {path.suffix!r}, expected one of "
+            f"{', '.join(suffixes)}"
+        )
+    return path
+
+
+def require_matplotlib() -> None:
+    """UserError, naming the extra, where figures cannot be drawn."""
+    require("matplotlib", "plot", "drawing plots")
 
 
 def require(module: str, extra: str, job: str) -> None:

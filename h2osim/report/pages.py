@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from h2osim.policies.declaration import Policy
-from h2osim.report.comparison import beyond
-from h2osim.report.files import flat
+from h2osim.report.frames import flat, remark
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -31,7 +30,7 @@ def policy_record(policy: Policy) -> dict[str, Any]:
             {"name": p.name, "default": p.default, "range": p.range, "doc": p.doc}
             for p in policy.params
         ],
-        "kind": beyond(policy) or "online",
+        "kind": policy.kind,
         "one_pass": _one_pass(policy),
         "within_budget": policy.with_params().within_budget(),
         "needs": policy.needs,
@@ -63,7 +62,7 @@ def policies_table(policies: Sequence[Policy]) -> Table:
         table.add_column(header, overflow="fold")
     for policy in policies:
         defaults = ", ".join(f"{p.name}={p.default}" for p in policy.params)
-        remarks = [beyond(policy)]
+        remarks = [remark(policy.kind)]
         if not policy.with_params().within_budget():
             remarks.append("may hold more than the budget")
         if policy.needs:

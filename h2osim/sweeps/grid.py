@@ -174,18 +174,3 @@ def _plain(number: Decimal) -> str:
     """A decimal without exponent or trailing zeros."""
     text = format(number, "f")
     return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def varied(configured: Sequence[Configured]) -> dict[str, list[str]]:
-    """For each policy, the parameters that take more than one value, in the policy's order."""
-    seen: dict[str, list[Configured]] = {}
-    for one in configured:
-        seen.setdefault(one.policy.name, []).append(one)
-    return {
-        name: [
-            param.name
-            for param in those[0].policy.params
-            if len({one.values[param.name] for one in those}) > 1
-        ]
-        for name, those in seen.items()
-    }

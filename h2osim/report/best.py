@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from h2osim.policies.declaration import Configured
-from h2osim.policies.text import parse
 from h2osim.replays.budgets import budget_tokens
+from h2osim.replays.results import params_of
+from h2osim.report.frames import MOST_COLUMNS, SHOWN_SHARES
 
 if TYPE_CHECKING:
     import xarray
-    from rich.table import Table
-
-#: With more budgets than this, those nearest to some shares of the trace stand for all.
-_MOST_COLUMNS = 8
-_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
 @dataclass(frozen=True)
@@ -41,10 +37,10 @@ def columns_of(results: xarray.Dataset) -> list[Column]:
         tokens = results["tokens"].values
     else:
         tokens = np.broadcast_to(budgets, (len(n), len(budgets)))
-    if len(budgets) <= _MOST_COLUMNS:
+    if len(budgets) <= MOST_COLUMNS:
         chosen = [np.full(len(n), b) for b in range(len(budgets))]
     else:
-        wanted = [np.array([budget_tokens(s, int(m)) for m in n]) for s in _SHARES]
+        wanted = [np.array([budget_tokens(s, int(m)) for m in n]) for s in SHOWN_SHARES]
         chosen = [np.abs(tokens - w[:, None]).argmin(axis=1) for w in wanted]
     found: dict[bytes, Column] = {}
     for i, at in enumerate(chosen):
@@ -53,12 +49,24 @@ def columns_of(results: xarray.Dataset) -> list[Column]:
         if whole:
             label = f"{here[0]}" + (f" ({100 * here[0] / one:.3g} %)" if one else "")
         else:
-            share = budgets[i] if len(budgets) <= _MOST_COLUMNS else _SHARES[i]
+            share = budgets[i] if len(budgets) <= MOST_COLUMNS else SHOWN_SHARES[i]
             label = f"{100 * share:.3g} %"
         budget = int(here[0]) if whole else float(share)
         at = np.where(here <= n, at, -1)
         found.setdefault(at.tobytes(), Column(label, budget, at, here))
     return list(found.values())
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A configuration of a sweep: its text, its rule's name, its parameters; whether it is online
+    (else an oracle or a bound).
+    """
+
+    text: str
+    rule: str
+    values: Mapping[str, Any]
+    online: bool
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Summary:
     """
 
     columns: list[Column]
-    configured: list[Configured]
+    settings: list[Setting]
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
@@ -82,8 +90,7 @@ class Summary:
         Those that run online and keep to the budget; where there is none, those that run online;
         else all.
         """
-        policies = [one.policy for one in self.configured]
-        online = np.array([not (p.oracle or p.readmits) for p in policies])[:, None]
+        online = np.array([one.online for one in self.settings])[:, None]
         told = ~np.isnan(self.mean)
         for competing in (told & online & ~self.over, told & online, told):
             if competing.any():
@@ -120,8 +127,12 @@ def summarise(results: xarray.Dataset) -> Summary:
             over[here, s] |= (held[:, mine, at] > column.tokens[there][mine]).any(axis=1)
     with np.errstate(invalid="ignore"):
         mean = total / count
-    configured = [parse(str(text)) for text in results["policy"].values]
-    return Summary(columns, configured, mean, low, high, over)
+    facts = (results[name].values.tolist() for name in ("policy", "rule", "params", "kind"))
+    settings = [
+        Setting(text, rule, params_of(params), kind == "online")
+        for text, rule, params, kind in zip(*facts, strict=True)
+    ]
+    return Summary(columns, settings, mean, low, high, over)
 
 
 def best_records(summary: Summary, most: int) -> list[dict[str, Any]]:
@@ -135,34 +146,11 @@ def best_records(summary: Summary, most: int) -> list[dict[str, Any]]:
                 {
                     "budget": column.budget,
                     "rank": rank,
-                    "policy": summary.configured[i].text,
-                    "params": dict(summary.configured[i].values),
+                    "policy": summary.settings[i].text,
+                    "params": dict(summary.settings[i].values),
                     "recall": float(summary.mean[i, s]),
                     "least": float(summary.low[i, s]),
                     "greatest": float(summary.high[i, s]),
                 }
             )
     return found
-
-
-def best_table(summary: Summary, most: int, title: str) -> Table:
-    """The best settings of each budget: a row each."""
-    from rich.table import Table
-
-    caption = "recall of the attention mass: mean over the units, then least–greatest"
-    left = int((~summary.ranked).all(axis=1).sum())
-    if left:
-        caption += f"; {left} settings never compete: oracles, bounds, or holding over the budget"
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    for header in ("budget", "#", "setting", "recall", "least–greatest"):
-        right = header in ("budget", "#", "recall")
-        table.add_column(header, justify="right" if right else "left", overflow="fold")
-    records = best_records(summary, most)
-    for column in summary.columns:
-        label = column.label
-        for one in (r for r in records if r["budget"] == column.budget):
-            spread = f"{one['least']:.4f}–{one['greatest']:.4f}"
-            table.add_row(label, str(one["rank"]), one["policy"], f"{one['recall']:.4f}", spread)
-            label = ""
-        table.add_section()
-    return table

@@ -1,31 +1,20 @@
-"""Plots: recall against budget, prices, allocations, guarantees over time, attention itself."""
+"""Figures: recall against budget, prices, allocations, guarantees over time, attention itself."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from h2osim.policies.text import parse
-from h2osim.report.comparison import beyond, budget_label
-from h2osim.report.files import require
-from h2osim.support.atomic import replacing
+from h2osim.report.files import require_matplotlib
+from h2osim.report.frames import budget_label, remark
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.figure import Figure
 
     from h2osim.traces.trace import Trace
-
-PLOT_SUFFIXES = (".png", ".pdf", ".svg")
-
-
-def require_matplotlib() -> None:
-    """UserError, naming the extra, where plots cannot be drawn."""
-    require("matplotlib", "plot", "drawing plots")
-
 
 # Lightness, dashes and markers all differ, so that a line is told from its neighbours in grey; the
 # three lengths have no common factor, so that combinations repeat late.
@@ -36,22 +25,19 @@ _DASHES = (
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 
 
-def plot_recall(
+def recall_figure(
     results: xr.Dataset,
-    path: str | os.PathLike,
     title: str | None = None,
     asked: Mapping[int, float] | None = None,
     log: bool = False,
-) -> Path:
+) -> Figure:
     """Draw recall against budget, one line a policy: the mean over the units.
 
-    ``log`` gives the budgets a logarithmic axis; ``asked`` is as in :func:`comparison_table`. The
-    file's ending chooses the format.
+    ``log`` gives the budgets a logarithmic axis; ``asked`` is as in :func:`comparison_table`.
     """
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    target = Path(path)
     budgets, n = results["budget"].values.tolist(), int(results.attrs["n"])
     mean = results["recall"].mean(("layer", "unit")).transpose("policy", "budget").values
     few = len(budgets) <= 20
@@ -62,11 +48,11 @@ def plot_recall(
     # The legend stands in the order of the lines at the smallest budget, where they differ most.
     for i in sorted(range(len(mean)), key=lambda i: -mean[i][0]):
         text = str(results["policy"].values[i])
-        policy = parse(text).policy
-        remarks = [beyond(policy)]
+        kind = results["kind"].values[i]
+        remarks = [remark(kind)]
         if bool((results["held"].isel(policy=i) > results["budget"]).any()):
             remarks.append("holds more than the budget")
-        remark = ", ".join(filter(None, remarks))
+        beside = ", ".join(filter(None, remarks))
         for panel in panels:
             panel.plot(
                 budgets,
@@ -75,8 +61,8 @@ def plot_recall(
                 linestyle=_DASHES[i % len(_DASHES)],
                 marker=_MARKERS[i % len(_MARKERS)] if few else None,
                 markersize=5,
-                linewidth=1.0 if beyond(policy) else 1.6,
-                label=f"{text} ({remark})" if remark else text,
+                linewidth=1.6 if kind == "online" else 1.0,
+                label=f"{text} ({beside})" if beside else text,
             )
     if "optimum" in results:
         best = results["optimum"].mean(("layer", "unit")).values
@@ -95,12 +81,10 @@ def plot_recall(
     axes.legend(frameon=False, loc="lower right", handlelength=4)
     if title:
         panels[0].set_title(title, loc="left", fontsize="medium")
-    with replacing(target) as temporary:
-        figure.savefig(temporary, dpi=150)
-    return target
+    return figure
 
 
-def plot_prices(found: xr.Dataset, path: str | os.PathLike, title: str | None = None) -> Path:
+def prices_figure(found: xr.Dataset, title: str | None = None) -> Figure:
     """Draw λ_t of an optimum, a panel a layer (its first unit), one line a budget."""
     require_matplotlib()
     from matplotlib.figure import Figure
@@ -120,24 +104,21 @@ def plot_prices(found: xr.Dataset, path: str | os.PathLike, title: str | None = 
     panels[-1].set_xlabel("step (price of one cache slot, in attention mass)")
     if title:
         panels[0].set_title(title, loc="left", fontsize="medium")
-    target = Path(path)
-    with replacing(target) as temporary:
-        figure.savefig(temporary, dpi=150)
-    return target
+    return figure
 
 
-def plot_allocation(found: xr.Dataset, path: str | os.PathLike, title: str | None = None) -> Path:
+def allocation_figure(found: xr.Dataset, title: str | None = None) -> Figure:
     """Heat maps of an allocation: slots over layer and unit, a panel a policy and rule."""
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    policies, rules = found["policy"].values, found["rule"].values
+    policies, rules = found["policy"].values, found["split"].values
     layers, units = found["layer"].values, found["unit"].values
     size = (1.8 + 2.4 * len(rules), 1.0 + (0.8 + 0.28 * len(layers)) * len(policies))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(policies), len(rules), squeeze=False, sharex=True, sharey=True)
-    slots = found["slots"].transpose("policy", "rule", "layer", "unit").values
-    recall = found["overall"].transpose("policy", "rule").values
+    slots = found["slots"].transpose("policy", "split", "layer", "unit").values
+    recall = found["overall"].transpose("policy", "split").values
     for (i, r), axes in np.ndenumerate(panels):
         image = axes.imshow(slots[i, r], vmin=0, vmax=slots.max(), cmap="Greys", aspect="auto")
         for (y, x), count in np.ndenumerate(slots[i, r]):
@@ -155,17 +136,13 @@ def plot_allocation(found: xr.Dataset, path: str | os.PathLike, title: str | Non
     figure.colorbar(image, ax=panels, label="slots")
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize="medium")
-    target = Path(path)
-    with replacing(target) as temporary:
-        figure.savefig(temporary, dpi=150)
-    return target
+    return figure
 
 
-def plot_guarantees(
+def guarantees_figure(
     series: Mapping[str, Mapping[str, np.ndarray]],
-    path: str | os.PathLike,
     title: str | None = None,
-) -> Path:
+) -> Figure:
     """Draw what `guarantees.verify.over_time` gives, a panel a policy.
 
     The ratio to the best set over time, beside those of the bounds of T2 or T3, of the certificate
@@ -208,13 +185,10 @@ def plot_guarantees(
     rows[0, 0].legend(frameon=False, loc="lower left", fontsize="x-small")
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize="medium")
-    target = Path(path)
-    with replacing(target) as temporary:
-        figure.savefig(temporary, dpi=150)
-    return target
+    return figure
 
 
-def plot_attention(trace: Trace, path: str | os.PathLike, cells: int = 256) -> Path:
+def attention_figure(trace: Trace, cells: int = 256) -> Figure:
     """Draw the attention of the first KV group of every layer, queries down, keys to the right.
 
     Grey is logarithmic, from 1e-4 (white) to 1 (black); a cell shows the largest mean over the
@@ -227,7 +201,6 @@ def plot_attention(trace: Trace, path: str | os.PathLike, cells: int = 256) -> P
 
     from h2osim.traces.description import heatmap
 
-    target = Path(path)
     units = [unit for unit in trace.units("group") if unit.index == 0]
     columns = min(5, len(units))
     rows = -(-len(units) // columns)
@@ -246,6 +219,4 @@ def plot_attention(trace: Trace, path: str | os.PathLike, cells: int = 256) -> P
     grid[0, 0].set_ylabel("query")
     grid[-1, 0].set_xlabel("key")
     figure.colorbar(ScalarMappable(norm, "Greys"), ax=grid, shrink=0.8, label="attention")
-    with replacing(target) as temporary:
-        figure.savefig(temporary, dpi=150)
-    return target
+    return figure

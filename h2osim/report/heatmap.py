@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from h2osim.policies.declaration import Configured
 from h2osim.policies.parameters import Value
-from h2osim.report import require_matplotlib
-from h2osim.support.atomic import replacing
+from h2osim.report.best import Summary
+from h2osim.report.files import require_matplotlib
 from h2osim.support.errors import UserError
-from h2osim.sweeps.best import Summary
-from h2osim.sweeps.grid import varied
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MOST_PANELS = 4
 _MOST_TICKS = 12
 
 
-def axes_of(configured: list[Configured]) -> dict[str, list[str]]:
-    """For each policy of which a parameter varies, the one or two with the most values."""
+def axes_of(settings: Sequence[tuple[str, Mapping[str, Value]]]) -> dict[str, list[str]]:
+    """For each rule of which a parameter varies, the one or two with the most values.
+
+    ``settings``: the name of each one's rule, and its parameters. UserError where none varies.
+    """
     found = {}
-    for rule, names in varied(configured).items():
-        mine = [one for one in configured if one.policy.name == rule]
-        names.sort(key=lambda name: -len({one.values[name] for one in mine}))
+    for rule, names in varied(settings).items():
+        mine = [values for name, values in settings if name == rule]
+        names.sort(key=lambda name: -len({values[name] for values in mine}))
         if names:
             found[rule] = names[:2]
     if not found:
@@ -33,28 +35,38 @@ def axes_of(configured: list[Configured]) -> dict[str, list[str]]:
     return found
 
 
-def plot_sweep(summary: Summary, path: str | os.PathLike, title: str = "") -> Path:
+def varied(settings: Sequence[tuple[str, Mapping[str, Value]]]) -> dict[str, list[str]]:
+    """For each rule, the parameters that take more than one value, in the rule's order."""
+    seen: dict[str, list[Mapping[str, Value]]] = {}
+    for rule, values in settings:
+        seen.setdefault(rule, []).append(values)
+    return {
+        rule: [name for name in those[0] if len({values[name] for values in those}) > 1]
+        for rule, those in seen.items()
+    }
+
+
+def sweep_figure(summary: Summary, title: str = "") -> Figure:
     """Draw the mean recall over two parameters, a row of panels a policy, a panel a budget.
 
     Where more than two parameters vary, the two with the most values are the axes and a cell shows
     the best over the others; where one varies, the budgets are the other axis. A ring marks the
-    best cell. The file's ending chooses the format.
+    best cell.
     """
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    chosen = axes_of(summary.configured)
-    target = Path(path)
+    chosen = axes_of([(one.rule, one.values) for one in summary.settings])
     some = len(summary.columns)
     shown = _spread(some, _MOST_PANELS)
     wide = len(shown) if any(len(names) == 2 for names in chosen.values()) else 1
     figure = Figure(figsize=(1.5 + 3.6 * wide, 0.6 + 3.3 * len(chosen)), layout="constrained")
     grid = figure.subplots(len(chosen), wide, squeeze=False)
     for row, (rule, names) in zip(grid, chosen.items(), strict=True):
-        mine = [i for i, one in enumerate(summary.configured) if one.policy.name == rule]
-        ticks = [_sorted({summary.configured[i].values[name] for i in mine}) for name in names]
+        mine = [i for i, one in enumerate(summary.settings) if one.rule == rule]
+        ticks = [_sorted({summary.settings[i].values[name] for i in mine}) for name in names]
         place = {
-            i: [known.index(summary.configured[i].values[n]) for n, known in axes]
+            i: [known.index(summary.settings[i].values[n]) for n, known in axes]
             for axes in [list(zip(names, ticks, strict=True))]
             for i in mine
         }
@@ -76,9 +88,7 @@ def plot_sweep(summary: Summary, path: str | os.PathLike, title: str = "") -> Pa
             _panel(figure, axes, picture, (ticks[0], ticks[1]), (names[0], names[1]), label)
     if title:
         figure.suptitle(f"{title}\nmean recall over the units", fontsize="medium")
-    with replacing(target) as temporary:
-        figure.savefig(temporary, dpi=150)
-    return target
+    return figure
 
 
 def _panel(

@@ -1,14 +1,14 @@
-"""Tables and records of a comparison: policies ranked, against the optimum, at a target recall."""
+"""Tables of results for a terminal: policies ranked, against the optimum, at a target recall."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from h2osim.policies.declaration import Configured, Policy
-from h2osim.policies.text import parse
+from h2osim.report.best import Summary, best_records
+from h2osim.report.frames import Record, budget_label, remark, shown_budgets
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from h2osim.traces.trace import Trace
 
 _UNIT_WORDS = {"head": "heads", "group": "KV groups", "layer": "layers"}
-# A table with more budgets than this shows those nearest to the shares below it.
-_MOST_COLUMNS = 8
-_SHOWN_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
 def comparison_title(trace: Trace, results: xr.Dataset) -> str:
@@ -33,76 +30,15 @@ def comparison_title(trace: Trace, results: xr.Dataset) -> str:
     return f"{trace.name}: {trace.n} tokens, prompt of {prompt} {tokens}, {units} {word}"
 
 
-def comparison_records(results: xr.Dataset) -> list[dict[str, Any]]:
-    """Flatten a replay into records {policy, params, layer, unit, budget, recall}.
-
-    ``params`` maps every parameter of the policy to its value, defaults included; ``budget`` is in
-    tokens. After :func:`with_optimum` optimum, regret and closed are there too.
-    """
-    columns = ("policy", "params", "layer", "unit", "budget", "recall", *_BESIDE_OPTIMUM)
-    return [{name: row[name] for name in columns if name in row} for row in result_rows(results)]
-
-
-def result_rows(results: xr.Dataset) -> Iterator[dict[str, Any]]:
-    """One record a policy, layer, unit and budget, with everything that is known of it."""
-    recall = results["recall"].transpose("policy", "layer", "unit", "budget")
-    held = results["held"].transpose("policy", "layer", "unit", "budget").values
-    layers, units = recall["layer"].values, recall["unit"].values
-    names = [name for name in _BESIDE_OPTIMUM if name in results]
-    order = ("policy", "layer", "unit", "budget")
-    beside = {name: results[name].transpose(*order, missing_dims="ignore") for name in names}
-    budgets, fractions = recall["budget"].values, recall["fraction"].values
-    for i, text in enumerate(recall["policy"].values):
-        params = dict(parse(str(text)).values)
-        for (j, u, b), value in np.ndenumerate(recall.values[i]):
-            yield {
-                "policy": str(text),
-                "params": params,
-                "layer": int(layers[j]),
-                "unit": int(units[u]),
-                "budget": int(budgets[b]),
-                "fraction": float(fractions[b]),
-                # Nothing is decoded where the prompt is the whole trace.
-                "recall": None if np.isnan(value) else float(value),
-                "held": int(held[i, j, u, b]),
-            } | {
-                name: float(beside[name].values[(i, j, u, b)[4 - beside[name].ndim :]])
-                for name in beside
-            }
-
-
-_BESIDE_OPTIMUM = ("optimum", "regret", "closed")
-
-
-def with_optimum(results: xr.Dataset, optimum: xr.Dataset, streaming: xr.DataArray) -> xr.Dataset:
-    """A replay with the offline optimum beside it.
-
-    ``optimum[layer, unit, budget]``; ``regret[policy, …]`` = optimum - recall; and
-    ``closed[policy, …]`` = (recall - streaming) / (optimum - streaming), the share of the gap
-    between StreamingLLM and the optimum that a policy closes (NaN where there is no gap).
-    """
-    best = optimum["recall"]
-    gap = best - streaming
-    closed = ((results["recall"] - streaming) / gap).where(gap > 0)
-    return results.assign(
-        optimum=best.drop_vars("policy", errors="ignore"),
-        regret=best - results["recall"],
-        closed=closed.drop_vars("policy", errors="ignore").assign_coords(policy=results["policy"]),
-    )
-
-
 def regret_table(results: xr.Dataset) -> Table:
     """A row a policy, a column a budget: regret, and the share of StreamingLLM's gap closed."""
-    from rich.table import Table
-
     shown = results.isel(budget=shown_budgets(results))
     best = shown["optimum"].mean(("layer", "unit")).values
     regret = shown["regret"].mean(("layer", "unit")).transpose("policy", "budget").values
-    table = Table(
-        caption="below the offline optimum by; in brackets the share of the gap between "
-        "StreamingLLM and the optimum that is closed (means over the units)",
-        title_justify="left",
-        caption_justify="left",
+    table = _table(
+        None,
+        "below the offline optimum by; in brackets the share of the gap between StreamingLLM and "
+        "the optimum that is closed (means over the units)",
     )
     table.add_column("policy", overflow="fold", min_width=9)
     for budget, recall in zip(shown["budget"].values, best, strict=True):
@@ -132,21 +68,18 @@ def comparison_table(
     ``spread`` says where the least and the greatest stand: a narrow screen wants them below the
     mean, or not at all.
     """
-    from rich.table import Table
-
     shown = shown_budgets(results)
     part = results.isel(budget=shown)
     recall = part["recall"].transpose("policy", "budget", "layer", "unit").values
     recall = recall.reshape(*recall.shape[:2], -1)
     texts = [str(text) for text in part["policy"].values]
-    configured = [parse(text) for text in texts]
-    notes = [_notes(part.isel(policy=i), c) for i, c in enumerate(configured)]
+    notes = [_notes(part.isel(policy=i)) for i in range(len(texts))]
 
     caption = "recall of the attention mass: mean over the units"
     caption += " (a wider screen shows the spread)" if spread == "none" else ", then least–greatest"
     if len(shown) < results.sizes["budget"]:
         caption += f"; {len(shown)} of {results.sizes['budget']} budgets shown"
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    table = _table(title, caption)
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("policy", overflow="fold", min_width=9)
     n = int(results.attrs["n"])
@@ -157,7 +90,7 @@ def comparison_table(
     if any(notes) or "optimum" in part:
         table.add_column("notes")
 
-    ordinary = [not beyond(c.policy) for c in configured]
+    ordinary = [kind == "online" for kind in part["kind"].values]
     entries = list(zip(recall, texts, notes, ordinary, strict=True))
     if "optimum" in part:
         best = part["optimum"].transpose("budget", "layer", "unit").values
@@ -182,45 +115,22 @@ def one_pass_line(results: xr.Dataset) -> str:
     return "; ".join(said)
 
 
-def target_records(reached: xr.Dataset) -> list[dict[str, Any]]:
-    """Records {policy, params, layer, unit, target, budget}; layer and unit None for the mean.
-
-    ``budget`` is in tokens, None where no budget replayed reaches the target.
-    """
-    found = []
-    for text in map(str, reached["policy"].values):
-        one = reached.sel(policy=text)
-        common = {"policy": text, "params": dict(parse(text).values)}
-        cells: list[tuple[int | None, int | None, int]] = [(None, None, one["overall"].item())]
-        cells += [
-            (int(layer), int(unit), one["budget"].sel(layer=layer, unit=unit).item())
-            for layer in one["layer"].values
-            for unit in one["unit"].values
-        ]
-        for layer, unit, budget in cells:
-            place = {"layer": layer, "unit": unit, "target": reached.attrs["target_recall"]}
-            found.append(common | place | {"budget": int(budget) or None})
-    return found
-
-
 def target_table(reached: xr.Dataset, title: str | None = None) -> Table:
     """A row a policy: the smallest budget that reaches the recall, overall and for each layer."""
-    from rich.table import Table
-
     n, target = int(reached.attrs["n"]), reached.attrs["target_recall"]
     caption = f"smallest budget whose recall is at least {target:g}, in tokens"
     if reached.sizes["unit"] > 1:
         caption += "; of a layer: least–greatest over its units"
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    table = _table(title, caption)
     table.add_column("policy", overflow="fold", min_width=9)
     table.add_column("overall", justify="right", no_wrap=True)
     for layer in reached["layer"].values:
         table.add_column(f"layer {layer}", justify="right", no_wrap=True)
-    overall = reached["overall"].values
+    overall = reached["least_budget_overall"].values
     for i in sorted(range(len(overall)), key=lambda i: (overall[i] == 0, overall[i])):
         share = f" ({100 * overall[i] / n:.3g} %)" if overall[i] else ""
         cells = []
-        for budgets in reached["budget"].isel(policy=i).transpose("layer", "unit").values:
+        for budgets in reached["least_budget"].isel(policy=i).transpose("layer", "unit").values:
             ends = dict.fromkeys((budgets.min(), budgets.max()))
             cells.append("–".join("never" if not b else str(b) for b in ends))
         name = str(reached["policy"].values[i])
@@ -239,19 +149,8 @@ def _short(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.3f}".removeprefix("0")
 
 
-def budget_label(budget: int, n: int, asked: Mapping[int, float] | None) -> str:
-    """The share of the trace that a budget is: as asked for where known, else what it comes to."""
-    share = (asked or {}).get(budget, budget / n)
-    return f"{100 * share:.3g} %"
-
-
-def beyond(policy: Policy) -> str:
-    """What a policy is that cannot run online: a bound, an oracle, or nothing of the kind."""
-    return "bound" if policy.readmits else "oracle" if policy.oracle else ""
-
-
-def _notes(one: xr.Dataset, configured: Configured) -> str:
-    words = [beyond(configured.policy)]
+def _notes(one: xr.Dataset) -> str:
+    words = [remark(one["kind"].item())]
     held = one["held"].transpose("budget", "layer", "unit").values
     over = held.reshape(len(held), -1).max(axis=1) / one["budget"].values
     worst = int(over.argmax())
@@ -260,9 +159,71 @@ def _notes(one: xr.Dataset, configured: Configured) -> str:
     return ", ".join(filter(None, words))
 
 
-def shown_budgets(results: xr.Dataset) -> list[int]:
-    """Which budgets a table has room for, by their places."""
-    fractions = results["fraction"].values
-    if len(fractions) <= _MOST_COLUMNS:
-        return list(range(len(fractions)))
-    return sorted({int(np.abs(fractions - share).argmin()) for share in _SHOWN_SHARES})
+def bounds_table(records: Sequence[Record], title: str) -> Table:
+    """Bounds on the optimum: a row a unit, a column a budget; the recall, and the gap if any."""
+    caption = "recall of the best schedule found; +: how much higher the proved bound lies"
+    if all(record["gap"] == 0 for record in records):
+        caption = "recall of the best schedule there is (gap 0)"
+    budgets = sorted({record["budget"] for record in records})
+    if len(budgets) > 10:
+        budgets = budgets[:: -(-len(budgets) // 10)]
+        caption += f"; {len(budgets)} budgets shown"
+    table = _table(title, caption)
+    for column in ("layer", "unit", *map(str, budgets)):
+        table.add_column(column, justify="right", no_wrap=True)
+    rows: dict[tuple[int, int], dict[int, str]] = {}
+    for record in records:
+        text = "–" if record["recall"] is None else f"{record['recall']:.4f}"
+        if record["gap"]:
+            text += f" +{record['upper'] - record['lower']:.1e}"
+        rows.setdefault((record["layer"], record["unit"]), {})[record["budget"]] = text
+    for (layer, unit), cells in rows.items():
+        table.add_row(str(layer), str(unit), *(cells[budget] for budget in budgets))
+    return table
+
+
+def allocation_table(found: xr.Dataset, title: str) -> Table:
+    """A row a policy and rule: recall over all units, and each layer's slots."""
+    caption = "recall: over all units together; then each layer's slots"
+    slack = found["upper"].values - found["overall"].sel(split="best").values
+    if (slack > 0).any():
+        caption += f"; best is proved within {slack.max():.1e}"
+    table = _table(title, caption)
+    table.add_column("policy", overflow="fold", min_width=9)
+    for column in ("rule", "recall", *(f"layer {layer}" for layer in found["layer"].values)):
+        table.add_column(column, justify="left" if column == "rule" else "right", no_wrap=True)
+    slots = found["slots"].sum("unit").transpose("policy", "split", "layer").values
+    overall = found["overall"].transpose("policy", "split").values
+    for i, policy in enumerate(found["policy"].values):
+        table.add_section()
+        for j, split in enumerate(found["split"].values):
+            name = str(policy) if j == 0 else ""
+            table.add_row(name, str(split), f"{overall[i, j]:.4f}", *map(str, slots[i, j]))
+    return table
+
+
+def best_table(summary: Summary, most: int, title: str) -> Table:
+    """The best settings of each budget of a sweep: a row each."""
+    caption = "recall of the attention mass: mean over the units, then least–greatest"
+    left = int((~summary.ranked).all(axis=1).sum())
+    if left:
+        caption += f"; {left} settings never compete: oracles, bounds, or holding over the budget"
+    table = _table(title, caption)
+    for header in ("budget", "#", "setting", "recall", "least–greatest"):
+        right = header in ("budget", "#", "recall")
+        table.add_column(header, justify="right" if right else "left", overflow="fold")
+    records = best_records(summary, most)
+    for column in summary.columns:
+        label = column.label
+        for one in (r for r in records if r["budget"] == column.budget):
+            spread = f"{one['least']:.4f}–{one['greatest']:.4f}"
+            table.add_row(label, str(one["rank"]), one["policy"], f"{one['recall']:.4f}", spread)
+            label = ""
+        table.add_section()
+    return table
+
+
+def _table(title: str | None, caption: str) -> Table:
+    from rich.table import Table
+
+    return Table(title=title, caption=caption, title_justify="left", caption_justify="left")

@@ -1,0 +1,128 @@
+"""What commands put out: tables, JSON and CSV; notices on standard error; files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from h2osim.support.errors import UserError
+
+if TYPE_CHECKING:
+    import xarray
+    from matplotlib.figure import Figure
+    from rich.console import Console, RenderableType
+
+
+class Format(StrEnum):
+    """How results are printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+def console(stderr: bool = False) -> Console:
+    """Give a console that colours on a terminal only, and does not squeeze tables in a pipe."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    # Away from a terminal rich would assume 80 columns and cut cells short.
+    width = None if stream.isatty() or "COLUMNS" in os.environ else 200
+    return Console(file=stream, width=width, highlight=False, markup=False)
+
+
+def notice(text: str) -> None:
+    """Tell the user something that is no result: on standard error, without markup."""
+    print(text, file=sys.stderr)
+
+
+def show(
+    format_: Format,
+    records: Callable[[], Any],
+    table: Callable[[], RenderableType],
+    rows: Callable[[], Sequence[Mapping[str, object]]] | None = None,
+) -> None:
+    """Print a result in the format asked for; only what is printed is made.
+
+    ``rows`` are the records for CSV, where they differ from those for JSON.
+    """
+    if format_ is Format.table:
+        console().print(table())
+    elif format_ is Format.json:
+        print_json(records())
+    else:
+        print_csv((rows or records)())
+
+
+def print_json(value: object) -> None:
+    """Print JSON, one record a line when it is a list."""
+    if isinstance(value, list):
+        rows = ",\n".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in value)
+        print(f"[\n{rows}\n]" if rows else "[]")
+    else:
+        print(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2))
+
+
+def print_csv(records: Sequence[Mapping[str, object]]) -> None:
+    """Print records as CSV; a mapping becomes ``name=value`` words, a missing field is empty."""
+    from h2osim.report import flat
+
+    if not records:
+        return
+    columns = dict.fromkeys(name for record in records for name in record)
+    writer = csv.DictWriter(sys.stdout, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: flat(value) for name, value in row.items()} for row in records)
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+def output_path(text: Path, option: str, suffixes: Sequence[str]) -> Path:
+    """Check, before any work is done, that a file of a known kind can be written at ``text``."""
+    if text.suffix.lower() not in suffixes:
+        raise UserError(
+            f"{option} {text}: found the ending {text.suffix!r}, expected one of "
+            f"{', '.join(suffixes)}"
+        )
+    if text.is_dir():
+        raise UserError(f"{option} {text}: found a folder, expected a file name")
+    if not text.parent.is_dir():
+        raise UserError(f"{option} {text}: the folder {text.parent} does not exist")
+    return text
+
+
+def check_files(
+    plot: Path | None = None, output: Path | None = None, suffixes: Sequence[str] = (".nc",)
+) -> None:
+    """Check, before any work is done, that --plot and --output can be written."""
+    from h2osim import report
+
+    if plot is not None:
+        output_path(plot, "--plot", report.PLOT_SUFFIXES)
+        report.require_matplotlib()
+    if output is not None:
+        output_path(output, "--output", suffixes)
+        report.require_writer(output)
+
+
+def save(result: xarray.Dataset, output: Path | None) -> None:
+    """Write the file of --output, if it was given."""
+    from h2osim import report
+
+    if output is not None:
+        notice(f"wrote {report.save_results(result, output)}")
+
+
+def draw(plot: Path | None, figure: Callable[[], Figure]) -> None:
+    """Draw the figure of --plot, if it was given."""
+    from h2osim import report
+
+    if plot is not None:
+        notice(f"wrote {report.save_figure(figure(), plot)}")

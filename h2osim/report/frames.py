@@ -1,0 +1,151 @@
+"""Results as data: rows and records from Datasets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from h2osim.replays.results import FORMS, describe, params_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+Record = dict[str, Any]
+
+_BESIDE_OPTIMUM = ("optimum", "regret", "closed")
+
+
+def frame(result: xr.Dataset) -> pd.DataFrame:
+    """A result as a table that stands on its own: a row for each place in its main variable.
+
+    Columns are the dimensions, the variables, what is known beside them, and the attributes, the
+    same in every row. Left out is what has an entry for each token or step. ``params`` is a
+    mapping.
+    """
+    flat = result.drop_dims(["token", "step"], errors="ignore")
+    dims = next(iter(FORMS[result.attrs["form"]].values()))
+    table = flat.to_dataframe(dim_order=list(dims)).reset_index()
+    beside = [str(name) for name in flat.coords if name not in dims and name != "params"]
+    first = [name for name in ("policy", "params", *dims[1:]) if name in table]
+    table = table[list(dict.fromkeys([*dims[:1], *first, *map(str, flat.data_vars), *beside]))]
+    if "params" in table:
+        known = {text: params_of(text) for text in map(str, result["params"].values)}
+        table["params"] = [known[str(text)] for text in table["params"]]
+    more = {name: value for name, value in result.attrs.items() if name not in table}
+    return table.assign(**more)
+
+
+def records(result: xr.Dataset, columns: Iterable[str] | None = None) -> list[Record]:
+    """The rows of :func:`frame` as plain values, some ``columns`` only; NaN becomes None."""
+    table = frame(result)
+    if columns is not None:
+        table = table[[name for name in columns if name in table]]
+    rows = table.to_dict("records")
+    return [{str(name): _plain(value) for name, value in row.items()} for row in rows]
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def flat(value: object) -> object:
+    """A value as one cell: a mapping as ``recent=32,scores=full``, a list joined by commas."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={inner}" for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ",".join(str(inner) for inner in value)
+    return value
+
+
+def comparison_records(replayed: xr.Dataset) -> list[Record]:
+    """A replay as records {policy, params, layer, unit, budget, recall}.
+
+    ``params`` maps every parameter of the policy to its value, defaults included; ``budget`` is in
+    tokens. After :func:`with_optimum` optimum, regret and closed are there too.
+    """
+    columns = ("policy", "params", "layer", "unit", "budget", "recall", *_BESIDE_OPTIMUM)
+    return records(replayed, columns)
+
+
+def with_optimum(replayed: xr.Dataset, optimum: xr.Dataset, streaming: xr.DataArray) -> xr.Dataset:
+    """A replay with the offline optimum beside it.
+
+    ``optimum[layer, unit, budget]``; ``regret[policy, …]`` = optimum - recall; and
+    ``closed[policy, …]`` = (recall - streaming) / (optimum - streaming), the share of the gap
+    between StreamingLLM and the optimum that a policy closes (NaN where there is no gap).
+    """
+    best, reached = optimum["recall"], replayed["recall"]
+    gap = best - streaming.reset_coords(drop=True)
+    dims = FORMS["replay"]["recall"]
+    found = replayed.assign(
+        optimum=best.reset_coords(drop=True),
+        regret=(best - reached).transpose(*dims),
+        closed=((reached - streaming.reset_coords(drop=True)) / gap)
+        .where(gap > 0)
+        .transpose(*dims),
+    )
+    return describe(found)
+
+
+def target_records(reached: xr.Dataset) -> list[Record]:
+    """Records {policy, params, layer, unit, target, budget}; layer and unit None for the mean.
+
+    ``budget`` is in tokens, None where no budget replayed reaches the target.
+    """
+    found = []
+    overall = reached["least_budget_overall"].to_series().to_dict()
+    for row in records(reached, ("policy", "params", "layer", "unit", "least_budget")):
+        common = {"policy": row["policy"], "params": row["params"]}
+        target = {"target": reached.attrs["target_recall"]}
+        if row["policy"] in overall:  # its first row: the mean goes before it
+            mean = int(overall.pop(row["policy"])) or None
+            found.append(common | {"layer": None, "unit": None} | target | {"budget": mean})
+        place = {"layer": row["layer"], "unit": row["unit"]}
+        found.append(common | place | target | {"budget": row["least_budget"] or None})
+    return found
+
+
+def optimum_records(found: xr.Dataset) -> list[Record]:
+    """Records {layer, unit, budget, recall, lower, upper, gap}; budgets in tokens."""
+    columns = ("layer", "unit", "budget", "recall", "lower", "upper", "kept", "bound")
+    rows = records(found, columns)
+    for row in rows:
+        kept, bound = row.pop("kept"), row.pop("bound")
+        row["gap"] = (bound - kept) / bound if bound else 0.0
+    return rows
+
+
+def allocation_records(found: xr.Dataset) -> list[Record]:
+    """Records {policy, rule, layer, unit, slots, recall, overall}; rule is how slots are split."""
+    rows = records(found, ("policy", "split", "layer", "unit", "slots", "recall", "overall"))
+    return [{("rule" if k == "split" else k): value for k, value in row.items()} for row in rows]
+
+
+# --- what tables and figures choose from ----------------------------------------------------
+
+#: A table with more budgets than this shows those nearest to the shares below it.
+MOST_COLUMNS = 8
+SHOWN_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+
+
+def shown_budgets(replayed: xr.Dataset) -> list[int]:
+    """Which budgets a table has room for, by their places."""
+    fractions = replayed["fraction"].values
+    if len(fractions) <= MOST_COLUMNS:
+        return list(range(len(fractions)))
+    return sorted({int(np.abs(fractions - share).argmin()) for share in SHOWN_SHARES})
+
+
+def budget_label(budget: int, n: int, asked: Mapping[int, float] | None) -> str:
+    """The share of the trace that a budget is: as asked for where known, else what it comes to."""
+    share = (asked or {}).get(budget, budget / n)
+    return f"{100 * share:.3g} %"
+
+
+def remark(kind: str) -> str:
+    """What tables and legends say of a policy's kind: nothing of one that can run online."""
+    return "" if kind == "online" else kind
