@@ -762,7 +762,7 @@ def test_too_long_and_other_size(saved: Path) -> None:
 def test_a_file_that_changes_is_checked_again(saved: Path) -> None:
     trace = open_trace(saved)
     trace.check_layer(trace.layers[0])
-    file = saved / "layer-000.safetensors"
+    file = saved / "layer-002.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     os.utime(file, ns=(0, 0))  # clocks of file systems are coarse
