@@ -103,7 +103,7 @@ def evaluate(
         loaded = loading.load(model)
     else:
         loaded = loading.given(model, tokenizer)
-    ids = {name: _ids(loaded, name, text, n_tokens) for name, text in texts.items()}
+    ids = {name: text_ids(loaded, name, text, n_tokens) for name, text in texts.items()}
     prompts = {name: _prompt_len(name, len(some), prompt_len) for name, some in ids.items()}
     tokens = {name: [budget_tokens(b, len(some)) for b in asked] for name, some in ids.items()}
     only = None if layers is None else sorted(set(layers))
@@ -177,7 +177,8 @@ def _check(
         raise UserError(f"share: found {share!r}, expected one of {', '.join(SHARES)}")
 
 
-def _ids(loaded: Any, name: str, text: str | Sequence[int], n_tokens: int | None) -> list[int]:
+def text_ids(loaded: Any, name: str, text: str | Sequence[int], n_tokens: int | None) -> list[int]:
+    """Return the first ``n_tokens`` token ids of a text; UserError where there are not so many."""
     if isinstance(text, str):
         if loaded.tokenizer is None:
             raise UserError(f"model {loaded.name}: has no tokenizer; give token ids, not texts")

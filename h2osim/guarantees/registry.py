@@ -219,6 +219,19 @@ _ALL = (
         checks.concave_utilities,
         ("test_m8_holds", "test_m8_can_fail", "test_m8_graphs"),
     ),
+    Guarantee(
+        "T10",
+        "how an output error in one layer moves the logits, and the predictions",
+        "25-an-output-error-in-the-logits.md",
+        checks.logit_movement,
+        (
+            "test_t10_holds",
+            "test_t10_relative_entropy",
+            "test_t10_remainder_is_quadratic",
+            "test_t10_is_tight",
+            "test_t10_can_fail",
+        ),
+    ),
 )
 
 GUARANTEES: dict[str, Guarantee] = {g.name: g for g in _ALL}

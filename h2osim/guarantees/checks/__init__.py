@@ -2,12 +2,13 @@
 
 Every check returns a `Result`. A verdict "violated" means a wrong theorem or a wrong program:
 nothing else can cause it. By subject: `paper` (the paper's theorem and its algorithm to the
-letter), `setting_p` (accumulated attention), `outputs` (attention outputs), `optimum` (the offline
-optimum), `inclusion` (nested caches), `online` (what no online policy can promise) and `shared`
-(heads that share a cache).
+letter), `setting_p` (accumulated attention), `outputs` (attention outputs), `logits` (a whole
+decoder), `optimum` (the offline optimum), `inclusion` (nested caches), `online` (what no online
+policy can promise) and `shared` (heads that share a cache).
 """
 
 from h2osim.guarantees.checks.inclusion import inclusion
+from h2osim.guarantees.checks.logits import logit_movement
 from h2osim.guarantees.checks.online import needle, no_free_lunch, random_rank
 from h2osim.guarantees.checks.optimum import (
     best_allocation,
@@ -47,6 +48,7 @@ __all__ = [
     "freezing",
     "inclusion",
     "literal_freeze",
+    "logit_movement",
     "needle",
     "no_belady_rule",
     "no_free_lunch",
