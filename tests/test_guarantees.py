@@ -17,6 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import coq_twins
 import numpy as np
 import pytest
 from dynamic_submodular import (
@@ -122,6 +123,16 @@ def test_index_lists_every_proof() -> None:
     text = (proofs() / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\S+) \| \[(\S+)\]\((\S+)\) \|", text, re.M)
     assert rows == [(g.name, g.proof, g.proof) for g in GUARANTEES.values()]
+
+
+def test_index_says_what_vouches_for_each_statement() -> None:
+    text = (proofs() / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\S+) \| \[.* \| yes \| ([^|]+) \| `(\w+)` \|$", text, re.M)
+    checked = [(g.name, g.check.__name__) for g in GUARANTEES.values()]
+    assert [(name, check) for name, _, check in rows] == checked
+    for name, coq, _ in rows:
+        twin = coq_twins.coq_of(GUARANTEES[name].proof_file)
+        assert (coq == "–") == (not twin.is_file()), name
 
 
 def test_links_between_proofs_lead_somewhere() -> None:

@@ -137,7 +137,7 @@ def test_t10_can_fail() -> None:
     assert np.abs(small.run(deep, x, errors).logits - evicted).max() < 1e-12
     # the values' part of attention's factor alone: an undecided row decides, and moves by more
     one = np.ones((1, 1, 1))
-    w = LayerWeights(1000 * one, one, one, one[0], *[0 * one[0]] * 3, 1.0)
+    w = LayerWeights(1000 * one, one, one, one[0], 0 * one[0], 0 * one[0], 0 * one[0], 1.0)
     before, after = np.array([[1.0], [0.0]]), np.array([[1.0], [0.1]])
     assert abs(small.attend(w, after, 1.0) - small.attend(w, before, 1.0))[1, 0] > 0.3
     # half the variance without its correction: an unlikely token that gains

@@ -112,7 +112,7 @@ class _AddingSession(Session):
         if self.norms is not None:
             self.norms[layer.index] = tuple(
                 x.norm(dim=2).amax(dim=1).double().numpy() for x in (q, k, v)
-            )  # type: ignore[assignment]
+            )
         n = q.shape[1]
         k, v = (x.repeat_interleave(layer.group_size, dim=0) for x in (k, v))
         late = torch.ones(n, n, dtype=torch.bool).triu(1)
