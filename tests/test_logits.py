@@ -88,6 +88,9 @@ def test_what_is_printed(
     assert (found.kl <= np.minimum(found.width, found.width**2 / 8) + 1e-12).all()
     assert (found.distance >= abs(found.length - found.estimate) - 1e-9).all()
     assert len(logits.lines(found)) == 15
+    quick = logits.measure(perturbed, parse("h2o"), 8, quick=True)
+    assert np.allclose(quick.estimate, found.estimate, atol=1e-6)
+    assert len(logits.lines(quick)) == 14
     for words in (["--prompt-len", "256"], ["--policy", "future"], ["--text", f"{tmp_path}/none"]):
         with pytest.raises(SystemExit) as ended:
             logits.main(words)
