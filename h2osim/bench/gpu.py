@@ -37,7 +37,6 @@ from h2osim.traces.trace import Trace
 from h2osim.traces.unit import Unit
 
 UNITS = 1056  # eight for each of an H200's 132 multiprocessors
-ROUND = 924  # as many as `depths` replays at once there: seven for each
 RECORDED = 90  # of a whole recording of the default model: 30 layers, 3 KV heads
 RECENT = 32
 POLICY = f"h2o:recent={RECENT},scores=full"
@@ -286,11 +285,10 @@ def others(device: cuda.Gpu, n: int, copy: float) -> list[Line]:
         Job(unit, parse(f"h2o:recent={recent},scores=full"), 1, 1) for recent in range(0, 32, 2)
     ]
     lines = []
-    for what, jobs, units, goal in (
-        ("decay", decays, UNITS, 6),
-        ("decay", decays, ROUND, None),
-        ("decay", decays, RECORDED, None),
-        ("h2o, windows", windows, UNITS, None),
+    for what, jobs, units in (
+        ("decay", decays, UNITS),
+        ("decay", decays, RECORDED),
+        ("h2o, windows", windows, UNITS),
     ):
         one = Depths(device, jobs[5:6] * units, list(range(units)), ())
         one.feed(rows)
@@ -308,7 +306,7 @@ def others(device: cuda.Gpu, n: int, copy: float) -> list[Line]:
         lines += [
             Line(f"{name}: one value", single * 1e3, "ms"),
             Line(f"{name}: 16 values", sixteen * 1e3, "ms"),
-            Line(f"{name}: 16 / one", sixteen / single, "times", goal, False),
+            Line(f"{name}: 16 / one", sixteen / single, "times"),
         ]
 
     k = n // 5
