@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import Run
 
 import h2osim
 from h2osim.attention.triangle import tri
@@ -27,6 +31,7 @@ from transformers import AttentionInterface, AttentionMaskInterface  # noqa: E40
 from transformers.masking_utils import sdpa_mask  # noqa: E402
 
 from h2osim.closed_loop.decoding import Decoder  # noqa: E402
+from h2osim.models import loading  # noqa: E402
 from h2osim.models.loading import given  # noqa: E402
 
 torch.set_num_threads(1)
@@ -281,6 +286,39 @@ def test_what_cannot_be_run_is_refused_in_a_line() -> None:
     assert "each may be given once" in refused(model, ids, ["tova", "tova"], 5)
     assert "share: found 'all'" in refused(model, ids, "tova", 5, share="all")
     assert "context" in refused(model, {"a": [1] * 129}, "tova", 5)
+
+
+# --- the command line ------------------------------------------------------------------------
+
+
+def test_the_command_prints_a_table_with_intervals_and_draws(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Letters:
+        """A tokenizer that needs no vocabulary file."""
+
+        def __call__(self, text: str) -> dict[str, list[int]]:
+            return {"input_ids": [ord(c) % 61 for c in text]}
+
+    loaded = replace(given(make("gqa")), tokenizer=Letters())
+    monkeypatch.setattr(loading, "load", lambda name: loaded)
+    texts = []
+    for i in range(3):
+        texts.append(tmp_path / f"text{i}.txt")
+        texts[-1].write_text("".join(chr(97 + t % 26) for t in tokens(20 + i, 40)))
+    command = ["evaluate", "any", "--text", *texts, "--policies", "h2o,tova"]
+    ended = run(*command, "--budgets", "10%,20%", "--plot", tmp_path / "kl.png")
+    assert ended.code == 0, ended.err
+    assert "KL from the full cache, nats a token, 3 texts" in ended.out
+    assert "10 %" in ended.out and "20 %" in ended.out and "[" in ended.out
+    assert (tmp_path / "kl.png").stat().st_size > 5000
+    one = run("evaluate", "any", "--text", texts[0], "-p", "tova", "-b", "0.2", "-f", "json")
+    (record,) = json.loads(one.out)
+    assert record["low"] is None and record["kl"] > 0 and record["best"]
+    assert "one text, so no interval" in run("evaluate", "any", "--text", texts[0]).out
+    for more in (["-b", "all"], ["--prompt-len", "x"], ["--text", tmp_path / "none"], ["-p", "?"]):
+        ended = run(*command, *more)
+        assert ended.code == 2 and ended.err.count("\n") == 1, ended.err
 
 
 # --- statistics ------------------------------------------------------------------------------

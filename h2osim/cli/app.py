@@ -15,6 +15,7 @@ from h2osim.cli import (
     allocate,
     bench,
     compare,
+    evaluate,
     optimum,
     policies,
     record,
@@ -52,5 +53,7 @@ def _root(
         typer.echo(context.get_help())
 
 
-for _group in (record, synth, traces, policies, compare, optimum, allocate, verify, sweep, bench):
+for _group in (
+    record, synth, traces, policies, compare, evaluate, optimum, allocate, verify, sweep, bench,
+):  # fmt: skip
     _group.register(app)

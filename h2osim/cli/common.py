@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from h2osim.cli.output import console
@@ -81,6 +82,16 @@ def parse_assignments(words: Sequence[str], option: str) -> dict[str, str]:
             raise UserError(f"{option}: {name!r} is given twice")
         pairs[name] = value
     return pairs
+
+
+def read_text(path: Path, option: str) -> str:
+    """The UTF-8 text of a file."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{option} {path}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"{option} {path}: {error.strerror}") from None
 
 
 def command_line(context: typer.Context) -> str:

@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from h2osim.cli.common import command_line, parse_integers, progress_bar
+from h2osim.cli.common import command_line, parse_integers, progress_bar, read_text
 from h2osim.cli.output import notice
-from h2osim.support.errors import UserError
 
 
 class Store(StrEnum):
@@ -86,12 +85,7 @@ def record(
 
     only_layers = parse_integers(layers, "--layers")
     only_heads = parse_integers(kv_heads, "--kv-heads")
-    try:
-        content = text.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"--text {text}: not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise UserError(f"--text {text}: {error.strerror}") from None
+    content = read_text(text, "--text")
     with progress_bar() as progress:
         path = make(
             model,

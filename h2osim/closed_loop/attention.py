@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from h2osim.attention.triangle import row_slice, tri
 from h2osim.engines.request import Job
 from h2osim.engines.stepper import Stepper
-from h2osim.models.hook import Layer, RowBlock, Session, mix, softmax_blocks
+from h2osim.models.hook import Call, Layer, RowBlock, Session, mix, softmax_blocks
 from h2osim.policies.declaration import Configured
 from h2osim.policies.roles import arguments
 from h2osim.traces.unit import split_layer
@@ -88,25 +88,13 @@ class PromptSession(Session):
         super().__init__(model, _Nobody())
         self.rows: dict[int, NDArray[np.uint16]] = {}
 
-    def output(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        layer: Layer,
-        start: int,
-        origin: int,
-        allowed: torch.Tensor | None,
-        mask: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def output(self, call: Call) -> torch.Tensor:
         """Dense attention; the rows are kept."""
-        rows: list[NDArray[np.uint16]] = []
-        output = q.new_empty(q.shape[1], layer.heads, v.shape[2], dtype=_precision(q))
-        for block in softmax_blocks(q, k, layer, start, origin, allowed):
+        output, rows = call.empty_output(), []
+        for block in softmax_blocks(call):
             rows.append(pack_rows(block))
-            here = block.start - start
-            output[here : here + block.p.shape[1]] = mix(block, v, layer, origin)
-        self.rows[layer.index] = np.concatenate(rows, axis=1)
+            mix(block, call, output)
+        self.rows[call.layer.index] = np.concatenate(rows, axis=1)
         return output
 
 
@@ -135,41 +123,29 @@ class EvictingSession(Session):
         self._share, self._layers = share, layers
         self.found: dict[int, LayerFound] = {}
 
-    def output(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        layer: Layer,
-        start: int,
-        origin: int,
-        allowed: torch.Tensor | None,
-        mask: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def output(self, call: Call) -> torch.Tensor:
         """Attention over what the policy has left in each row."""
-        output = q.new_empty(q.shape[1], layer.heads, v.shape[2], dtype=_precision(q))
-        evicts = self._configured is not None and (
-            self._layers is None or layer.index in self._layers
-        )
-        policy = self._begin(layer, k, v, origin) if evicts else None
-        for block in softmax_blocks(q, k, layer, start, origin, allowed):
-            here = block.start - start
+        output, index = call.empty_output(), call.layer.index
+        evicts = self._configured is not None and (self._layers is None or index in self._layers)
+        policy = self._begin(call) if evicts else None
+        for block in softmax_blocks(call):
             if policy is not None:
                 attended = policy.feed(block)
                 if not attended.all():  # else the row is the full one, to the last bit
                     block.p.mul_(torch.from_numpy(attended).to(block.p.device))
                     block.p.div_(block.p.sum(dim=2, keepdim=True))
-            output[here : here + block.p.shape[1]] = mix(block, v, layer, origin)
+            mix(block, call, output)
         if policy is not None:
-            self.found[layer.index] = policy.end()
+            self.found[index] = policy.end()
         return output
 
-    def _begin(self, layer: Layer, k: torch.Tensor, v: torch.Tensor, origin: int) -> _LayerPolicy:
+    def _begin(self, call: Call) -> _LayerPolicy:
         assert self._configured is not None
-        tensors = {"k": _whole(k, origin, self._n), "v": _whole(v, origin, self._n)}
+        layer, origin, n = call.layer, call.origin, self._n
+        tensors = {"k": _whole(call.k, origin, n), "v": _whole(call.v, origin, n)}
         live = LiveLayer(self.model, tensors)
         units = split_layer(
-            live, layer.index, range(layer.heads), range(layer.kv_heads), self._n, self._share
+            live, layer.index, range(layer.heads), range(layer.kv_heads), n, self._share
         )
         jobs = [Job(unit, self._configured, self._budget, self._prompt_len) for unit in units]
         return _LayerPolicy(jobs, self._prompt_rows[layer.index])
@@ -233,10 +209,6 @@ class _Nobody:
 
     def end(self, layer: Layer, start: int, q: Any, k: Any, v: Any) -> None:
         pass
-
-
-def _precision(q: torch.Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
 def _whole(x: torch.Tensor, origin: int, n: int) -> NDArray[np.float32]:

@@ -74,6 +74,30 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Call:
+    """One layer's call of its attention, without the batch axis.
+
+    q [heads, rows, d] of rows `start` on; k [kv_heads, keys, d] and v [kv_heads, keys, dv] of
+    positions `origin` on; allowed bool [rows, keys], or None for causal rows with the layer's
+    window; mask: the model's own, where it gave one.
+    """
+
+    layer: Layer
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    start: int
+    origin: int
+    allowed: torch.Tensor | None
+    mask: torch.Tensor | None
+
+    def empty_output(self) -> torch.Tensor:
+        """Room for the output, [rows, heads, dv], float32 (float64 for a float64 model)."""
+        shape = self.q.shape[1], self.layer.heads, self.v.shape[2]
+        return self.q.new_empty(shape, dtype=_precision(self.q))
+
+
+@dataclass(frozen=True)
 class RowBlock:
     """Consecutive rows of one layer.
 
@@ -89,7 +113,7 @@ class RowBlock:
 
 
 class LayerSink(Protocol):
-    """What takes the rows of the layers while a session runs."""
+    """What a session hands its layers to."""
 
     def wants(self, layer: Layer) -> bool:
         """Whether the rows of this layer are to be made."""
@@ -183,39 +207,20 @@ class Session:
             regular=allowed is None,
         )
         q, k, v = query[0], key[0], value[0]
-        output = self.output(q, k, v, layer, start, origin, allowed, mask)
+        output = self.output(Call(layer, q, k, v, start, origin, allowed, mask))
         self.sink.end(layer, start, q, k[:, length - rows :], v[:, length - rows :])
         return output.unsqueeze(0).to(query.dtype)
 
-    def output(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        layer: Layer,
-        start: int,
-        origin: int,
-        allowed: torch.Tensor | None,
-        mask: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Attention output [rows, heads, dv]; rows that are wanted go to the sink.
-
-        q [heads, rows, d] of rows `start` on; k [kv_heads, keys, d] and v [kv_heads, keys, dv] of
-        positions `origin` on; allowed bool [rows, keys], or None for causal rows with the layer's
-        window; mask: the model's own, where it gave one.
-        """
-        wanted = self.sink.wants(layer)
-        if not wanted and layer.softcap is None:
-            return _sdpa(q, k, v, layer, mask)
-        v = v.float()
-        output = torch.empty(q.shape[1], layer.heads, v.shape[2], device=q.device)
-        for block in softmax_blocks(
-            q, k, layer, start, origin, allowed, block_bytes=self.block_bytes
-        ):
-            here = block.start - start
-            output[here : here + block.p.shape[1]] = mix(block, v, layer, origin)
+    def output(self, call: Call) -> torch.Tensor:
+        """Attention output [rows, heads, dv]; rows that are wanted go to the sink."""
+        wanted = self.sink.wants(call.layer)
+        if not wanted and call.layer.softcap is None:
+            return _sdpa(call)
+        output = call.empty_output()
+        for block in softmax_blocks(call, self.block_bytes):
+            mix(block, call, output)
             if wanted:
-                self.sink.block(layer, block)
+                self.sink.block(call.layer, block)
         return output
 
     def _mask(
@@ -266,26 +271,19 @@ def _is_causal(module: Any) -> bool:
     return bool(getattr(module, "is_causal", True))
 
 
-def softmax_blocks(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    layer: Layer,
-    start: int,
-    origin: int,
-    allowed: torch.Tensor | None,
-    *,
-    block_bytes: int = BLOCK_BYTES,
-) -> Iterator[RowBlock]:
-    """The rows of a layer's call, block by block, in float32 (float64 for a float64 model).
+def _precision(q: torch.Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
 
-    Arguments as in `Session.output`. Memory: one block of logits of `block_bytes` and as much
-    again.
+
+def softmax_blocks(call: Call, block_bytes: int = BLOCK_BYTES) -> Iterator[RowBlock]:
+    """The rows of a call, block by block, in float32 (float64 for a float64 model).
+
+    Memory: one block of logits of `block_bytes` and as much again.
     """
+    layer, start, origin, allowed = call.layer, call.start, call.origin, call.allowed
+    q, k = call.q.to(_precision(call.q)), call.k.to(_precision(call.q))
     heads, rows, _ = q.shape
     kv_heads, keys, _ = k.shape
-    group = layer.group_size
-    precision = torch.float64 if q.dtype == torch.float64 else torch.float32
-    q, k = q.to(precision), k.to(precision)
     step = max(1, block_bytes // (4 * heads * keys))
     for top in range(0, rows, step):
         stop = min(top + step, rows)
@@ -295,7 +293,8 @@ def softmax_blocks(
         high = start + stop - origin
         count, width = stop - top, high - low
         x = torch.bmm(
-            q[:, top:stop].reshape(kv_heads, group * count, -1), k[:, low:high].transpose(1, 2)
+            q[:, top:stop].reshape(kv_heads, layer.group_size * count, -1),
+            k[:, low:high].transpose(1, 2),
         ).view(heads, count, width)
         x.mul_(layer.scale)
         if layer.softcap is not None:
@@ -319,28 +318,27 @@ def softmax_blocks(
         yield RowBlock(start + top, origin + low, x, lse, x.sum(dim=2))
 
 
-def mix(block: RowBlock, v: torch.Tensor, layer: Layer, origin: int) -> torch.Tensor:
-    """Outputs [rows, heads, dv] of a block of rows; v [kv_heads, keys, dv] from `origin` on."""
+def mix(block: RowBlock, call: Call, output: torch.Tensor) -> None:
+    """Put the outputs of a block of rows into their place in the call's output."""
     heads, rows, width = block.p.shape
-    low = block.first - origin
+    low, here = block.first - call.origin, block.start - call.start
     mixed = torch.bmm(
-        block.p.reshape(layer.kv_heads, layer.group_size * rows, width), v[:, low : low + width]
+        block.p.reshape(call.layer.kv_heads, call.layer.group_size * rows, width),
+        call.v[:, low : low + width].to(block.p.dtype),
     )
-    return mixed.view(heads, rows, -1).transpose(0, 1)
+    output[here : here + rows] = mixed.view(heads, rows, -1).transpose(0, 1)
 
 
-def _sdpa(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Layer, mask: torch.Tensor | None
-) -> torch.Tensor:
+def _sdpa(call: Call) -> torch.Tensor:
     """Attention output [rows, heads, dv] of a layer whose rows nobody wants."""
     output = torch.nn.functional.scaled_dot_product_attention(
-        q[None],
-        k[None],
-        v[None],
-        attn_mask=mask,
-        is_causal=mask is None and q.shape[1] > 1,
-        scale=layer.scale,
-        enable_gqa=layer.group_size > 1,
+        call.q[None],
+        call.k[None],
+        call.v[None],
+        attn_mask=call.mask,
+        is_causal=call.mask is None and call.q.shape[1] > 1,
+        scale=call.layer.scale,
+        enable_gqa=call.layer.group_size > 1,
     )
     return output[0].transpose(0, 1)
 

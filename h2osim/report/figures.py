@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 # Lightness, dashes and markers all differ, so that a line is told from its neighbours in grey; the
 # three lengths have no common factor, so that combinations repeat late.
-_COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_DASHES = (
+COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+DASHES = (
     "-", "--", "-.", ":", (0, (7, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (9, 3, 2, 3))
 )  # fmt: skip
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 
 
 def recall_figure(
@@ -57,9 +57,9 @@ def recall_figure(
             panel.plot(
                 budgets,
                 mean[i],
-                color=_COLOURS[i % len(_COLOURS)],
-                linestyle=_DASHES[i % len(_DASHES)],
-                marker=_MARKERS[i % len(_MARKERS)] if few else None,
+                color=COLOURS[i % len(COLOURS)],
+                linestyle=DASHES[i % len(DASHES)],
+                marker=MARKERS[i % len(MARKERS)] if few else None,
                 markersize=5,
                 linewidth=1.6 if kind == "online" else 1.0,
                 label=f"{text} ({beside})" if beside else text,
@@ -95,8 +95,8 @@ def prices_figure(found: xr.Dataset, title: str | None = None) -> Figure:
     for layer, axes in zip(layers, panels, strict=True):
         for b, budget in enumerate(found["budget"].values):
             price = found["price"].sel(layer=layer).isel(unit=0, budget=b).values
-            colour = _COLOURS[b % len(_COLOURS)]
-            axes.plot(price, color=colour, ls=_DASHES[b % len(_DASHES)], lw=0.9, label=str(budget))
+            colour = COLOURS[b % len(COLOURS)]
+            axes.plot(price, color=colour, ls=DASHES[b % len(DASHES)], lw=0.9, label=str(budget))
         axes.set_ylabel(f"layer {layer}")
         axes.grid(True, color="0.9", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
