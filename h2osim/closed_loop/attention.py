@@ -85,7 +85,7 @@ class PromptSession(Session):
     """Runs the prompt densely and keeps its rows, float16 patterns [heads, tri(p)] a layer."""
 
     def __init__(self, model: str):
-        super().__init__(model, _Nobody())
+        super().__init__(model, NoRows())
         self.rows: dict[int, NDArray[np.uint16]] = {}
 
     def output(self, call: Call) -> torch.Tensor:
@@ -117,7 +117,7 @@ class EvictingSession(Session):
         share: str,
         layers: Sequence[int] | None = None,
     ):
-        super().__init__(model, _Nobody())
+        super().__init__(model, NoRows())
         self._prompt_rows, self._configured = prompt_rows, configured
         self._budget, self._prompt_len, self._n = budget, prompt_len, n
         self._share, self._layers = share, layers
@@ -198,17 +198,19 @@ class _LayerPolicy:
         self._stepper.feed(units, start, start, stop)
 
 
-class _Nobody:
+class NoRows:
     """A sink that wants no rows."""
 
     def wants(self, layer: Layer) -> bool:
+        """No."""
         return False
 
     def block(self, layer: Layer, block: Any) -> None:
+        """Never called."""
         raise AssertionError("no rows were wanted")
 
     def end(self, layer: Layer, start: int, q: Any, k: Any, v: Any) -> None:
-        pass
+        """Nothing to do."""
 
 
 def _whole(x: torch.Tensor, origin: int, n: int) -> NDArray[np.float32]:

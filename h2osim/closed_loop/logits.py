@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch.autograd import forward_ad
 
-from h2osim.closed_loop.attention import EvictingSession, PromptSession
+from h2osim.closed_loop.attention import EvictingSession, NoRows, PromptSession
 from h2osim.closed_loop.lipschitz import (
     LayerNorms,
     LayerWeights,
@@ -34,7 +34,7 @@ from h2osim.closed_loop.lipschitz import (
     mlp_factor,
 )
 from h2osim.models import loading
-from h2osim.models.hook import Layer, Session, hooked
+from h2osim.models.hook import Call, Session, hooked
 from h2osim.policies.declaration import Configured
 from h2osim.policies.text import parse
 from h2osim.replays.budgets import budget_tokens
@@ -81,13 +81,10 @@ class _ErrorSession(EvictingSession):
         self._dense = EvictingSession(rest[0], rest[1], None, *rest[3:])
         self.errors: dict[int, torch.Tensor] = {}
 
-    def output(
-        self, q: Any, k: Any, v: Any, layer: Layer, start: int, origin: int, allowed: Any, mask: Any
-    ) -> torch.Tensor:
+    def output(self, call: Call) -> torch.Tensor:
         """Attention over what is cached, or over everything; both are computed."""
-        evicted = super().output(q, k, v, layer, start, origin, allowed, mask)
-        dense = self._dense.output(q, k, v, layer, start, origin, allowed, mask)
-        self.errors[layer.index] = evicted - dense
+        evicted, dense = super().output(call), self._dense.output(call)
+        self.errors[call.layer.index] = evicted - dense
         return evicted if self._closed else dense
 
 
@@ -99,15 +96,14 @@ class _AddingSession(Session):
     """
 
     def __init__(self, model: str, prompt_len: int, errors: Errors, norms: bool = False):
-        super().__init__(model, _Nobody())
+        super().__init__(model, NoRows())
         self._prompt_len, self._errors = prompt_len, errors
         self.norms: dict[int, tuple[Any, Any, Any]] | None = {} if norms else None
 
-    def output(
-        self, q: Any, k: Any, v: Any, layer: Layer, start: int, origin: int, allowed: Any, mask: Any
-    ) -> torch.Tensor:
+    def output(self, call: Call) -> torch.Tensor:
         """Dense causal attention and the layer's error."""
-        if allowed is not None or layer.window is not None or layer.softcap is not None:
+        layer, q, k, v = call.layer, call.q, call.k, call.v
+        if call.allowed is not None or layer.window is not None or layer.softcap is not None:
             raise self.refuse("the factors are those of plain causal attention")
         if self.norms is not None:
             self.norms[layer.index] = tuple(
@@ -122,19 +118,6 @@ class _AddingSession(Session):
         if error is None:
             return dense
         return torch.cat([dense[: self._prompt_len], dense[self._prompt_len :] + error])
-
-
-class _Nobody:
-    """A sink that wants no rows."""
-
-    def wants(self, layer: Layer) -> bool:
-        return False
-
-    def block(self, layer: Layer, block: Any) -> None:
-        raise AssertionError("no rows were wanted")
-
-    def end(self, layer: Layer, start: int, q: Any, k: Any, v: Any) -> None:
-        pass
 
 
 class Perturbed:
