@@ -19,6 +19,7 @@ from h2osim.engines.request import Job
 from h2osim.policies.registry import all_policies
 from h2osim.policies.roles import arguments
 from h2osim.policies.text import parse
+from h2osim.replays.results import check
 from h2osim.support.errors import UserError
 from h2osim.traces.trace import Trace
 
@@ -240,19 +241,21 @@ def test_a_budget_of_all_tokens_loses_nothing(name: str) -> None:
     assert abs(float(found["full_nll"][0]) - float(plain)) < 1e-4  # another order of summation
 
 
-def test_recall_and_held_are_what_the_evictions_say() -> None:
+def test_recall_and_cached_keys_are_what_the_evictions_say() -> None:
     ids = {"a": tokens(6), "b": tokens(7, N - 5)}
     found = h2osim.evaluate(make("gqa"), ids, ["tova", "full"], [5, 0.5], prompt_len=P, steps=True)
     assert dict(found.sizes) == {
-        "text": 2, "policy": 2, "budget": 2, "layer": 2, "unit": 2, "step": N - P
+        "text": 2, "policy": 2, "budget": 2, "layer": 2, "unit": 2, "decode_step": N - P
     }  # fmt: skip
-    kept, mass = (found[name].sum(["layer", "unit"]) for name in ("unit_kept", "unit_mass"))
+    check(found)
+    kept, mass = (found[name].sum(["layer", "unit"]) for name in ("kept", "mass"))
     assert (found["recall"] == kept / mass).all()
     assert (found["recall"].sel(policy="full") == 1).all()
     # tova holds 5 keys before each step; full holds t
-    assert (found["held"].sel(policy="tova", budget=5.0) == 4 * 5).all()
-    assert float(found["held"].sel(policy="full", text="a")[0]) == 4 * np.arange(P, N).mean()
-    assert np.allclose(found["kl_step"].mean("step"), found["kl"])  # the mean of another shape
+    assert (found["cached"].sel(policy="tova", budget=5.0) == 4 * 5).all()
+    assert float(found["cached"].sel(policy="full", text="a")[0]) == 4 * np.arange(P, N).mean()
+    steps = found["kl_step"].mean("decode_step")
+    assert np.allclose(steps, found["kl"])  # the mean of another shape
     assert found["tokens"].sel(budget=0.5).values.tolist() == [17, 14]
 
 

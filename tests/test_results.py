@@ -1,4 +1,9 @@
-"""Results carry what they mean: the schema, facts about policies, files, tables and figures."""
+"""Results carry what they mean: the schema, facts about policies, files, tables and figures.
+
+docs/results.md is written from the schema, after it was changed, by
+
+    python tests/test_results.py
+"""
 
 from __future__ import annotations
 
@@ -145,6 +150,54 @@ def test_attributes_and_tokens_say_where_a_result_came_from(folder: Path) -> Non
     assert digests[0] == digests[1] != digests[2]
 
 
+# --- the page -------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parent.parent / "docs" / "results.md"
+
+HEAD = """# Results
+
+<!-- Written by `python tests/test_results.py` from h2osim/replays/results.py; a test compares. -->
+
+`replay`, `sweep`, `optimum`, `allocate`, `budget_for_recall` and `evaluate` return xarray Datasets
+of the forms below; `--output FILE.nc` saves one whole (NetCDF 4, `xarray.open_dataset` reads it).
+`.csv`, `.json` and `.parquet` hold a row for each place, with the attributes in every row and
+without what has an entry for each token or step. Masses are integers; a recall is a quotient of two
+of them, rounded once.
+"""
+
+
+def page() -> str:
+    """What docs/results.md has to be."""
+
+    def row(*cells: str) -> str:
+        return f"| {' | '.join(cell.replace('|', ' or ') for cell in cells)} |"
+
+    def entry(name: str, one: results.Variable) -> str:
+        return row(f"`{name}`", one.dtype, one.unit, one.meaning)
+
+    head = [row("name", "type", "unit", "meaning"), "|---|---|---|---|"]
+    lines = [HEAD, "## Variables", "", *head]
+    lines += [entry(name, one) for name, one in results.VARIABLES.items()]
+    forms = [row("form", "variables and their dimensions"), "|---|---|"]
+    lines += ["", "## Where they lie", "", *forms]
+    for form, dims in results.FORMS.items():
+        shapes = [f"`{name}[{', '.join(on)}]`" for name, on in dims.items()]
+        lines.append(row(form, ", ".join(shapes)))
+    optional = ", ".join(f"`{name}`" for name in sorted(results.OPTIONAL))
+    lines += ["", f"Only where asked for: {optional}.", "", "## Coordinates", "", *head]
+    lines += [entry(name, one) for name, (_, one) in results.COORDINATES.items()]
+    names = ", ".join(f"`{name}`" for name in results.ATTRIBUTES)
+    lines += ["", "## Attributes", "", f"{names}; unknown ones are empty.", ""]
+    for form, beside in results.BESIDE.items():
+        several = ", ".join(f"`{name}`" for name in sorted(beside))
+        lines.append(f"Of {form} results these are coordinates instead: {several}.")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_page_says_what_the_schema_says() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run `python tests/test_results.py`"
+
+
 # --- files ----------------------------------------------------------------------------------
 
 
@@ -277,3 +330,7 @@ def test_figures_are_returned_not_saved(tmp_path: Path, monkeypatch: pytest.Monk
     assert not list(tmp_path.iterdir())
     for ending in report.PLOT_SUFFIXES:
         assert report.save_figure(made[0], tmp_path / f"f{ending}").stat().st_size
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

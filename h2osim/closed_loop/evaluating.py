@@ -10,6 +10,7 @@ import numpy as np
 
 from h2osim.policies.declaration import Configured, Policy
 from h2osim.policies.text import parse
+from h2osim.replays import results
 from h2osim.replays.budgets import budget_tokens
 from h2osim.support.errors import UserError
 from h2osim.support.progress import Progress
@@ -77,9 +78,10 @@ def evaluate(
         * ``nll``, ``perplexity``: mean -log p of the text's next tokens, and its exponential;
         * ``top1``: share of steps in which both have the same likeliest next token;
         * ``recall``: sum of attended over whole mass of the closed loop's rows, all units;
-        * ``kept``, ``mass`` (int64 fixed point, also over layer and unit) and ``held``: keys cached
-          besides the step's own, mean over decode steps, all units added up;
-        * ``full_nll[text]``; ``kl_step[..., step]`` where asked for (texts of one length).
+        * ``kept``, ``mass``: int64 fixed point, also over layer and unit;
+        * ``cached``: keys cached besides the step's own, mean over decode steps, all units added
+          up;
+        * ``full_nll[text]``; ``kl_step[..., decode_step]`` where asked for (texts of one length).
 
     Raises
     ------
@@ -111,7 +113,7 @@ def evaluate(
     from h2osim.closed_loop.decoding import Decoder
 
     shape = (len(ids), len(configured), len(asked))
-    numbers = {name: np.full(shape, np.nan) for name in ("kl", "nll", "top1", "recall", "held")}
+    numbers = {name: np.full(shape, np.nan) for name in ("kl", "nll", "top1", "recall", "cached")}
     full_nll = np.full(len(ids), np.nan)
     by_unit: dict[tuple[int, int, int], tuple[Any, Any]] = {}
     kl_steps: dict[tuple[int, int, int], Any] = {}
@@ -136,15 +138,15 @@ def evaluate(
                 numbers["kl"][at] = seen.kl.mean()
                 numbers["nll"][at] = np.nanmean(seen.nll)
                 numbers["top1"][at] = seen.top1.mean()
-                kept, mass, held = _units(seen, found_layers, prompts[name], len(some))
+                kept, mass, cached = _units(seen, found_layers, prompts[name], len(some))
                 numbers["recall"][at] = int(kept.sum()) / int(mass.sum())
-                numbers["held"][at] = held
+                numbers["cached"][at] = cached
                 by_unit[at] = kept, mass
                 kl_steps[at] = seen.kl
     if progress:
         progress(total, total, "done")
     return _dataset(
-        loaded, ids, texts, prompts, names, asked, tokens, numbers, full_nll, by_unit,
+        loaded, ids, texts, prompts, configured, asked, tokens, numbers, full_nll, by_unit,
         kl_steps if steps else {}, found_layers, share,
     )  # fmt: skip
 
@@ -231,7 +233,7 @@ def _dataset(
     ids: Mapping[str, Sequence[int]],
     texts: Mapping[str, str | Sequence[int]],
     prompts: Mapping[str, int],
-    names: Sequence[str],
+    configured: Sequence[Configured],
     budgets: Sequence[Any],
     tokens: Mapping[str, Sequence[int]],
     numbers: Mapping[str, np.ndarray],
@@ -241,45 +243,33 @@ def _dataset(
     layers: Sequence[int],
     share: str,
 ) -> xarray.Dataset:
-    import xarray
-
-    import h2osim
-
-    dims = ("text", "policy", "budget")
-    data: dict[str, Any] = {name: (dims, values) for name, values in numbers.items()}
-    data["perplexity"] = (dims, np.exp(numbers["nll"]))
-    data["full_nll"] = ("text", full_nll)
+    data: dict[str, Any] = {**numbers, "perplexity": np.exp(numbers["nll"]), "full_nll": full_nll}
     shape = numbers["kl"].shape
     units = next(iter(by_unit.values()))[0].shape[1]
     for place, name in enumerate(("kept", "mass")):
-        whole = np.zeros((*shape, len(layers), units), np.int64)
+        data[name] = np.zeros((*shape, len(layers), units), np.int64)
         for at, pair in by_unit.items():
-            whole[at] = pair[place]
-        data[f"unit_{name}"] = ((*dims, "layer", "unit"), whole)
+            data[name][at] = pair[place]
+    length = max((len(x) for x in kl_steps.values()), default=0)
     if kl_steps:
-        length = max(len(x) for x in kl_steps.values())
-        step = np.full((*shape, length), np.nan)
+        data["kl_step"] = np.full((*shape, length), np.nan)
         for at, x in kl_steps.items():
-            step[at][: len(x)] = x
-        data["kl_step"] = ((*dims, "step"), step)
+            data["kl_step"][at][: len(x)] = x
     digests = [
         hashlib.sha256(text.encode() if isinstance(text, str) else repr(list(text)).encode())
         for text in texts.values()
     ]
-    coords: dict[str, Any] = {
+    coords = {
+        **results.policy_facts(configured),
         "text": list(ids),
-        "policy": list(names),
         "budget": [float(b) for b in budgets],
         "layer": list(layers),
-        "n": ("text", [len(some) for some in ids.values()]),
-        "prompt_len": ("text", [prompts[name] for name in ids]),
-        "text_sha256": ("text", [digest.hexdigest() for digest in digests]),
-        "tokens": (("text", "budget"), np.array([tokens[name] for name in ids], np.int64)),
+        "unit": np.arange(units),
+        "n": [len(some) for some in ids.values()],
+        "prompt_len": [prompts[name] for name in ids],
+        "text_sha256": [digest.hexdigest() for digest in digests],
+        "tokens": [tokens[name] for name in ids],
+        "decode_step": np.arange(length),
     }
-    facts = {
-        "h2osim": h2osim.__version__,
-        "model": loaded.name,
-        "model_sha256": loaded.sha256 or "",
-        "share": share,
-    }
-    return xarray.Dataset(data, coords, facts)
+    facts = {"model": loaded.name, "model_sha256": loaded.sha256 or "", "share": share}
+    return results.assemble("evaluation", data, coords, facts)

@@ -76,6 +76,15 @@ VARIABLES = {
     "least_budget_overall": Variable(
         "int64", "tokens", "least budget whose mean recall over the units reaches it, 0 if none"
     ),
+    "kl": Variable("float64", "nats", "mean over decode steps of kl_step"),
+    "kl_step": Variable(
+        "float64", "nats", "KL divergence between the predictions with the full and evicted cache"
+    ),
+    "nll": Variable("float64", "nats", "mean -log p of the text's next tokens"),
+    "full_nll": Variable("float64", "nats", "nll with the full cache"),
+    "perplexity": Variable("float64", "", "exp(nll)"),
+    "top1": Variable("float64", "", "share of steps whose likeliest next token is the same"),
+    "cached": Variable("float64", "keys", "mean keys cached besides a step's own, all units"),
 }
 
 _ON_POLICY = ("policy",)
@@ -99,22 +108,26 @@ COORDINATES = {
     "trace": (("unit",), Variable("text", "", "name of the trace")),
     "trace_sha256": (("unit",), Variable("text", "", "sha256 of the trace, as in the attributes")),
     "model": (("unit",), Variable("text", "", "the model it was recorded from")),
-    "text": (("unit",), Variable("text", "", "the text it was recorded on")),
-    "text_sha256": (("unit",), Variable("text", "", "sha256 of that text")),
-    "n": (("unit",), Variable("int64", "tokens", "length of the trace")),
-    "prompt_len": (("unit",), Variable("int64", "tokens", "first decode step")),
+    "text": (("text", "unit"), Variable("text", "", "the text it was recorded or evaluated on")),
+    "text_sha256": (("text", "unit"), Variable("text", "", "sha256 of that text")),
+    "n": (("text", "unit"), Variable("int64", "tokens", "length of the trace or text")),
+    "prompt_len": (("text", "unit"), Variable("int64", "tokens", "first decode step")),
     "budget": (
         ("budget",), Variable("int64|float64", "tokens", "keys that may stay; or shares of n")
     ),
     "fraction": (("budget",), Variable("float64", "", "the budget as a share of n")),
-    "tokens": (("unit", "budget"), Variable("int64", "tokens", "a budget in tokens of a trace")),
+    "tokens": (
+        ("text", "unit"), Variable("int64", "tokens", "budgets in tokens of a trace or text")
+    ),
     "step": (("step",), Variable("int64", "", "decode step: position of its query")),
+    "decode_step": (("decode_step",), Variable("int64", "", "decode steps counted from 0")),
     "token": (("token",), Variable("int64", "", "position of a token")),
     "token_text": (("token",), Variable("text", "", "text of a token, where the trace has it")),
 }  # fmt: skip
 
 _REPLAY = ("policy", "layer", "unit", "budget")
 _SWEEP = ("policy", "unit", "budget")
+_EVALUATION = ("text", "policy", "budget")
 _OPTIMUM = ("layer", "unit", "budget")
 _SPLIT = ("policy", "split", "layer", "unit")
 
@@ -152,17 +165,35 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
         "upper": ("policy",),
         "bound": ("policy",),
     },
+    "evaluation": {
+        "kl": _EVALUATION,
+        "nll": _EVALUATION,
+        "perplexity": _EVALUATION,
+        "top1": _EVALUATION,
+        "recall": _EVALUATION,
+        "cached": _EVALUATION,
+        "full_nll": ("text",),
+        "kept": (*_EVALUATION, "layer", "unit"),
+        "mass": (*_EVALUATION, "layer", "unit"),
+        "kl_step": (*_EVALUATION, "decode_step"),
+    },
     "target": {"least_budget": ("policy", "layer", "unit"), "least_budget_overall": ("policy",)},
 }
-OPTIONAL = {"step_recall", "evicted_at", "price", "price_fixed", "optimum", "regret", "closed"}
+OPTIONAL = {
+    "kl_step", "step_recall", "evicted_at", "price", "price_fixed", "optimum", "regret", "closed"
+}  # fmt: skip
 """Variables that a result may lack."""
 
 ATTRIBUTES = {
     "form": str, "h2osim": str, "trace": str, "trace_sha256": str, "model": str, "text": str,
     "text_sha256": str, "n": int, "prompt_len": int, "share": str, "command": str,
 }  # fmt: skip
-"""Attributes of every result and their types. An unknown one is an empty text. A sweep has those of
-its traces as coordinates of ``unit`` instead."""
+"""Attributes of a result and their types. An unknown one is an empty text."""
+BESIDE = {
+    "sweep": {*ATTRIBUTES} - {"form", "h2osim", "share", "command"},
+    "evaluation": {"text", "text_sha256", "n", "prompt_len"},
+}
+"""What a result on several traces or texts has as coordinates instead, one entry each."""
 
 
 def assemble(
@@ -213,9 +244,8 @@ def _entry(name: str) -> Variable | None:
 def _lies_on(name: str, known: set[str]) -> tuple[str, ...]:
     """The dimensions of a coordinate in a result that has the dimensions ``known``."""
     possible = COORDINATES[name][0] if name in COORDINATES else _ON_POLICY
-    if name == "tokens":
-        return possible
-    return next(((dim,) for dim in possible if dim in known), possible)
+    dims = next(((dim,) for dim in possible if dim in known), possible[:1])
+    return (*dims, "budget") if name == "tokens" else dims
 
 
 def policy_facts(configured: Sequence[Configured], **more: Any) -> dict[str, Any]:
@@ -284,13 +314,12 @@ def check(result: xarray.Dataset) -> None:
     needed = {str(dim) for name in result.data_vars for dim in result[name].dims}
     if "policy" in needed:
         needed |= {"rule", "params", "kind", "within_budget", "readmits"}
-    per_unit = set(ATTRIBUTES) - {"form", "h2osim", "share", "command"}
-    if form == "sweep":
-        needed |= per_unit
+    beside = BESIDE.get(form, set())
+    needed |= beside
     if missing := needed - set(map(str, result.coords)):
         raise ValueError(f"{form}: without coordinates {', '.join(sorted(missing))}")
     for name, kind in ATTRIBUTES.items():
-        if form == "sweep" and name in per_unit:
+        if name in beside or (form == "evaluation" and name.startswith("trace")):
             continue
         if name not in result.attrs or not isinstance(
             result.attrs[name], (int, np.integer) if kind is int else str

@@ -26,7 +26,7 @@ def frame(result: xr.Dataset) -> pd.DataFrame:
     same in every row. Left out is what has an entry for each token or step. ``params`` is a
     mapping.
     """
-    flat = result.drop_dims(["token", "step"], errors="ignore")
+    flat = result.drop_dims(["token", "step", "decode_step"], errors="ignore")
     dims = next(iter(FORMS[result.attrs["form"]].values()))
     table = flat.to_dataframe(dim_order=list(dims)).reset_index()
     beside = [str(name) for name in flat.coords if name not in dims and name != "params"]
