@@ -1,35 +1,36 @@
-// The argument lists that the kernels of replays share, as `job_arrays` and `Tally` fill them.
+// Argument lists that the kernels of replays share. `job_arrays` and `Tally` of h2osim/cuda/kernels
+// fill them.
 //
-// Constants: C (configurations of a block), and those of the policy's rules, where translated.
+// Constants: C (configurations of a block), and those of the policy's translated rules.
 
-// The numbers of each configuration, or of each job in a kernel without C.
-#define NUMBERS                                                                                 \
-    const int *ints,        /* [blocks, C, NI] its integer parameters */                          \
-    const double *floats,   /* [blocks, C, NF] its fractional parameters */                           \
+// The parameters of each configuration, or of each job in a kernel without C.
+#define PARAMETERS                                                                              \
+    const int *ints,        /* [blocks, C, NI] its integer parameters */                        \
+    const double *floats,   /* [blocks, C, NF] its fractional parameters */                     \
     const double *inputs,   /* [*, NIN, n] */                                                   \
-    const i64 *inputs_at    /* [blocks, C] where its inputs start */
+    const i64 *inputs_at    /* [blocks, C] index of its first input */
 
-// The budgets whose evictions are recorded, and the arrays for the results of every budget.
+// The nb budgets whose evictions are recorded, and the results of every budget.
 #define RESULTS                                                                                 \
     const int *budgets,     /* [nb] ascending */                                                \
     const int *following,   /* [n + 2] index of the first budget of at least d */               \
-    int *evicted,           /* [blocks, C, nb, n] */                                            \
-    i64 *hits               /* [blocks, C, n + 1] mass by depth, zeros; depth 0: all budgets */
+    int *evicted,           /* [blocks, C, nb, n] step of each eviction */                      \
+    i64 *hits               /* [blocks, C, n + 1] mass by depth, 0 at first; depth 0: every budget */
 
 #ifdef NI
-struct Numbers {  // under the names that the translated rules use
+struct Parameters {  // the names are those of the translated rules
     int ip[NI + 1];
     double fp[NF + 1];
     const double *in;
 };
 
-DEVICE Numbers numbers_of(NUMBERS, int which) {
-    Numbers told;
+DEVICE Parameters parameters_of(PARAMETERS, int which) {
+    Parameters params;
 #pragma unroll
-    for (int i = 0; i < NI; i++) told.ip[i] = ints[which * NI + i];
+    for (int i = 0; i < NI; i++) params.ip[i] = ints[which * NI + i];
 #pragma unroll
-    for (int i = 0; i < NF; i++) told.fp[i] = floats[which * NF + i];
-    told.in = inputs + inputs_at[which];
-    return told;
+    for (int i = 0; i < NF; i++) params.fp[i] = floats[which * NF + i];
+    params.in = inputs + inputs_at[which];
+    return params;
 }
 #endif

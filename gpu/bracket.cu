@@ -1,8 +1,8 @@
-// Bounds on the offline optimum of one budget, many units at once: prices and their dual value, and
-// the schedule that leaves by Lagrangian value. gpu/README.md states the method.
+// Lower and upper bounds on the offline optimum at one budget, for many units at once: the dual value
+// of prices, and a schedule that evicts by Lagrangian value. gpu/README.md describes the method.
 //
-// Follows common.cuh. All sums are of integers below 2^53, so float64 adds them exactly. A *node* is
-// a step after which tokens leave; `first` is the first of them. Constants: T threads, HEADS.
+// Compiled after common.cuh. All sums are of integers below 2^53, so float64 adds them exactly.
+// `first` is the first step after which tokens are evicted. Constants: T threads, HEADS.
 #define WARPS (T / WARP)
 #define BATCH 16
 
@@ -14,15 +14,15 @@ DEVICE double half_value(u16 bits) {
 }
 #endif
 
-// A row's entry in fixed point, summed over the unit's heads.
-DEVICE double entry(const u16 *bits, const i64 *place, i64 at) {
-    double x = half_value(bits[place[0] + at]);
+// A row's entry in units of 2^-24, summed over the unit's heads.
+DEVICE double entry(const u16 *bits, const i64 *base, i64 at) {
+    double x = half_value(bits[base[0] + at]);
 #pragma unroll
-    for (int h = 1; h < HEADS; h++) x += half_value(bits[place[h] + at]);
+    for (int h = 1; h < HEADS; h++) x += half_value(bits[base[h] + at]);
     return x * 16777216.0;
 }
 
-// The sum over the block, to every thread.
+// Returns the sum over the block to every thread.
 DEVICE double block_sum(double x) {
     __shared__ double part[WARPS];
     for (int far = WARP / 2; far; far /= 2) x += __shfl_xor_sync(ALL_LANES, x, far);
@@ -34,23 +34,24 @@ DEVICE double block_sum(double x) {
     return sum;
 }
 
-// Reads the rows at given prices, a thread a token: the token's best worth at a node, and where.
+// One thread for each token: the greatest sum of its mass less the prices (`best`), over all steps
+// after which it can be evicted, and the step where the sum is greatest (`stops`).
 extern "C" __global__ void __launch_bounds__(T) price_rows(
-    const u16 *bits, const i64 *places, const int *active, const double *prices, double *best,
+    const u16 *bits, const i64 *bases, const int *active, const double *prices, double *best,
     int *stops, int n, int p, int first
 ) {
     const int blocks = (n + T - 1) / T;
     const int u = active[blockIdx.x / blocks], j = blockIdx.x % blocks * T + (int)threadIdx.x;
-    const i64 *place = places + (i64)u * HEADS;
+    const i64 *base = bases + (i64)u * HEADS;
     const double *price = prices + (i64)u * n;
     double worth = 0.0, most = 0.0;
-    // A warp's lanes go through the rows together; the first rows have only some of its tokens.
+    // The lanes of a warp read the same rows; the first of these have only some of its tokens.
     const int lane = threadIdx.x % WARP, free_until = min(n - 1, first);
     int stop = max(j, first), t = max(p, j - lane + 1);
     i64 at[HEADS];
 #pragma unroll
-    for (int h = 0; h < HEADS; h++) at[h] = place[h] + tri(t) + j;
-    auto next = [&]() {  // this token's entry in row t, and on to the next row
+    for (int h = 0; h < HEADS; h++) at[h] = base[h] + tri(t) + j;
+    auto next = [&]() {  // returns this token's entry in row t and moves to row t + 1
         double x = 0.0;
 #pragma unroll
         for (int h = 0; h < HEADS; h++) {
@@ -77,7 +78,7 @@ extern "C" __global__ void __launch_bounds__(T) price_rows(
             priced();
         }
     }
-    // Entries are asked for BATCH rows at a time, so that many loads are under way.
+    // Entries of BATCH rows are loaded before they are added, so that the loads overlap.
     double x[BATCH], cost[BATCH];
     if (t <= free_until) {
         while (t + BATCH - 1 <= free_until) {
@@ -108,21 +109,21 @@ extern "C" __global__ void __launch_bounds__(T) price_rows(
     }
 }
 
-// The dual value at these prices, and the next prices: a Polyak step towards the best schedule.
+// One block for each unit: the dual value at these prices, and the next prices by a Polyak step.
 extern "C" __global__ void __launch_bounds__(T) price_step(
-    const u16 *bits, const i64 *places, const int *active, double *prices, const double *best,
+    const u16 *bits, const i64 *bases, const int *active, double *prices, const double *best,
     const int *stops, double *best_prices, double *bounds, int *change, int n, int p,
     int first, int k
 ) {
     const int u = active[blockIdx.x], tid = threadIdx.x;
-    const i64 *place = places + (i64)u * HEADS;
+    const i64 *base = bases + (i64)u * HEADS;
     double *price = prices + (i64)u * n, *lower = bounds + 2 * u, *upper = lower + 1;
     int *held = change + (i64)u * (n + 2);
     __shared__ int counts[T];
     double sum = 0.0;
     for (int t = tid; t < n; t += T) {
         sum += (double)k * price[t] + best[(i64)u * n + t];
-        if (t >= p) sum += entry(bits, place, tri(t) + t);
+        if (t >= p) sum += entry(bits, base, tri(t) + t);
     }
     for (int t = tid; t < n + 2; t += T) held[t] = 0;
     const double here = block_sum(sum);
@@ -132,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(T) price_step(
         if (tid == 0) *upper = here;
         for (int t = tid; t < n; t += T) best_prices[(i64)u * n + t] = price[t];
     }
-    // How many older tokens would be held in each step, less k: the slope.
+    // The slope: how many older tokens these prices hold in each step, less k.
     for (int j = tid; j < n; j += T) {
         atomicAdd(&held[max(j, first) + 1], 1);
         atomicAdd(&held[stops[(i64)u * n + j] + 1], -1);
@@ -159,14 +160,14 @@ extern "C" __global__ void __launch_bounds__(T) price_step(
         price[t] = max(0.0, floor(price[t] + size * held[t] + 0.5));
 }
 
-// What holding each token after each step is still worth at the best prices, a thread a token.
-extern "C" __global__ void __launch_bounds__(T) values(
-    const u16 *bits, const i64 *places, const int *active, const double *prices, float *value,
+// One thread for each token: what it is worth to hold it after each step, at the best prices.
+extern "C" __global__ void __launch_bounds__(T) token_values(
+    const u16 *bits, const i64 *bases, const int *active, const double *prices, float *value,
     int n, int first
 ) {
     const int blocks = (n + T - 1) / T, b = blockIdx.x / blocks;
     const int u = active[b], j = blockIdx.x % blocks * T + (int)threadIdx.x;
-    const i64 *place = places + (i64)u * HEADS;
+    const i64 *base = bases + (i64)u * HEADS;
     const double *price = prices + (i64)u * n;
     float *mine = value + (i64)b * tri(n);
     double worth = 0.0;
@@ -177,7 +178,7 @@ extern "C" __global__ void __launch_bounds__(T) values(
     for (; t - BATCH >= last; t -= BATCH) {
 #pragma unroll
         for (int i = 0; i < BATCH; i++)
-            x[i] = entry(bits, place, tri(t - i) + j) - price[t - i];
+            x[i] = entry(bits, base, tri(t - i) + j) - price[t - i];
 #pragma unroll
         for (int i = 0; i < BATCH; i++) {
             mine[tri(t - i) + j] = (float)worth;
@@ -186,30 +187,31 @@ extern "C" __global__ void __launch_bounds__(T) values(
     }
     for (; t > last; t--) {
         mine[tri(t) + j] = (float)worth;
-        worth = max(0.0, worth + entry(bits, place, tri(t) + j) - price[t]);
+        worth = max(0.0, worth + entry(bits, base, tri(t) + j) - price[t]);
     }
     mine[tri(last) + j] = (float)worth;
 }
 
-// The schedule that evicts the least value, the oldest first among equals, and the mass it keeps.
-extern "C" __global__ void __launch_bounds__(T) leave(
-    const u16 *bits, const i64 *places, const int *active, const float *value, int *cached,
-    int *gone, double *kept, int n, int p, int first, int k
+// One block for each unit: the schedule that evicts the token of least value (the oldest among
+// equals), and the mass that it keeps.
+extern "C" __global__ void __launch_bounds__(T) make_schedule(
+    const u16 *bits, const i64 *bases, const int *active, const float *value, int *cached,
+    int *evicted_at, double *kept, int n, int p, int first, int k
 ) {
     const int u = active[blockIdx.x], tid = threadIdx.x;
-    const i64 *place = places + (i64)u * HEADS;
+    const i64 *base = bases + (i64)u * HEADS;
     const float *worth = value + (i64)blockIdx.x * tri(n);
-    int *cache = cached + (i64)u * (n + 1), *left = gone + (i64)u * n;
+    int *cache = cached + (i64)u * (n + 1), *evicted = evicted_at + (i64)u * n;
     __shared__ float least[WARPS];
     __shared__ int position[WARPS], where[WARPS];
     double sum = 0.0;
     int m = 0;
     for (int t = 0; t < n; t++) {
-        if (tid == 0) cache[m] = t, left[t] = n;
+        if (tid == 0) cache[m] = t, evicted[t] = n;
         m++;
         __syncthreads();
         if (t >= p)
-            for (int i = tid; i < m; i += T) sum += entry(bits, place, tri(t) + cache[i]);
+            for (int i = tid; i < m; i += T) sum += entry(bits, base, tri(t) + cache[i]);
         for (; t >= first && t < n - 1 && m > k; m--) {
             float best = 3.4e38f;
             int pos = 0x7fffffff, at = 0;
@@ -234,7 +236,7 @@ extern "C" __global__ void __launch_bounds__(T) leave(
                 for (int w = 1; w < WARPS; w++)
                     if (least[w] < best || (least[w] == best && position[w] < pos))
                         best = least[w], pos = position[w], at = where[w];
-                left[pos] = t;
+                evicted[pos] = t;
                 cache[at] = cache[m - 1];
             }
             __syncthreads();

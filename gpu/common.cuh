@@ -1,7 +1,7 @@
-// What every kernel needs: the device's dialect, float16 bits as integers, Python's arithmetic.
+// Definitions for every kernel: CUDA keywords, float16 bits as integers, Python's arithmetic.
 //
-// The same text is compiled as C++ for tests without a GPU; then H2OSIM_SHIM is defined and the
-// shim supplies the words of CUDA that are used here.
+// Tests without a GPU compile the same text as C++. H2OSIM_SHIM is defined then, and
+// tests/cuda_shim.h supplies the parts of CUDA that are used here.
 #ifndef H2OSIM_SHIM
 #define DEVICE __device__ __forceinline__
 #define WARP 32
@@ -16,25 +16,26 @@ typedef long long i64;
 
 #define UNIT (1.0 / 16777216.0)  // 2^-24: every float16 probability is a multiple of it
 
-// Where row t of a packed lower triangle starts.
+// Index of row t in a packed lower triangle.
 DEVICE i64 tri(i64 t) { return t * (t + 1) / 2; }
 
-// A float16's bits as an integer multiple of 2^-24; the number lies in [0, 1].
+// A float16 in [0, 1], given by its bits, as an integer multiple of 2^-24.
 DEVICE int fixed_point(u16 bits) {
     int exponent = bits >> 10;
     int normal = exponent > 0;
     return ((normal << 10) | (bits & 1023)) << (exponent - normal);
 }
 
-// Least rank first, the oldest first among equals.
+// Whether a token is evicted before another: the lower rank, among equals the older token.
 DEVICE bool below(double rank, int pos, double other_rank, int other_pos) {
     return rank < other_rank || (rank == other_rank && pos < other_pos);
 }
 
 DEVICE void add(i64 *sum, i64 x) { atomicAdd((u64 *)sum, (u64)x); }
 
-// Budgets from `top` up to below `bottom` lose token j after step t; only where EVENTS asks for it.
-DEVICE void book(
+// Records, if EVENTS, that the listed budgets in top … bottom - 1 evict token j after step t.
+// following[d]: index of the first listed budget of at least d.
+DEVICE void record_evictions(
     int j, int top, int bottom, int t, int n, const int *budgets, const int *following, int nb,
     int *evicted
 ) {
@@ -43,7 +44,7 @@ DEVICE void book(
 #endif
 }
 
-// Python's //, %, min, max and abs.
+// Python's //, %, min, max and abs, which differ from C++ in signs and in the order of equals.
 DEVICE i64 py_floordiv(i64 a, i64 b) {
     i64 q = a / b;
     return q - (a % b != 0 && (a < 0) != (b < 0));

@@ -1,61 +1,70 @@
-// The stack kernel in depth order: any T7 rule that keeps state and evicts in every step, recorded
-// rows, every budget in one pass.
+// Replays every budget of an inclusive policy (proofs/14-inclusion.md) in one pass over stored rows.
+// The policy keeps state for each token and evicts in every step.
 //
-// Follows common.cuh and a policy's rules. State lies in shared memory by depth, in lines of four
-// depths a lane, so it is updated where it will be compared. PARTS warps replay one configuration of
-// one unit: each has a range of lines, and what falls from one range goes to the next by mail, so
-// that the first is a step ahead. The C configurations of a block replay the same unit and share its
-// rows, but do not wait for each other. gpu/README.md explains the steps.
+// Compiled after common.cuh and a policy's rules. Tokens and their state lie in shared memory in the
+// order of the stack, so each thread updates the depths that it will compare. PARTS warps replay one
+// configuration of one unit. Each warp has a range of depths. A token that falls below the first
+// warp's range reaches the second through a queue, so the first warp runs one step ahead. The C
+// configurations of a block replay the same unit and share its rows, but do not wait for each other.
+// gpu/README.md describes the algorithm.
 //
-// Constants: C configurations, PARTS (1 or 2), T = C * PARTS * WARP threads, HEADS, ROW (bytes of a
-// staged row), STAGES (rows), SPLIT (so many lines give the first part of two another one), LINES
-// (most of a part), CELLS (tokens that there is room for, a multiple of 8), PLAIN (the rank is the
-// only field of state, and never negative), EVENTS (evictions of listed budgets are recorded), BLOCKS
-// that a multiprocessor should hold.
+// Constants:
+//   C       configurations of a block
+//   PARTS   warps of a configuration, 1 or 2
+//   T       threads of a block, C * PARTS * WARP
+//   HEADS   heads of a unit
+//   ROW     bytes of a row in shared memory
+//   STAGES  rows of each head in shared memory
+//   SPLIT   of SPLIT lines one belongs to the first of two warps
+//   LINES   most lines of a warp; a line is 4 * WARP depths
+//   CELLS   tokens that shared memory has room for, a multiple of 8
+//   PLAIN   1 if the rank is the only field of state, and never negative
+//   EVENTS  1 if evictions at listed budgets are recorded
+//   BLOCKS  blocks that a multiprocessor should hold at once
 #include "staged.cuh"
 #include "tokens.cuh"
 #include "arguments.cuh"
-#define SLOTS 4                                  // tokens in the mail at a time
-#define FIRST(m) ((m) / (SPLIT * 4 * WARP) + 1)  // lines of the first part, of a stack of m tokens
-#define GROUPS ((LINES + WARP - 1) / WARP)       // of WARP lines, one a lane
+#define SLOTS 4                                  // tokens that the queue holds
+#define FIRST(m) ((m) / (SPLIT * 4 * WARP) + 1)  // lines of the first warp, for m tokens
+#define GROUPS ((LINES + WARP - 1) / WARP)       // of WARP lines, one for each lane
 #define HIGHEST 0xffffffffu
-#define KEYLESS ~0ull  // of an empty cell
+#define NO_KEY ~0ull  // of a depth without a token
 
-// A token on its way down. `key`: its rank's bits, arranged so that they order like the numbers do.
+// A token that moves down the stack. `key`: the bits of its rank, which order as integers.
 struct Token {
     u64 key;
 #if !PLAIN
     double state[F];
 #endif
-    int place, top;  // top: the least budget that has not lost it yet, where EVENTS asks
+    int offset, top;  // top: the least budget that still holds the token, if EVENTS
 };
 #define TOP(budget) (EVENTS ? (budget) : 0)
 
-// What the warps of a block tell one another.
-struct Desk {
+// Synchronises the warps of a block: which rows have arrived, and which may be replaced.
+struct RowSync {
     u64 ready[STAGES];
-    int readers[STAGES];  // warps that are done with the row in a stage
+    int readers[STAGES];  // warps that have finished with the row of a stage
 };
-// What the two warps of a configuration tell one another.
-struct Link {
-    Token mail[SLOTS];
+// Synchronises the two warps of a configuration, and holds the queue between them.
+struct PairSync {
+    Token queue[SLOTS];
     u64 sent[SLOTS], taken[SLOTS], updated, handed;
 };
-#define DESKS ((sizeof(Desk) + C * sizeof(Link) + 15) / 16 * 16)
+#define SYNC_BYTES ((sizeof(RowSync) + C * sizeof(PairSync) + 15) / 16 * 16)
 struct alignas(16) Two {
     double of[2];
 };
 
-DEVICE bool sinks_below(const Token &a, const Token &b) {
-    return before(a.key, a.place, b.key, b.place);
+DEVICE bool evicted_first(const Token &a, const Token &b) {
+    return precedes(a.key, a.offset, b.key, b.offset);
 }
 DEVICE unsigned high_of(u64 key) { return (unsigned)(key >> 32); }
 
-// The token of another lane.
+// A copy of the token that lane `from` holds.
 DEVICE Token token_of(const Token &own, int from) {
     Token other = own;
     other.key = __shfl_sync(ALL_LANES, own.key, from);
-    other.place = __shfl_sync(ALL_LANES, own.place, from);
+    other.offset = __shfl_sync(ALL_LANES, own.offset, from);
 #if !PLAIN
 #pragma unroll
     for (int f = 0; f < F; f++) other.state[f] = __shfl_sync(ALL_LANES, own.state[f], from);
@@ -67,11 +76,11 @@ DEVICE Token token_of(const Token &own, int from) {
 }
 
 extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
-    const u16 *bits,         // packed rows; row t of head h at bits[places[unit, h] + tri(t)]
-    const i64 *places,       // [units, HEADS]
-    const int *units,        // [blocks] the unit each block replays
-    const int *windows,      // [blocks, C] newest tokens that stay, by age; -1: no configuration
-    NUMBERS,
+    const u16 *bits,         // packed rows; row t of head h at bits[bases[unit, h] + tri(t)]
+    const i64 *bases,        // [units, HEADS]
+    const int *units,        // [blocks] the unit of each block
+    const int *windows,      // [blocks, C] newest tokens, which stay; -1: no configuration
+    PARAMETERS,
     RESULTS,
     int nb, int n, int p
 ) {
@@ -79,21 +88,21 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
     const int c = tid / WARP / PARTS, part = tid / WARP % PARTS;
     const int recent = windows[block * C + c];
     DYNAMIC_SHARED(shared);
-    unsigned char *base = shared;
-    OPAQUE(base);
-    Desk *desk = (Desk *)base;
-    Link *link = (Link *)(desk + 1) + c;
-    unsigned char *stages = base + DESKS;  // [STAGES, HEADS, ZEROS + ROW]
+    unsigned char *memory = shared;
+    OPAQUE(memory);
+    RowSync *row_sync = (RowSync *)memory;
+    PairSync *pair = (PairSync *)(row_sync + 1) + c;
+    unsigned char *stages = memory + SYNC_BYTES;  // [STAGES, HEADS, ZEROS + ROW]
     const int each = ZEROS + ROW;
     double *states = (double *)(stages + STAGES * HEADS * each);  // [C, F, CELLS]
     u16 *tokens = (u16 *)(states + C * F * CELLS) + c * CELLS;    // [C, CELLS]
     states += c * F * CELLS;
-    double *ring = states + (CELLS - recent);  // the window's, in the last cells of a field
+    double *ring = states + (CELLS - recent);  // state of the window's tokens, in the last cells
 
-    i64 placed[HEADS];
+    i64 base[HEADS];
 #pragma unroll
-    for (int h = 0; h < HEADS; h++) placed[h] = places[(i64)units[block] * HEADS + h];
-    const Numbers told = numbers_of(ints, floats, inputs, inputs_at, block * C + c);
+    for (int h = 0; h < HEADS; h++) base[h] = bases[(i64)units[block] * HEADS + h];
+    const Parameters params = parameters_of(ints, floats, inputs, inputs_at, block * C + c);
     i64 *hit = hits + ((i64)block * C + c) * (n + 1);
     int *lost = evicted + ((i64)block * C + c) * nb * n;
     (void)lost;
@@ -104,18 +113,18 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
     for (int i = 0; i < C; i++) running += windows[block * C + i] >= 0;
     if (tid == 0) {
         for (int i = 0; i < STAGES; i++) {
-            barrier_start(&desk->ready[i], ARRIVALS);
-            desk->readers[i] = 0;
+            barrier_start(&row_sync->ready[i], ARRIVALS);
+            row_sync->readers[i] = 0;
         }
     }
 #if PARTS > 1
     if (part == 0 && lane == 0) {
         for (int i = 0; i < SLOTS; i++) {
-            barrier_start(&link->sent[i], 1);
-            barrier_start(&link->taken[i], 1);
+            barrier_start(&pair->sent[i], 1);
+            barrier_start(&pair->taken[i], 1);
         }
-        barrier_start(&link->updated, 1);
-        barrier_start(&link->handed, 1);
+        barrier_start(&pair->updated, 1);
+        barrier_start(&pair->handed, 1);
     }
 #endif
     for (int d = lane; part == 0 && d < CELLS; d += WARP) {
@@ -124,59 +133,60 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
         states[d] = INF;
 #else
         double s[F];
-        rule_init(s, told.in, told.ip, told.fp, 0, 0, n, p, n, HEADS);
+        rule_init(s, params.in, params.ip, params.fp, 0, 0, n, p, n, HEADS);
         for (int f = 0; f < F; f++) states[f * CELLS + d] = s[f];
 #endif
     }
     __syncthreads();
     if (tid < WARP)
         for (int t = 0; t < STAGES && t < n; t++)
-            stage_row(bits, placed, t, stages + t * HEADS * each + ZEROS, each, &desk->ready[t],
+            stage_row(bits, base, t, stages + t * HEADS * each + ZEROS, each, &row_sync->ready[t],
                       lane);
     if (recent < 0) return;
 
     int t = 0, stage = 0;
     unsigned phase = 0;
     const unsigned char *row[HEADS];
-    int shift[HEADS];  // where in its first piece a row starts
+    int shift[HEADS];  // entries between a 16-byte boundary and the row's start
 #pragma unroll
-    for (int h = 0; h < HEADS; h++) shift[h] = (int)placed[h] & 7;
-    auto entry = [&](int place) {  // a sum of multiples of 2^-24: exact
-        double a = half_to_double(*(const u16 *)(row[0] + place));
+    for (int h = 0; h < HEADS; h++) shift[h] = (int)base[h] & 7;
+    auto entry = [&](int offset) {  // a sum of multiples of 2^-24: exact
+        double a = half_to_double(*(const u16 *)(row[0] + offset));
 #pragma unroll
-        for (int h = 1; h < HEADS; h++) a += half_to_double(*(const u16 *)(row[h] + place));
+        for (int h = 1; h < HEADS; h++) a += half_to_double(*(const u16 *)(row[h] + offset));
         return a;
     };
-    // The last warp that is done with a row asks for the one that takes its place.
+    // The last warp that finishes with a row starts the copy of the row that replaces it.
     auto release = [&]() {
         int others = 0;
         __syncwarp();
 #if T > WARP
         __threadfence_block();
-        if (lane == 0) others = atomicAdd(&desk->readers[stage], 1);
+        if (lane == 0) others = atomicAdd(&row_sync->readers[stage], 1);
         others = __shfl_sync(ALL_LANES, others, 0);
 #endif
         if (others == running * PARTS - 1 && t + STAGES < n) {
             if (lane == 0) {
-                desk->readers[stage] = 0;
-                __threadfence_block();  // seen by whoever sees the next row
+                row_sync->readers[stage] = 0;
+                __threadfence_block();  // visible before the next row is
             }
             __syncwarp();
-            stage_row(bits, placed, t + STAGES, stages + stage * HEADS * each + ZEROS, each,
-                      &desk->ready[stage], lane);
+            stage_row(bits, base, t + STAGES, stages + stage * HEADS * each + ZEROS, each,
+                      &row_sync->ready[stage], lane);
         }
     };
-    auto key = [&](const double *s, int place) {
+    auto key = [&](const double *s, int offset) {
 #if PLAIN
         return key_of(s[0]);
 #else
-        if (place == 0) return KEYLESS;
-        return key_of(rule_rank(s, told.in, told.ip, told.fp, POSITION(place), t, n, p, n, HEADS));
+        if (offset == 0) return NO_KEY;
+        const int pos = POSITION(offset);
+        return key_of(rule_rank(s, params.in, params.ip, params.fp, pos, t, n, p, n, HEADS));
 #endif
     };
-    auto update = [&](double *s, double a, int place) {
-        const int pos = max(0, POSITION(place));
-        rule_update(s, a, 0.0, told.in, told.ip, told.fp, pos, t, n, p, n, HEADS);
+    auto update = [&](double *s, double a, int offset) {
+        const int pos = max(0, POSITION(offset));
+        rule_update(s, a, 0.0, params.in, params.ip, params.fp, pos, t, n, p, n, HEADS);
     };
     auto load = [&](double *s, const double *from) {
 #pragma unroll
@@ -186,29 +196,29 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
 #pragma unroll
         for (int f = 0; f < F; f++) to[f * CELLS] = s[f];
     };
-    // This part's depths, from `first` on, and how many tokens it holds of those in the stack.
+    // This warp's depths start at `first`; residents(all): how many of the stack's tokens it holds.
     int split = FIRST(max(0, p - recent)), first = part ? split * 4 * WARP : 0;
-    int room = part + 1 < PARTS ? split * 4 * WARP : CELLS;
-    auto had = [&](int all) { return min(max(all - first, 0), room); };
-    // Four depths in a row are one lane's, and a line of them has 4 * WARP depths. Of a line's states
-    // the first two of each lane lie before the last two, so that lanes read what is side by side.
+    int capacity = part + 1 < PARTS ? split * 4 * WARP : CELLS;
+    auto residents = [&](int all) { return min(max(all - first, 0), capacity); };
+    // A lane has four consecutive depths of each line of 4 * WARP. In memory the first two depths of
+    // every lane come before the last two, so that neighbouring lanes read neighbouring addresses.
     auto cell_of = [&](int d) {
         const unsigned line = d / (4 * WARP), mine = d / 4 % WARP, i = d % 4;
         return states + (line * 4 + i / 2 * 2) * WARP + mine * 2 + i % 2;
     };
-    double *cells = states + first + lane * 2;  // this lane's of the part
-    u16 *names = tokens + first + lane * 4;
-    auto cell = [&](int line, int i) { return cells + (line * 4 + i) * WARP; };  // of i = 0, 2
-    auto name = [&](int line) { return (u64 *)(names + line * 4 * WARP); };
-    auto token = [&](const double *from, int place, int top) {
+    double *cells = states + first + lane * 2;  // this lane's part of the warp's state
+    u16 *part_offsets = tokens + first + lane * 4;
+    auto cell = [&](int line, int i) { return cells + (line * 4 + i) * WARP; };  // i is 0 or 2
+    auto line_offsets = [&](int line) { return (u64 *)(part_offsets + line * 4 * WARP); };
+    auto token = [&](const double *from, int offset, int top) {
         Token it;
 #if PLAIN
-        it.key = key(from, place);
+        it.key = key(from, offset);
 #else
         load(it.state, from);
-        it.key = key(it.state, place);
+        it.key = key(it.state, offset);
 #endif
-        it.place = place, it.top = TOP(top);
+        it.offset = offset, it.top = TOP(top);
         return it;
     };
     auto state_of = [&](const Token &it, int f) {
@@ -219,84 +229,84 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
 #endif
     };
 
-    unsigned sum[4 * LINES];      // what this lane's depths of the part got since the last flush
-    unsigned near = 0, next = 0;  // what ages `lane` and WARP + `lane` of the window got
-    unsigned least[GROUPS];       // [b]: no key of line b * WARP + lane has a lower high_of
+    unsigned sum[4 * LINES];      // mass of this lane's depths since the last flush
+    unsigned young = 0, older = 0;  // mass of the window's ages `lane` and WARP + `lane`
+    unsigned least[GROUPS];       // [b]: a lower bound on high_of the keys of line b * WARP + lane
 #pragma unroll
     for (int l = 0; l < 4 * LINES; l++) sum[l] = 0;
 #pragma unroll
     for (int b = 0; b < GROUPS; b++) least[b] = HIGHEST;
 
-    auto booked = [&](const Token &it, int depth) {
+    auto record = [&](const Token &it, int depth) {
 #if EVENTS
-        book(POSITION(it.place), it.top, depth, t, n, budgets, following, nb, lost);
+        record_evictions(POSITION(it.offset), it.top, depth, t, n, budgets, following, nb, lost);
 #endif
     };
 
-    // A token goes through a line: the one that is carried on is the least of it and the line's. True
-    // if that is one of the line's.
+    // Moves a token through a line. `carry` becomes the token that falls below the line: the one that
+    // is evicted first among the carried token and the line's. True if it is one of the line's.
     auto pass = [&](Token &carry, int line) {
         const int depth = recent + 1 + first + (line * WARP + lane) * 4;
-        u64 places = *name(line);
+        u64 offsets = *line_offsets(line);
         Token own[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            own[i].place = (u16)(places >> 16 * i), own[i].top = TOP(depth + i);
+            own[i].offset = (u16)(offsets >> 16 * i), own[i].top = TOP(depth + i);
 #if !PLAIN
 #pragma unroll
             for (int f = 0; f < F; f++) own[i].state[f] = cell(line, i / 2 * 2)[f * CELLS + i % 2];
-            own[i].key = key(own[i].state, own[i].place);
+            own[i].key = key(own[i].state, own[i].offset);
 #else
-            own[i].key = key(cell(line, i / 2 * 2) + i % 2, own[i].place);
-            if (t < p && own[i].place == 0) own[i].key = KEYLESS;  // not in the stack yet
+            own[i].key = key(cell(line, i / 2 * 2) + i % 2, own[i].offset);
+            if (t < p && own[i].offset == 0) own[i].key = NO_KEY;  // not in the stack yet
 #endif
         }
         Token best = own[0];
 #pragma unroll
         for (int i = 1; i < 4; i++)
-            if (sinks_below(own[i], best)) best = own[i];
-        const unsigned below = __ballot_sync(ALL_LANES, sinks_below(best, carry));
+            if (evicted_first(own[i], best)) best = own[i];
+        const unsigned below = __ballot_sync(ALL_LANES, evicted_first(best, carry));
         if (!below) return false;
-        Token in = carry;  // reaches this lane
+        Token in = carry;  // the token that reaches this lane
         int from = __ffs(below) - 1;
-        if (below & (below - 1)) {  // the least of each lane and all lanes above
+        if (below & (below - 1)) {  // a prefix minimum over the lanes
             u64 key = best.key;
-            int who = best.place * WARP + lane;  // orders like places
+            int who = best.offset * WARP + lane;  // orders as offsets do
 #pragma unroll
             for (int far = 1; far < WARP; far *= 2) {
                 const u64 other_key = __shfl_up_sync(ALL_LANES, key, far);
                 const int other_who = __shfl_up_sync(ALL_LANES, who, far);
-                if (lane >= far && before(other_key, other_who, key, who))
+                if (lane >= far && precedes(other_key, other_who, key, who))
                     key = other_key, who = other_who;
             }
             const u64 key_in = __shfl_up_sync(ALL_LANES, key, 1);
             const int who_in = __shfl_up_sync(ALL_LANES, who, 1);
             const Token other = token_of(best, who_in % WARP);
-            if (lane > 0 && before(key_in, who_in / WARP, carry.key, carry.place)) in = other;
+            if (lane > 0 && precedes(key_in, who_in / WARP, carry.key, carry.offset)) in = other;
             from = __shfl_sync(ALL_LANES, who, WARP - 1) % WARP;
         }
         carry = token_of(best, from);
-        if (sinks_below(best, in)) {
-            places = 0;
+        if (evicted_first(best, in)) {
+            offsets = 0;
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                if (sinks_below(own[i], in)) {
-                    booked(in, depth + i);
+                if (evicted_first(own[i], in)) {
+                    record(in, depth + i);
                     const Token out = own[i];
                     own[i] = in, in = out;
                 }
-                places |= (u64)own[i].place << 16 * i;
+                offsets |= (u64)own[i].offset << 16 * i;
             }
-            *name(line) = places;
+            *line_offsets(line) = offsets;
 #pragma unroll
             for (int f = 0; f < F; f++) {
 #pragma unroll
                 for (int i = 0; i < 4; i += 2) {
                     Two two = {{state_of(own[i], f), state_of(own[i + 1], f)}};
                     Two *to = (Two *)(cell(line, i) + f * CELLS);
-                    if (t < p) {  // who is not in the stack yet stays as it is
-                        if (own[i].place == 0) two.of[0] = to->of[0];
-                        if (own[i + 1].place == 0) two.of[1] = to->of[1];
+                    if (t < p) {  // keep the state of tokens that are not in the stack yet
+                        if (own[i].offset == 0) two.of[0] = to->of[0];
+                        if (own[i + 1].offset == 0) two.of[1] = to->of[1];
                     }
                     *to = two;
                 }
@@ -305,9 +315,9 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
         return true;
     };
 
-    // A token falls past every token of a higher rank, of the m that the part holds; the one that
-    // falls from them all comes to rest below them or goes to the next part.
-    unsigned slot = 0;  // the next to be used; every SLOTS of them the phase changes
+    // Moves a token down through the m tokens of this warp's range. The token that falls below all of
+    // them is placed under them, or, if the range is full, sent to the second warp.
+    unsigned slot = 0;  // the next slot of the queue, counted on; the phase changes every SLOTS
     auto percolate = [&](Token carry, int m) {
 #pragma unroll
         for (int b = 0; b < GROUPS; b++) {
@@ -320,11 +330,11 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
             }
         }
 #if PARTS > 1
-        if (m == room) {
-            barrier_wait(&link->taken[slot % SLOTS], (slot / SLOTS & 1) ^ 1);
-            if (lane == 0) link->mail[slot % SLOTS] = carry;
+        if (m == capacity) {
+            barrier_wait(&pair->taken[slot % SLOTS], (slot / SLOTS & 1) ^ 1);
+            if (lane == 0) pair->queue[slot % SLOTS] = carry;
             __syncwarp();
-            if (lane == 0) barrier_arrive(&link->sent[slot % SLOTS]);
+            if (lane == 0) barrier_arrive(&pair->sent[slot % SLOTS]);
             slot++;
             return;
         }
@@ -336,18 +346,18 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
         if (lane == m / 4 % WARP) {
 #pragma unroll
             for (int f = 0; f < F; f++) cell_of(first + m)[f * CELLS] = state_of(carry, f);
-            tokens[first + m] = (u16)carry.place;
-            booked(carry, recent + 1 + first + m);
+            tokens[first + m] = (u16)carry.offset;
+            record(carry, recent + 1 + first + m);
         }
     };
     auto receive = [&]() {
         Token carry = {};
 #if PARTS > 1
-        barrier_wait(&link->sent[slot % SLOTS], slot / SLOTS & 1);
-        carry = link->mail[slot % SLOTS];
+        barrier_wait(&pair->sent[slot % SLOTS], slot / SLOTS & 1);
+        carry = pair->queue[slot % SLOTS];
         if (!EVENTS) carry.top = 0;
         __syncwarp();
-        if (lane == 0) barrier_arrive(&link->taken[slot % SLOTS]);
+        if (lane == 0) barrier_arrive(&pair->taken[slot % SLOTS]);
         slot++;
 #endif
         return carry;
@@ -359,78 +369,78 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
             if (sum[l]) add(&hit[recent + 1 + first + (l / 4 * WARP + lane) * 4 + l % 4], sum[l]);
             sum[l] = 0;
         }
-        if (near) add(&hit[lane], near);
-        if (next) add(&hit[WARP + lane], next);
-        near = next = 0;
+        if (young) add(&hit[lane], young);
+        if (older) add(&hit[WARP + lane], older);
+        young = older = 0;
     };
 
-    int head = recent > 0 ? p % recent : 0;  // where the window's oldest token lies in the ring
+    int head = recent > 0 ? p % recent : 0;  // index of the window's oldest token in the ring
     int unflushed = 0;
-    unsigned hands = 0;  // phase of the next handing over
-    (void)hands;
+    unsigned handover_phase = 0;  // of the barrier for the next handover
+    (void)handover_phase;
     for (; t < n; t++) {
-        barrier_wait(&desk->ready[stage], phase);
+        barrier_wait(&row_sync->ready[stage], phase);
 #pragma unroll
         for (int h = 0; h < HEADS; h++)
             row[h] = stages + (stage * HEADS + h) * each + shift[h] * 2;
 
         if (t < p) {
-            // While prompt rows come the tokens lie in order of their positions.
+            // During the prompt the tokens lie in the order of their positions.
             for (int j = part * WARP + lane; j <= t; j += PARTS * WARP) {
                 double *at = j < p - recent ? cell_of(j) : ring + j % recent;
                 double s[F];
-                if (j == t) rule_init(s, told.in, told.ip, told.fp, j, t, n, p, n, HEADS);
+                if (j == t) rule_init(s, params.in, params.ip, params.fp, j, t, n, p, n, HEADS);
                 else load(s, at);
-                update(s, entry(PLACE(j)), PLACE(j));
+                update(s, entry(OFFSET(j)), OFFSET(j));
                 store(s, at);
             }
             release();
             if (t == p - 1) {
-                // One after the other they percolate: a sort, in place.
+                // The tokens enter the stack one after the other: a sort in place.
 #if PARTS > 1
-                if (part == 1 && lane == 0) barrier_arrive(&link->updated);
-                if (part == 0) barrier_wait(&link->updated, 0);
+                if (part == 1 && lane == 0) barrier_arrive(&pair->updated);
+                if (part == 0) barrier_wait(&pair->updated, 0);
 #endif
                 for (int j = first; j < p - recent; j++) {
-                    const Token carry = part ? receive() : token(cell_of(j), PLACE(j), 1);
+                    const Token carry = part ? receive() : token(cell_of(j), OFFSET(j), 1);
                     __syncwarp();
-                    percolate(carry, had(j));
+                    percolate(carry, residents(j));
                     __syncwarp();
                 }
                 for (int j = max(0, p - recent) + lane; part == 0 && j < p; j += WARP)
-                    book(j, 1, p - j, t, n, budgets, following, nb, lost);
+                    record_evictions(j, 1, p - j, t, n, budgets, following, nb, lost);
             }
         } else {
             Token carry;
             if (part == 0) {
-                // The window: depth = age, and a token's own attention counts at depth 0.
+                // In the window depth is age; a row's own token counts at depth 0.
                 const int oldest = min(recent, t);
-                if (lane <= oldest) near += units_of(entry(PLACE(t - lane)));
-                if (WARP + lane <= oldest) next += units_of(entry(PLACE(t - WARP - lane)));
+                if (lane <= oldest) young += units_of(entry(OFFSET(t - lane)));
+                if (WARP + lane <= oldest) older += units_of(entry(OFFSET(t - WARP - lane)));
 #pragma unroll 1
                 for (int age = 2 * WARP + lane; age <= oldest; age += WARP)
-                    add(&hit[age], units_of(entry(PLACE(t - age))));
+                    add(&hit[age], units_of(entry(OFFSET(t - age))));
 #pragma unroll 1
                 for (int i = lane; i < recent; i += WARP) {
                     const int j = i < head ? t - head + i : t - head + i - recent;
                     if (j < 0) continue;
                     double s[F];
                     load(s, ring + i);
-                    update(s, entry(PLACE(j)), PLACE(j));
+                    update(s, entry(OFFSET(j)), OFFSET(j));
                     store(s, ring + i);
                 }
                 double fresh[F];
-                rule_init(fresh, told.in, told.ip, told.fp, t, t, n, p, n, HEADS);
-                update(fresh, entry(PLACE(t)), PLACE(t));
+                rule_init(fresh, params.in, params.ip, params.fp, t, t, n, p, n, HEADS);
+                update(fresh, entry(OFFSET(t)), OFFSET(t));
                 if (recent > 0) {
                     __syncwarp();
-                    carry = token(ring + head, PLACE(max(0, t - recent)), recent);
+                    carry = token(ring + head, OFFSET(max(0, t - recent)), recent);
                     __syncwarp();
                     if (lane == head % WARP) store(fresh, ring + head);
                     if (++head == recent) head = 0;
                 } else {
-                    carry.key = key(fresh, PLACE(t));
-                    carry.place = PLACE(t), carry.top = TOP(1);
+                    carry.key = key(fresh, OFFSET(t));
+                    carry.offset = OFFSET(t), carry.top = TOP(1);
 #if !PLAIN
 #pragma unroll
                     for (int f = 0; f < F; f++) carry.state[f] = fresh[f];
@@ -440,30 +450,30 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
 
 #if PARTS > 1
             if (const int now = FIRST(max(0, t - recent)); now != split) {
-                // The second part hands lines over, once it is done with the step before.
+                // The second warp hands lines over after it has finished the previous step.
                 if (part) {
                     flush();
                     __syncwarp();
-                    if (lane == 0) barrier_arrive(&link->handed);
-                    cells += (now - split) * 4 * WARP, names += (now - split) * 4 * WARP;
+                    if (lane == 0) barrier_arrive(&pair->handed);
+                    cells += (now - split) * 4 * WARP, part_offsets += (now - split) * 4 * WARP;
                     first = now * 4 * WARP;
 #pragma unroll
-                    for (int b = 0; b < GROUPS; b++) least[b] = HIGHEST;  // of the lines as they were
+                    for (int b = 0; b < GROUPS; b++) least[b] = HIGHEST;  // the lines have moved
                 } else {
-                    barrier_wait(&link->handed, hands);
-                    hands ^= 1;
-                    room = now * 4 * WARP;
+                    barrier_wait(&pair->handed, handover_phase);
+                    handover_phase ^= 1;
+                    capacity = now * 4 * WARP;
                 }
                 split = now;
             }
 #endif
 
-            // The stack, line by line: state, what each depth got, the line's least key.
-            const int m = had(t - recent);
+            // For each line: update the state, add the mass of each depth, find the least key.
+            const int m = residents(t - recent);
 #pragma unroll
             for (int l = 0; l < LINES; l++) {
                 if (l * 4 * WARP >= m) break;
-                const u64 places = *name(l);
+                const u64 offsets = *line_offsets(l);
                 double s[4][F], a[4];
                 unsigned low = HIGHEST;
 #pragma unroll
@@ -475,13 +485,13 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
                     }
                 }
 #pragma unroll
-                for (int i = 0; i < 4; i++) a[i] = entry((u16)(places >> 16 * i));
+                for (int i = 0; i < 4; i++) a[i] = entry((u16)(offsets >> 16 * i));
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    const int place = (u16)(places >> 16 * i);
+                    const int offset = (u16)(offsets >> 16 * i);
                     sum[4 * l + i] += units_of(a[i]);
-                    update(s[i], a[i], place);
-                    low = min(low, high_of(key(s[i], place)));
+                    update(s[i], a[i], offset);
+                    low = min(low, high_of(key(s[i], offset)));
                 }
 #pragma unroll
                 for (int f = 0; f < F; f++) {
@@ -493,7 +503,7 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
                 if (lane == l % WARP) least[l / WARP] = low;
             }
             release();
-#if EVENTS  // budgets smaller than the window lose its tokens by age
+#if EVENTS  // budgets below the window's size evict its tokens by age
             for (int b = lane; part == 0 && b < nb && budgets[b] < recent; b += WARP)
                 if (budgets[b] <= t) lost[(i64)b * n + t - budgets[b]] = t;
 #endif

@@ -1,14 +1,14 @@
-// The direct kernel: one unit, one policy, one budget; any rule that a token's own values decide.
+// Replays one policy on one unit at one budget, for rules that read only a token's own values.
 //
-// Follows common.cuh and a policy's rules. One block replays one job; all its arrays lie in scratch
-// (the first- and second-level caches hold them), so a replay can stop after any row and go on in
-// the next launch. It does what engines/naive.py says; gpu/README.md explains the steps.
+// Compiled after common.cuh and a policy's rules. One block replays one job. All of its arrays lie in
+// device memory (`scratch`), so a replay can stop after any row and continue in the next launch. The
+// semantics are those of h2osim/engines/naive.py; gpu/README.md describes the steps.
 //
-// Constant: T threads.
+// Constant: T threads of a block.
 #include "arguments.cuh"
 #define WARPS (T / WARP)
 
-// The sum over the block, to every thread. `part` has WARPS + 1 places.
+// Returns the sum over the block to every thread. `part`: shared memory for WARPS numbers.
 DEVICE i64 block_sum(i64 x, i64 *part) {
     for (int far = WARP / 2; far; far /= 2) x += __shfl_xor_sync(ALL_LANES, x, far);
     __syncthreads();
@@ -19,14 +19,14 @@ DEVICE i64 block_sum(i64 x, i64 *part) {
     return sum;
 }
 
-// What the policy is shown of token j in row t, whose heads start at bits[place[h] + at].
+// The attention to token j that the policy observes in row t, which starts at bits[base[h] + at].
 DEVICE double observe(
-    const u16 *bits, const i64 *place, i64 at, int j, int t, bool whole, const i64 *shown, int n,
+    const u16 *bits, const i64 *base, i64 at, int j, int t, bool whole, const i64 *shown, int n,
     int heads
 ) {
     double total = 0.0;
     for (int h = 0; h < heads; h++) {
-        const i64 x = fixed_point(bits[place[h] + at + j]);
+        const i64 x = fixed_point(bits[base[h] + at + j]);
         const i64 seen = shown[(i64)h * n + t], mass = shown[((i64)heads + h) * n + t];
         if (whole)
             total += (double)x * UNIT;
@@ -37,17 +37,17 @@ DEVICE double observe(
 }
 
 extern "C" __global__ void __launch_bounds__(T) direct(
-    const u16 *bits,       // packed rows; row t of head h at bits[place[unit, h] + tri(t)]
-    const i64 *places,     // [units, heads]
-    const i64 *masses,     // [units, heads, stop - start] whole mass of each new row
-    const int *units,      // [jobs] the unit each block replays
+    const u16 *bits,       // packed rows; row t of head h at bits[bases[unit, h] + tri(t)]
+    const i64 *bases,      // [units, heads]
+    const i64 *masses,     // [units, heads, stop - start] sum of each new row
+    const int *units,      // [jobs] the unit of each job
     const int *budgets,    // [jobs]
-    const int *cached,     // [jobs] whether the policy is shown renormalised rows
+    const int *cached,     // [jobs] 1 if the policy observes renormalised rows
     const int *lags,       // [jobs]
-    NUMBERS,
-    int *left,             // [jobs, n] step after which a token left, n before
+    PARAMETERS,
+    int *evicted_at,       // [jobs, n] step of each token's eviction; n: not evicted
     i64 *kept,             // [jobs, n - p] mass attended in each decode step
-    int *cells,            // [jobs, 2] tokens cached, most keys attended
+    int *progress,         // [jobs, 2] tokens cached, most keys attended so far
     unsigned char *scratch, i64 scratch_each, int n, int p, int heads, int start, int stop
 ) {
     const int tid = threadIdx.x, job = blockIdx.x;
@@ -57,16 +57,16 @@ extern "C" __global__ void __launch_bounds__(T) direct(
 
     double *state = (double *)(scratch + job * scratch_each);  // [F, n] by position
     double *ranks = state + (i64)F * n;                        // [n] by slot
-    i64 *shown = (i64 *)(ranks + n);  // [2, heads, n] mass of each row attended, and in all
+    i64 *shown = (i64 *)(ranks + n);  // [2, heads, n] attended and whole mass of each row
     int *cache = (int *)(shown + (i64)2 * heads * n);          // [n] positions, in any order
     int *spare = cache + n;                                    // [n]
 
-    const i64 *place = places + (i64)units[job] * heads;
+    const i64 *base = bases + (i64)units[job] * heads;
     const int k = budgets[job], lag = lags[job];
     const bool full = !cached[job];
-    const Numbers told = numbers_of(ints, floats, inputs, inputs_at, job);
-    int *gone = left + (i64)job * n;
-    int m = cells[job * 2], held = cells[job * 2 + 1];
+    const Parameters params = parameters_of(ints, floats, inputs, inputs_at, job);
+    int *evicted = evicted_at + (i64)job * n;
+    int m = progress[job * 2], held = progress[job * 2 + 1];
 
     for (int t = start; t < stop; t++) {
         const i64 at = tri(t);
@@ -74,29 +74,29 @@ extern "C" __global__ void __launch_bounds__(T) direct(
         double own[F + 1];
         if (tid == 0) {
             cache[m] = t;
-            gone[t] = n;
-            rule_init(own, told.in, told.ip, told.fp, t, t, k, p, n, heads);
+            evicted[t] = n;
+            rule_init(own, params.in, params.ip, params.fp, t, t, k, p, n, heads);
             for (int f = 0; f < F; f++) state[(i64)f * n + t] = own[f];
         }
         m++;
         __syncthreads();
 
-        // Attend: the mass seen in each head, and how many keys gave it.
+        // The mass that each head gives to the attended keys, and the number of these keys.
         i64 mass = 0, seen = 0;
         for (int h = 0; h < heads; h++) {
-            const u16 *row = bits + place[h] + at;
+            const u16 *row = bits + base[h] + at;
             i64 one = 0, keys = 0;
             for (int i = tid; i < m; i += T) {
                 const int j = cache[i];
-                if (dense || !HIDES || rule_visible(told.ip, told.fp, j, t, k, p, n, heads)) {
+                if (dense || !HIDES || rule_visible(params.ip, params.fp, j, t, k, p, n, heads)) {
                     one += fixed_point(row[j]);
                     keys++;
                 }
             }
             if (LINGERS) {
-                const int oldest = max(0, t - rule_linger(told.ip, told.fp, t, k, p, n, heads));
+                const int oldest = max(0, t - rule_linger(params.ip, params.fp, t, k, p, n, heads));
                 for (int j = oldest + tid; j < t; j += T) {
-                    if (gone[j] < n) {
+                    if (evicted[j] < n) {
                         one += fixed_point(row[j]);
                         keys++;
                     }
@@ -113,25 +113,26 @@ extern "C" __global__ void __launch_bounds__(T) direct(
         }
         __syncthreads();
 
-        // Update every cached token and, if one must go, find the least rank on the way.
-        const int keep = t >= p - 1 ? rule_keep(m, told.ip, told.fp, t, k, p, n, heads) : m;
+        // Update every cached token and, if one must be evicted, find the least rank.
+        const int keep = t >= p - 1 ? rule_keep(m, params.ip, params.fp, t, k, p, n, heads) : m;
         const bool evicting = m > keep || (EXPIRES && t >= p - 1);
         double least = INF;
         int least_pos = 0x7fffffff, least_slot = 0;
         for (int i = tid; i < m; i += T) {
             const int j = cache[i];
             double a = 0.0, old = 0.0;
-            if (dense || !HIDES || rule_visible(told.ip, told.fp, j, t, k, p, n, heads))
-                a = observe(bits, place, at, j, t, dense || full, shown, n, heads);
+            if (dense || !HIDES || rule_visible(params.ip, params.fp, j, t, k, p, n, heads))
+                a = observe(bits, base, at, j, t, dense || full, shown, n, heads);
             const int u = t - lag;
             if (lag > 0 && u >= j)
-                if (u < p || !HIDES || rule_visible(told.ip, told.fp, j, u, k, p, n, heads))
-                    old = observe(bits, place, tri(u), j, u, u < p || full, shown, n, heads);
+                if (u < p || !HIDES || rule_visible(params.ip, params.fp, j, u, k, p, n, heads))
+                    old = observe(bits, base, tri(u), j, u, u < p || full, shown, n, heads);
             for (int f = 0; f < F; f++) own[f] = state[(i64)f * n + j];
-            rule_update(own, a, old, told.in, told.ip, told.fp, j, t, k, p, n, heads);
+            rule_update(own, a, old, params.in, params.ip, params.fp, j, t, k, p, n, heads);
             for (int f = 0; f < F; f++) state[(i64)f * n + j] = own[f];
             if (evicting) {
-                const double r = rule_rank(own, told.in, told.ip, told.fp, j, t, k, p, n, heads);
+                const double r =
+                    rule_rank(own, params.in, params.ip, params.fp, j, t, k, p, n, heads);
                 ranks[i] = r;
                 if (below(r, j, least, least_pos)) least = r, least_pos = j, least_slot = i;
             }
@@ -167,14 +168,14 @@ extern "C" __global__ void __launch_bounds__(T) direct(
                         least_slot = part_slot[w];
                     }
                 }
-                gone[least_pos] = t;
+                evicted[least_pos] = t;
                 cache[least_slot] = cache[m];
             }
             __syncthreads();
             continue;
         }
 
-        // Many at once: a token goes if fewer than m - keep rank below it.
+        // Several at once: a token is evicted if fewer than m - keep tokens rank below it.
         __syncthreads();
         const int length = (m + T - 1) / T, low = tid * length, high = min(low + length, m);
         int staying = 0;
@@ -185,7 +186,7 @@ extern "C" __global__ void __launch_bounds__(T) direct(
             if (m > keep)
                 for (int s = 0; s < m; s++) lower += below(ranks[s], cache[s], r, j);
             if (lower < m - keep || (EXPIRES && r == -INF))
-                gone[j] = t;
+                evicted[j] = t;
             else
                 staying++;
         }
@@ -197,14 +198,14 @@ extern "C" __global__ void __launch_bounds__(T) direct(
             stay += counts[s];
         }
         for (int i = low; i < high; i++)
-            if (gone[cache[i]] == n) spare[slot++] = cache[i];
+            if (evicted[cache[i]] == n) spare[slot++] = cache[i];
         __syncthreads();
         for (int i = tid; i < stay; i += T) cache[i] = spare[i];
         m = stay;
         __syncthreads();
     }
     if (tid == 0) {
-        cells[job * 2] = m;
-        cells[job * 2 + 1] = held;
+        progress[job * 2] = m;
+        progress[job * 2 + 1] = held;
     }
 }

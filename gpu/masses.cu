@@ -1,9 +1,9 @@
-// The whole mass of each row of each head, in fixed point: one warp a row.
+// The sum of each row of each head, in units of 2^-24. One warp adds up one row.
 //
-// Follows common.cuh. Constant: T threads.
+// Compiled after common.cuh. Constant: T threads of a block.
 extern "C" __global__ void __launch_bounds__(T) masses(
-    const u16 *bits,    // packed rows; row t of a head at bits[place + tri(t)]
-    const i64 *places,  // [heads of all units]
+    const u16 *bits,    // packed rows; row t of a head at bits[bases[head] + tri(t)]
+    const i64 *bases,   // [heads of all units]
     i64 *sums,          // [heads of all units, stop - start]
     int heads, int start, int stop
 ) {
@@ -11,7 +11,7 @@ extern "C" __global__ void __launch_bounds__(T) masses(
     const i64 row = ((i64)blockIdx.x * T + threadIdx.x) / WARP;
     if (row >= (i64)heads * (stop - start)) return;
     const int t = start + (int)(row % (stop - start));
-    const u16 *source = bits + places[row / (stop - start)] + tri(t);
+    const u16 *source = bits + bases[row / (stop - start)] + tri(t);
     i64 sum = 0;
     for (int j = lane; j <= t; j += WARP) sum += fixed_point(source[j]);
     for (int far = WARP / 2; far; far /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, far);

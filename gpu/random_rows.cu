@@ -1,6 +1,7 @@
 // Random attention rows for measurements: softmax of independent normal logits, float16, packed.
 //
-// Follows common.cuh. One warp a row; row t of unit u at out[u * tri(n) + tri(t)]. Constant: T.
+// Compiled after common.cuh. One warp makes one row; row t of unit u starts at
+// out[u * tri(n) + tri(t)]. Constant: T threads of a block.
 DEVICE unsigned mixed(u64 z) {
     z += 0x9E3779B97F4A7C15ull;
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;

@@ -1,12 +1,12 @@
-// Softmax rows from queries and keys, with the bits of rows.py: the same float32 operations in the
-// same order, none fused. Three kernels a block of rows; follows common.cuh.
+// Softmax rows from queries and keys, equal in every bit to those of h2osim/attention/softmax.py: the
+// same float32 operations in the same order, none fused.
 //
-// Constants: T threads of softmax (a multiple of 16), SIDE threads along each side of a tile of TILE
-// rows and TILE keys.
-#define EACH (TILE / SIDE)  // rows and keys of a thread
+// Compiled after common.cuh. Constants: T threads of a block of `softmax` (a multiple of 16); a block
+// of `logits` has SIDE * SIDE threads and computes TILE rows times TILE keys.
+#define EACH (TILE / SIDE)  // a thread computes EACH rows times EACH keys
 
-// Logits of the unit's query heads: logits[h, t - first, j] = scale * <q[h, t], k[g, j]>, added up
-// coordinate by coordinate. A block makes TILE rows times TILE keys; a thread, several of each.
+// Logits of the unit's query heads: logits[h, t - first, j] = scale * <q[h, t], k[g, j]>, summed
+// coordinate by coordinate.
 extern "C" __global__ void __launch_bounds__(SIDE * SIDE) logits(
     const float *queries,  // [heads, n, size], all units' one after the other
     const float *keys,     // [KV heads, n, size]
@@ -56,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(SIDE * SIDE) logits(
     }
 }
 
-// exp of x <= 0 as in _scan.py: additions and multiplications alone.
+// exp(x) for x <= 0 as in h2osim/attention, by additions and multiplications only.
 DEVICE float row_exp(float x) {
     const float whole = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
     const float r = (x - whole * 0.693359375f) - whole * -2.12194440e-4f;
@@ -78,7 +78,7 @@ DEVICE float capped(float x, float cap) {
     return x < 0.0f ? -squashed : squashed;
 }
 
-// A float32 number in [0, 1] as float16, to nearest, ties to even.
+// The bits of a float32 in [0, 1] rounded to float16, to nearest, ties to even.
 DEVICE u16 half_bits(float x) {
     union {
         float value;
@@ -91,12 +91,12 @@ DEVICE u16 half_bits(float x) {
     return (u16)(number.bits >= 0x38800000 ? normal : small.bits - 0x4B000000);
 }
 
-// Softmax of each row in place, then its float16 bits; 16 lanes a row, because rows.py adds a row up
-// in 16 sums of every 16th number.
+// Softmax of each row in place, then its float16 bits. 16 lanes compute a row, because the CPU adds
+// it up in 16 sums, each of every 16th number.
 extern "C" __global__ void __launch_bounds__(T) softmax(
     float *logits,  // [heads, stop - first, stop]
-    u16 *out,       // row t of head h at out[places[h] + tri(t)]
-    const i64 *places, int *wrong, float cap, int window, int heads, int first, int stop
+    u16 *out,       // row t of head h at out[bases[h] + tri(t)]
+    const i64 *bases, int *wrong, float cap, int window, int heads, int first, int stop
 ) {
     const int group = (blockIdx.x * T + threadIdx.x) / 16, lane = threadIdx.x % 16;
     __shared__ double sums[T];
@@ -133,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(T) softmax(
     for (int i = 0; i < 16; i++) total += sums[threadIdx.x / 16 * 16 + i];
     const float divisor = (float)total;
     if (!real) return;
-    u16 *bits = out + places[h] + tri(t);
+    u16 *bits = out + bases[h] + tri(t);
     for (int j = lane; j < low; j += 16) bits[j] = 0;
     for (int j = low + lane; j <= t; j += 16) bits[j] = half_bits(row[j] / divisor);
 }

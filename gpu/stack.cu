@@ -1,40 +1,42 @@
-// The stack kernel: one unit, C configurations of one policy, every budget in one pass (theorem T7).
+// Replays every budget of any inclusive policy (proofs/14-inclusion.md) in one pass.
 //
-// Follows common.cuh and a policy's rules. One block replays one unit. A token belongs to the thread
-// pos % T, which keeps its state in registers; ranks, the stack (tokens by depth) and the mass each
-// token has received lie in memory that the block shares. gpu/README.md explains the steps.
+// Compiled after common.cuh and a policy's rules. One block replays C configurations of one policy on
+// one unit. Thread pos % T keeps the state of the token at position pos in registers. The ranks, the
+// stack (tokens by depth) and the mass that each token has received lie in memory that the block
+// shares. gpu/README.md describes the algorithm.
 //
-// Constants: T threads, NS tokens a thread, C configurations, HEADS, SHARED (arrays in shared
-// memory, else in scratch), EVENTS (evictions of listed budgets are recorded), UNROLL.
+// Constants: T threads, NS tokens of a thread, C configurations, HEADS, SHARED (1: the block's arrays
+// lie in shared memory, 0: in scratch), EVENTS (1: evictions at listed budgets are recorded), UNROLL
+// (turns of the loops over a thread's tokens that are unrolled).
 #include "arguments.cuh"
 static const int UNROLLED = UNROLL;  // `#pragma unroll` reads constants, not macros
 #define FIELDS (F > 0 ? F : 1)
 #define WARPS (T / WARP)
 
-struct Carry {  // a token on its way down, and the least budget that has not lost it yet
+struct Carry {  // a token that moves down the stack; top: the least budget that still holds it
     double rank;
     int pos, top;
 };
 
-DEVICE bool sinks_below(const Carry &a, const Carry &b) {
+DEVICE bool evicted_first(const Carry &a, const Carry &b) {
     return below(a.rank, a.pos, b.rank, b.pos);
 }
 
 // A row's entry, summed over the unit's heads.
-DEVICE int entry(const u16 *bits, const i64 *place, i64 at, int j) {
+DEVICE int entry(const u16 *bits, const i64 *base, i64 at, int j) {
     int x = 0;
 #pragma unroll
-    for (int h = 0; h < HEADS; h++) x += fixed_point(bits[place[h] + at + j]);
+    for (int h = 0; h < HEADS; h++) x += fixed_point(bits[base[h] + at + j]);
     return x;
 }
 
 extern "C" __global__ void __launch_bounds__(T) stack(
-    const u16 *bits,         // packed rows; row t of head h at bits[place[unit, h] + tri(t)]
-    const i64 *places,       // [units, HEADS]
-    const int *units,        // [blocks] the unit each block replays
-    const int *patterns,     // [blocks] which of `evicts` it follows
+    const u16 *bits,         // packed rows; row t of head h at bits[bases[unit, h] + tri(t)]
+    const i64 *bases,        // [units, HEADS]
+    const int *units,        // [blocks] the unit of each block
+    const int *patterns,     // [blocks] index of its row of `evicts`
     const unsigned char *evicts,  // [patterns, n] whether a step evicts
-    NUMBERS,
+    PARAMETERS,
     RESULTS,
     unsigned char *scratch,  // [blocks, scratch_each]
     i64 scratch_each, int nb, int n, int p, int start, int stop
@@ -43,56 +45,56 @@ extern "C" __global__ void __launch_bounds__(T) stack(
     DYNAMIC_SHARED(shared);
     __shared__ Carry totals[C][WARPS];
 
-    unsigned char *kept = scratch + block * scratch_each;
-    double *kept_state = (double *)kept;                   // [NS, C, F, T]
-    i64 *kept_mass = (i64 *)(kept_state + (i64)NS * C * FIELDS * T);
+    unsigned char *saved = scratch + block * scratch_each;
+    double *saved_state = (double *)saved;                 // [NS, C, F, T]
+    i64 *saved_mass = (i64 *)(saved_state + (i64)NS * C * FIELDS * T);
 #if SHARED
     i64 *mass = (i64 *)shared;                             // [n] received while decoding
-    int *kept_order = (int *)(kept_mass + n);
+    int *saved_order = (int *)(saved_mass + n);
     double *ranks = (double *)(mass + n);                  // [C, n]
     int *order = (int *)(ranks + (i64)C * n);              // [C, n + 1] tokens by depth, from 1 on
-    int *kept_cell = kept_order + (i64)C * (n + 1);
+    int *saved_count = saved_order + (i64)C * (n + 1);
 #else
-    i64 *mass = kept_mass;
+    i64 *mass = saved_mass;
     double *ranks = (double *)(mass + n);
     int *order = (int *)(ranks + (i64)C * n);
-    int *kept_cell = order + (i64)C * (n + 1);
+    int *saved_count = order + (i64)C * (n + 1);
 #endif
 
-    const i64 *place = places + (i64)units[block] * HEADS;
+    const i64 *base = bases + (i64)units[block] * HEADS;
     const unsigned char *evict_in = evicts + (i64)patterns[block] * n;
-    Numbers told[C];
+    Parameters params[C];
 #pragma unroll
     for (int c = 0; c < C; c++)
-        told[c] = numbers_of(ints, floats, inputs, inputs_at, block * C + c);
+        params[c] = parameters_of(ints, floats, inputs, inputs_at, block * C + c);
 
     double state[NS][C][FIELDS];
     int row[NS];     // this thread's entries of the next row
     int m = 0;       // tokens in the stack: 0 … m - 1; later ones wait, oldest first
-    i64 always = 0;  // mass that every budget saw, by this thread's tokens
+    i64 always = 0;  // mass of this thread's tokens that every budget attends
     if (start > 0) {
-        m = kept_cell[0];
+        m = saved_count[0];
 #pragma unroll UNROLLED
         for (int i = 0; i < NS; i++)
             for (int c = 0; c < C; c++)
                 for (int f = 0; f < FIELDS; f++)
-                    state[i][c][f] = kept_state[((i * C + c) * FIELDS + f) * T + tid];
+                    state[i][c][f] = saved_state[((i * C + c) * FIELDS + f) * T + tid];
 #if SHARED
-        for (int j = tid; j < n; j += T) mass[j] = kept_mass[j];
-        for (int d = tid; d < C * (n + 1); d += T) order[d] = kept_order[d];
+        for (int j = tid; j < n; j += T) mass[j] = saved_mass[j];
+        for (int d = tid; d < C * (n + 1); d += T) order[d] = saved_order[d];
 #endif
         __syncthreads();
     }
 #pragma unroll UNROLLED
     for (int i = 0; i < NS; i++) {
         int j = i * T + tid;
-        row[i] = j <= start ? entry(bits, place, tri(start), j) : 0;
+        row[i] = j <= start ? entry(bits, base, tri(start), j) : 0;
     }
 
     for (int t = start; t < stop; t++) {
         const bool evicts_now = evict_in[t];
 
-        // Every token's state and rank, each by its own thread.
+        // Each thread updates and ranks its own tokens.
 #pragma unroll UNROLLED
         for (int i = 0; i < NS; i++) {
             const int j = i * T + tid;
@@ -103,28 +105,28 @@ extern "C" __global__ void __launch_bounds__(T) stack(
                 mass[j] = 0;
 #pragma unroll
                 for (int c = 0; c < C; c++) {
-                    const Numbers &its = told[c];
-                    rule_init(state[i][c], its.in, its.ip, its.fp, j, t, n, p, n, HEADS);
+                    const Parameters &own = params[c];
+                    rule_init(state[i][c], own.in, own.ip, own.fp, j, t, n, p, n, HEADS);
                 }
             }
             if (t >= p) mass[j] += row[i];
             if (evicts_now && j >= m) always += mass[j];
 #pragma unroll
             for (int c = 0; c < C; c++) {
-                const Numbers &its = told[c];
-                rule_update(state[i][c], a, 0.0, its.in, its.ip, its.fp, j, t, n, p, n, HEADS);
+                const Parameters &own = params[c];
+                rule_update(state[i][c], a, 0.0, own.in, own.ip, own.fp, j, t, n, p, n, HEADS);
                 if (evicts_now)
                     ranks[(i64)c * n + j] =
-                        rule_rank(state[i][c], its.in, its.ip, its.fp, j, t, n, p, n, HEADS);
+                        rule_rank(state[i][c], own.in, own.ip, own.fp, j, t, n, p, n, HEADS);
             }
         }
-        if (t + 1 < stop) {  // asked for now, used in the next step
+        if (t + 1 < stop) {  // loaded now for the next step
             const i64 at = tri(t + 1);
 #pragma unroll UNROLLED
             for (int i = 0; i < NS; i++) {
                 const int j = i * T + tid;
                 if (i * T > t + 1) break;
-                if (j <= t + 1) row[i] = entry(bits, place, at, j);
+                if (j <= t + 1) row[i] = entry(bits, base, at, j);
             }
         }
         if (!evicts_now) continue;
@@ -139,7 +141,7 @@ extern "C" __global__ void __launch_bounds__(T) stack(
                     for (int i = 0; i <= t; i++) depth += below(own, j, rank[i], i);
                     order[(i64)c * (n + 1) + depth] = j;
                     add(&hits[((i64)block * C + c) * (n + 1) + depth], -mass[j]);
-                    book(
+                    record_evictions(
                         j, 1, depth, t, n, budgets, following, nb,
                         evicted + ((i64)block * C + c) * nb * n
                     );
@@ -163,7 +165,7 @@ extern "C" __global__ void __launch_bounds__(T) stack(
                 for (int d = low; d < high; d++) {
                     const int y = tokens[d];
                     const Carry other = {rank[y], y, d};
-                    if (sinks_below(other, own)) own = other;
+                    if (evicted_first(other, own)) own = other;
                 }
                 least[c] = own;
 #pragma unroll
@@ -172,7 +174,7 @@ extern "C" __global__ void __launch_bounds__(T) stack(
                     other.rank = __shfl_up_sync(ALL_LANES, own.rank, far);
                     other.pos = __shfl_up_sync(ALL_LANES, own.pos, far);
                     other.top = __shfl_up_sync(ALL_LANES, own.top, far);
-                    if (lane >= far && sinks_below(other, own)) own = other;
+                    if (lane >= far && evicted_first(other, own)) own = other;
                 }
                 if (lane == WARP - 1) totals[c][warp] = own;
                 before[c].rank = __shfl_up_sync(ALL_LANES, own.rank, 1);
@@ -189,23 +191,25 @@ extern "C" __global__ void __launch_bounds__(T) stack(
                 int *lost = evicted + ((i64)block * C + c) * nb * n;
                 Carry carry = {rank[m], m, 1};
                 for (int w = 0; w < warp; w++)
-                    if (sinks_below(totals[c][w], carry)) carry = totals[c][w];
-                if (sinks_below(before[c], carry)) carry = before[c];
-                if (low < high && sinks_below(least[c], carry)) {
+                    if (evicted_first(totals[c][w], carry)) carry = totals[c][w];
+                if (evicted_first(before[c], carry)) carry = before[c];
+                if (low < high && evicted_first(least[c], carry)) {
                     for (int d = low; d < high; d++) {
                         const int y = tokens[d];
                         const Carry other = {rank[y], y, d};
-                        if (!sinks_below(other, carry)) continue;
+                        if (!evicted_first(other, carry)) continue;
                         tokens[d] = carry.pos;
                         add(&hit[d], mass[y] - mass[carry.pos]);
-                        book(carry.pos, carry.top, d, t, n, budgets, following, nb, lost);
+                        record_evictions(
+                            carry.pos, carry.top, d, t, n, budgets, following, nb, lost);
                         carry = other;
                     }
                 }
-                if (tid == T - 1) {  // no thread is deeper: what it carries goes to the bottom
+                if (tid == T - 1) {  // the token that falls below all depths goes to the bottom
                     tokens[m + 1] = carry.pos;
                     add(&hit[m + 1], -mass[carry.pos]);
-                    book(carry.pos, carry.top, m + 1, t, n, budgets, following, nb, lost);
+                    record_evictions(
+                        carry.pos, carry.top, m + 1, t, n, budgets, following, nb, lost);
                 }
             }
             __syncthreads();
@@ -217,12 +221,12 @@ extern "C" __global__ void __launch_bounds__(T) stack(
         for (int i = 0; i < NS; i++)
             for (int c = 0; c < C; c++)
                 for (int f = 0; f < FIELDS; f++)
-                    kept_state[((i * C + c) * FIELDS + f) * T + tid] = state[i][c][f];
-        if (tid == 0) kept_cell[0] = m;
+                    saved_state[((i * C + c) * FIELDS + f) * T + tid] = state[i][c][f];
+        if (tid == 0) saved_count[0] = m;
         __syncthreads();
 #if SHARED
-        for (int j = tid; j < n; j += T) kept_mass[j] = mass[j];
-        for (int d = tid; d < C * (n + 1); d += T) kept_order[d] = order[d];
+        for (int j = tid; j < n; j += T) saved_mass[j] = mass[j];
+        for (int d = tid; d < C * (n + 1); d += T) saved_order[d] = order[d];
 #endif
     } else {
         __syncthreads();

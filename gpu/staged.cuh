@@ -1,16 +1,18 @@
-// Rows on their way from device memory to shared memory, beside the computation, and the barriers
-// that warps wait at for them and for one another.
+// Copies rows from device memory to shared memory while other rows are computed, and the barriers
+// that warps wait at for a copy or for one another.
 //
-// A packed row starts anywhere, so the whole 16-byte pieces around it are copied: it begins up to 14
-// bytes after its stage does. One warp asks for a row; whoever reads it waits for the stage's
-// barrier. One instruction copies a row where there is the bulk copy engine (compute capability 9.0),
-// else one a piece. A barrier's phases end one after the other; who waits says which, by its parity.
+// Copies have a granularity of 16 bytes, but a packed row starts at any multiple of 2 bytes. So the
+// aligned 16-byte pieces that cover the row are copied, and the row begins up to 14 bytes after the
+// start of its stage. One warp starts the copy; readers wait at the barrier of the stage. From
+// compute capability 9.0 on the bulk copy engine copies a row by one instruction, before that each
+// piece takes one. The phases of a barrier end one after the other; a warp that waits names the
+// phase by its parity.
 //
-// Constants: HEADS, ROW (bytes kept for a staged row of one head).
+// Constants: HEADS, ROW (bytes of shared memory for a row of one head).
 #ifdef H2OSIM_SHIM
 #define OPAQUE(pointer)
 #define ARRIVALS 1
-// 16 bits each: arrivals in this phase, arrivals that end it; above: phases that have ended
+// bits 0-15: arrivals in this phase; 16-31: arrivals that end it; 32-63: phases that have ended
 DEVICE void barrier_start(u64 *barrier, int arrivals) { *barrier = (u64)arrivals << 16; }
 DEVICE void barrier_arrive(u64 *barrier) {
     if ((u16)++*barrier == (u16)(*barrier >> 16)) *barrier += (1ull << 32) - (u16)*barrier;
@@ -29,7 +31,7 @@ DEVICE void stage_asked(u64 *ready, int lane) {
 }
 DEVICE double half_to_double(u16 bits) { return fixed_point(bits) * UNIT; }
 #else
-// A pointer to shared memory that is kept in a register: else compilers work it out again and again.
+// Keeps a pointer to shared memory in a register; compilers would compute it again at every use.
 #define OPAQUE(pointer)                                                                         \
     asm volatile("" : "+l"(pointer));                                                           \
     __builtin_assume(__isShared(pointer))
@@ -38,7 +40,7 @@ DEVICE double half_to_double(u16 bits) {
     asm("cvt.f64.f16 %0, %1;" : "=d"(value) : "h"(bits));
     return value;
 }
-DEVICE unsigned address(const void *place) { return (unsigned)__cvta_generic_to_shared(place); }
+DEVICE unsigned address(const void *pointer) { return (unsigned)__cvta_generic_to_shared(pointer); }
 #if __CUDA_ARCH__ >= 900
 #define ARRIVALS 1
 #define WAIT_FOR "mbarrier.try_wait.parity"
@@ -70,7 +72,7 @@ DEVICE void stage_asked(u64 *ready, int lane) {
 DEVICE void barrier_start(u64 *barrier, int arrivals) {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(address(barrier)), "r"(arrivals)
                  : "memory");
-#if __CUDA_ARCH__ >= 900  // the copy engine sees it too
+#if __CUDA_ARCH__ >= 900  // makes it visible to the copy engine
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
@@ -88,18 +90,19 @@ DEVICE void barrier_wait(u64 *barrier, unsigned phase) {
 }
 #endif
 
-// A warp asks for row t of a unit's heads: head h's t + 1 entries go to `stage` + h * `each` bytes.
+// A warp starts the copy of row t of each head of a unit. The t + 1 entries of head h go to
+// `stage` + h * `each` bytes.
 DEVICE void stage_row(
-    const u16 *bits, const i64 *placed, int t, unsigned char *stage, int each, u64 *ready, int lane
+    const u16 *bits, const i64 *base, int t, unsigned char *stage, int each, u64 *ready, int lane
 ) {
     int bytes = 0;
 #pragma unroll
     for (int h = 0; h < HEADS; h++)
-        bytes += (((int)(placed[h] + tri(t)) & 7) * 2 + 2 * t + 17) & ~15;
+        bytes += (((int)(base[h] + tri(t)) & 7) * 2 + 2 * t + 17) & ~15;
     stage_expect(ready, bytes, lane);
 #pragma unroll
     for (int h = 0; h < HEADS; h++) {
-        const i64 at = placed[h] + tri(t);
+        const i64 at = base[h] + tri(t);
         const int pieces = ((int)(at & 7) * 2 + 2 * t + 17) / 16;
         stage_copy(stage + h * each, bits + (at & ~7LL), pieces, ready, lane);
     }

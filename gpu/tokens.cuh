@@ -1,15 +1,15 @@
-// How a kernel with rows in shared memory names tokens, and which of two tokens is evicted first.
+// How a kernel with rows in shared memory identifies tokens, and which of two is evicted first.
 //
-// A token is identified by its place: the byte offset of its entry in the staged row, counted from
-// the zeros before the row. Place 0 means no token; the entry there is 0.
+// A token is identified by the byte offset of its entry in the staged row. ZEROS bytes of zeros come
+// before the row; offset 0 lies there, so it means no token, and its entry is 0.
 //
 // Constants: HEADS, PLAIN (ranks are never negative).
 #define ZEROS 16
-#define PLACE(pos) (2 * (pos) + ZEROS)
-#define POSITION(place) ((place) / 2 - ZEROS / 2)
-#define FLUSH (255 / HEADS)  // rows whose entries at one place add up to less than 2^32
+#define OFFSET(pos) (2 * (pos) + ZEROS)
+#define POSITION(offset) ((offset) / 2 - ZEROS / 2)
+#define FLUSH (255 / HEADS)  // rows whose entries for one token add up to less than 2^32
 
-// A rank's bits, arranged so that they order like the numbers do.
+// The bits of a rank, changed so that they order as unsigned integers like the ranks do.
 DEVICE u64 key_of(double rank) {
 #if PLAIN  // it is never negative
     return (u64)__double_as_longlong(rank);
@@ -19,11 +19,11 @@ DEVICE u64 key_of(double rank) {
 #endif
 }
 
-// Whether a token is the first of two to be evicted: the least key, the oldest among equals.
-DEVICE bool before(u64 key, int place, u64 other_key, int other_place) {
+// Whether a token is evicted before another: the lower key, among equals the older token.
+DEVICE bool precedes(u64 key, int offset, u64 other_key, int other_offset) {
 #ifdef H2OSIM_SHIM
-    return key < other_key || (key == other_key && place < other_place);
-#else  // one subtraction of 96 bits: compilers make five comparisons of it, this three
+    return key < other_key || (key == other_key && offset < other_offset);
+#else  // one 96-bit subtraction: four instructions, where compilers emit five comparisons
     int borrow;
     asm("{ .reg .u32 rest;\n"
         "sub.cc.u32 rest, %1, %2;\n"
@@ -31,13 +31,14 @@ DEVICE bool before(u64 key, int place, u64 other_key, int other_place) {
         "subc.cc.u32 rest, %5, %6;\n"
         "subc.u32 %0, 0, 0; }"
         : "=r"(borrow)
-        : "r"(place), "r"(other_place), "r"((unsigned)key), "r"((unsigned)other_key),
+        : "r"(offset), "r"(other_offset), "r"((unsigned)key), "r"((unsigned)other_key),
           "r"((unsigned)(key >> 32)), "r"((unsigned)(other_key >> 32)));
     return borrow != 0;
 #endif
 }
 
-// A sum of float16 entries in units of 2^-24: the low bits of a sum that has no room for less.
+// A sum of float16 entries in units of 2^-24. 2^28 + a has a last bit of 2^-24, so the low bits of
+// the sum are the integer.
 DEVICE unsigned units_of(double a) {
     return (unsigned)(u64)__double_as_longlong(a + 268435456.0);
 }

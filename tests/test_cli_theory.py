@@ -11,7 +11,7 @@ import typer
 from commands import Run, fails
 
 import h2osim
-from h2osim.bench import Line
+from h2osim.bench import Measurement
 from h2osim.cli.bench import show
 from h2osim.traces.synthetic import synth
 
@@ -189,7 +189,7 @@ def test_bench_checks_and_prints_ratios(run: Run) -> None:
 
 
 def test_a_missed_goal_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
-    show([Line("slow", 1.0, "times", 2.0, False)], as_json=False)
+    show([Measurement("slow", 1.0, "times", 2.0, False)], as_json=False)
     with pytest.raises(typer.Exit):
-        show([Line("slow", 1.0, "times", 2.0)], as_json=False)
+        show([Measurement("slow", 1.0, "times", 2.0)], as_json=False)
     assert "MISSED" in capsys.readouterr().out

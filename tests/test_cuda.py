@@ -39,6 +39,7 @@ from h2osim.engines.stack import StackRun
 from h2osim.optima.bracket import narrow
 from h2osim.policies.registry import all_policies
 from h2osim.policies.text import parse
+from h2osim.policies.translator import LARGEST
 from h2osim.support.errors import UserError
 from h2osim.traces.trace import Trace
 from h2osim.traces.unit import Unit
@@ -74,7 +75,7 @@ def check_direct(device: cuda.Device, jobs: list[Job]) -> None:
 
 
 def kernels(device: cuda.Device, jobs: list[Job]) -> list[type]:
-    """Every kernel of whole curves that can run all of some jobs."""
+    """Every kernel for all budgets that can run all of the jobs."""
     return [one for one in run.KERNELS if all(one.fits(device, job) for job in jobs)]
 
 
@@ -380,6 +381,13 @@ def test_policies_that_stay_on_the_cpu_are_named() -> None:
     assert set(refused) >= {"nacl", "roco", "snapkv", "topk"}
     for name, why in refused.items():
         assert why and f"policy {name}:" in why and "\n" not in why
+
+
+def test_refusals_at_the_limits() -> None:
+    assert cuda.refusal(parse("h2o"), 127) is None
+    assert "128 heads" in str(cuda.refusal(parse("h2o"), 128))
+    assert cuda.refusal(parse(f"streaming:sinks={LARGEST - 1}"), 1) is None
+    assert f"sinks={LARGEST}" in str(cuda.refusal(parse(f"streaming:sinks={LARGEST}"), 1))
 
 
 @needs_compiler

@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Line:
+class Measurement:
     """One measured number: what it is, its unit, and the goal it is held against, if any.
 
     ``at_least`` tells which side of the goal is good.

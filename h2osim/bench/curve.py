@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2osim.attention.fixed_point import UNIT
-from h2osim.bench import Line, core_seconds
+from h2osim.bench import Measurement, core_seconds
 from h2osim.engines.direct import DirectRun
 from h2osim.engines.request import Job
 from h2osim.engines.results import Curve, Outcome
@@ -21,7 +21,7 @@ POLICY = f"h2o:recent={RECENT},scores=full"
 SAMPLE = 16  # budgets whose direct runs stand for all of them
 
 
-def measure(unit: Unit) -> list[Line]:
+def measure(unit: Unit) -> list[Measurement]:
     """Time H2O on one unit: one pass for all budgets, direct runs, NumPy; checked before timing.
 
     The direct runs of all n budgets are extrapolated from the middles of 16 equal ranges of
@@ -46,13 +46,13 @@ def measure(unit: Unit) -> list[Line]:
     every = sum(core_seconds(partial(one_budget, unit, k), 3) for k in sampled) * n / SAMPLE
     plain = core_seconds(lambda: numpy_h2o(rows, fifth, RECENT), 3)
     return [
-        Line(f"one pass, all {n} budgets", passed * 1e3, "ms"),
-        Line(f"direct run, budget {fifth} (20 %)", single * 1e3, "ms"),
-        Line(f"direct runs of all {n} budgets, from {SAMPLE} of them", every, "s"),
-        Line(f"NumPy step by step, budget {fifth}", plain * 1e3, "ms"),
-        Line("one pass / one direct run at 20 %", passed / single, "times", 2.5, False),
-        Line("direct runs of all budgets / one pass", every / passed, "times", 1000),
-        Line("NumPy / one pass, per budget", plain / (passed / n), "times", 2000),
+        Measurement(f"one pass, all {n} budgets", passed * 1e3, "ms"),
+        Measurement(f"direct run, budget {fifth} (20 %)", single * 1e3, "ms"),
+        Measurement(f"direct runs of all {n} budgets, from {SAMPLE} of them", every, "s"),
+        Measurement(f"NumPy step by step, budget {fifth}", plain * 1e3, "ms"),
+        Measurement("one pass / one direct run at 20 %", passed / single, "times", 2.5, False),
+        Measurement("direct runs of all budgets / one pass", every / passed, "times", 1000),
+        Measurement("NumPy / one pass, per budget", plain / (passed / n), "times", 2000),
     ]
 
 

@@ -1,10 +1,9 @@
-"""What each kernel of whole curves is worth to a user: whole calls, timed with and without it.
+"""Times whole calls of `h2osim.sweep` with and without each kernel that replays every budget.
 
-``python -m h2osim.bench.kernels``, on a machine with a GPU. `h2osim.sweep` replays grids of
-configurations at every budget from rows in host memory; the kernels that it may choose from are
-every set of them with the general one. Every choice must give the same recall.
-Times are the best of three after a call that compiles; they count reading, copying, computing and
-the results.
+``python -m h2osim.bench.kernels``, on a machine with a GPU. A call replays a grid of configurations
+at every budget, from rows in host memory. It is timed with every set of kernels that contains the
+last of KERNELS, which runs any inclusive policy; the recalls must be equal. Times are the best of
+three after a call that compiles. They include copying, computing and making the result.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ GRIDS = {
 
 @contextmanager
 def only(kernels: tuple[Any, ...]) -> Iterator[None]:
-    """Within the block, curves are left to these kernels."""
+    """Within the `with` block only these kernels are used."""
     before = run.KERNELS
     run.KERNELS = kernels
     try:
@@ -46,7 +45,7 @@ def only(kernels: tuple[Any, ...]) -> Iterator[None]:
 
 
 def choices() -> dict[str, tuple[Any, ...]]:
-    """Every set of kernels that holds the last one, which runs whatever there is."""
+    """Every set of kernels that contains the last one, by name."""
     *special, general = run.KERNELS
     found = {}
     for size in range(len(special), -1, -1):
@@ -57,7 +56,7 @@ def choices() -> dict[str, tuple[Any, ...]]:
 
 
 def random_trace(layers: int, n: int, seed: int = 0) -> Trace:
-    """Peaked random rows, float16, in host memory; layers share the nine heads that are drawn."""
+    """Random rows in host memory, float16; every layer has copies of the same nine heads."""
     rng = np.random.default_rng(seed)
     bits = np.empty((1, HEADS, tri(n)), np.uint16)
     for t in range(n):
@@ -68,7 +67,7 @@ def random_trace(layers: int, n: int, seed: int = 0) -> Trace:
 
 
 def measure(layers: int, n: int, engine: str = "cuda", repeats: int = 3) -> dict[str, list[float]]:
-    """Seconds of every grid under every choice of kernels; AssertionError where results differ."""
+    """Seconds of every grid with every set of kernels; AssertionError if results differ."""
     trace = random_trace(layers, n)
     found: dict[str, list[float]] = {}
     for name, grid in GRIDS.items():
@@ -88,7 +87,7 @@ def measure(layers: int, n: int, engine: str = "cuda", repeats: int = 3) -> dict
 
 
 def main() -> None:
-    """Print the tables."""
+    """Print one table for 768 tokens and one for 2048."""
     words = list(choices())
     for layers, n in ((30, 768), (30, 2048)):
         print(f"seconds of h2osim.sweep, every budget, {layers * GROUP} units of {n} tokens")

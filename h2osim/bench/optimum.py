@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from h2osim.bench import Line
+from h2osim.bench import Measurement
 from h2osim.optima.bracket import narrow
 from h2osim.optima.exact import optimal_curve
 from h2osim.support.errors import UserError
@@ -19,7 +19,7 @@ from h2osim.traces.unit import Unit
 FAR = 2.0**52  # cost of a pair that is not allowed: above any sum of masses, exact in float64
 
 
-def measure(unit: Unit, scipy: bool = True) -> list[Line]:
+def measure(unit: Unit, scipy: bool = True) -> list[Measurement]:
     """Time the solvers on one unit, one core, decoding from step 1; values are compared first.
 
     The others solve one budget, 20 % of n, on the rectangular matrix of steps and tokens (building
@@ -52,16 +52,16 @@ def measure(unit: Unit, scipy: bool = True) -> list[Line]:
     loss = solved.whole - int(solved.kept[k])
     assert loss == int(cost[rows, columns].sum())
     lines = [
-        Line(f"exact, every budget of {n}", ours, "s"),
-        Line(f"lapjvr, budget {k} (20 %)", theirs, "s"),
-        Line("exact, every budget / lapjvr, one budget", ours / theirs, "times", 1.0, False),
+        Measurement(f"exact, every budget of {n}", ours, "s"),
+        Measurement(f"lapjvr, budget {k} (20 %)", theirs, "s"),
+        Measurement("exact, every budget / lapjvr, one budget", ours / theirs, "times", 1.0, False),
     ]
     if scipy:
         from scipy.optimize import linear_sum_assignment
 
         spent, (rows, columns) = _timed(partial(linear_sum_assignment, cost))
         assert loss == int(cost[rows, columns].sum())
-        lines.append(Line(f"scipy linear_sum_assignment, budget {k}", spent, "s"))
+        lines.append(Measurement(f"scipy linear_sum_assignment, budget {k}", spent, "s"))
     del cost
 
     for share, budget in ((5, max(1, n // 20)), (20, k)):
@@ -72,19 +72,19 @@ def measure(unit: Unit, scipy: bool = True) -> list[Line]:
         assert bounds.lower <= int(solved.kept[budget]) <= bounds.upper
         assert bounds.upper - bounds.lower <= 1e-4 * bounds.upper
         lines += [
-            Line(f"bracket to 1e-4, budget {budget} ({share} %)", close, "s"),
-            Line(f"  readings of the rows, {share} %", bounds.readings, "", 300, False),
-            Line(f"  in dual evaluations, {share} %", close / once, "times", 100, False),
+            Measurement(f"bracket to 1e-4, budget {budget} ({share} %)", close, "s"),
+            Measurement(f"  readings of the rows, {share} %", bounds.readings, "", 300, False),
+            Measurement(f"  in dual evaluations, {share} %", close / once, "times", 100, False),
         ]
         spent, bounds = _timed(partial(narrow, unit, budget, 1, 0.0))
         assert bounds.lower == bounds.upper == int(solved.kept[budget])
         upto, some = _timed(partial(optimal_curve, unit, 1, most=budget))
         assert (some.kept[: budget + 1] == solved.kept[: budget + 1]).all()
         lines += [
-            Line(f"bracket closed: exact, budget {budget} ({share} %)", spent, "s"),
-            Line(f"exact, every budget up to {budget} ({share} %)", upto, "s"),
-            Line(f"  in closed brackets, {share} %", upto / spent, "times"),
-            Line(f"  / every budget, {share} %", upto / ours, "times"),
+            Measurement(f"bracket closed: exact, budget {budget} ({share} %)", spent, "s"),
+            Measurement(f"exact, every budget up to {budget} ({share} %)", upto, "s"),
+            Measurement(f"  in closed brackets, {share} %", upto / spent, "times"),
+            Measurement(f"  / every budget, {share} %", upto / ours, "times"),
         ]
     return lines
 

@@ -10,7 +10,7 @@ import typer
 from h2osim.cli.output import console, notice, print_json
 
 if TYPE_CHECKING:
-    from h2osim.bench import Line
+    from h2osim.bench import Measurement
     from h2osim.traces.unit import Unit
 
 bench = typer.Typer(help="Measure speed, as ratios from one run; checked before it is timed.")
@@ -79,7 +79,7 @@ def _unit(trace: str | None, n: int, layer: int | None) -> Unit:
     return unit
 
 
-def show(lines: list[Line], as_json: bool) -> None:
+def show(lines: list[Measurement], as_json: bool) -> None:
     """Print measurements as a table or as records; a goal missed is exit code 1."""
     if as_json:
         print_json([{**asdict(line), "met": line.met} for line in lines])

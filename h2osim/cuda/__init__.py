@@ -1,8 +1,9 @@
-"""The CUDA engine: the kernels of gpu/, many units and configurations at once.
+"""The CUDA engine: host code that runs the kernels of gpu/ on many units and policies at once.
 
-``direct`` replays jobs at their budgets, ``curves`` every budget of inclusive policies in one pass;
-both give the integers and the evictions of the naive engine. `bracket` bounds the offline optimum.
-Rows of a `qk` trace are made on the device, block by block, with the bits that `rows.py` gives.
+`direct` replays jobs at their budgets. `curves` replays inclusive policies at every budget in one
+pass. Both return the integers and the evictions of the naive engine. The module `bracket` bounds
+the offline optimum. Rows of a `qk` trace are computed on the device, in blocks, with the bits that
+the CPU computes.
 """
 
 from h2osim.cuda.device import Device, Gpu, available, devices, kernel_text

@@ -1,12 +1,12 @@
-"""Bounds on the offline optimum of one budget, for many units at once on the GPU.
+"""Lower and upper bounds on the offline optimum at one budget, for many units at once on the GPU.
 
-For prices λ_t >= 0 the dual value D(λ) bounds the optimum from above, whatever the prices (theory,
-T6c). Each round reads the rows once: every token's best worth net of the prices gives D, and how
-many tokens would be held in each step gives the slope; a Polyak step, of the size that would reach
-the best schedule so far if D were linear, gives the next prices. Every now and then the best prices
-give a schedule: it evicts the token that is worth least from there on net of the prices, and the
-mass it keeps bounds the optimum from below. All values are exact integers; only the schedule's
-choices are made in float32.
+For any prices λ_t >= 0 the dual value D(λ) is an upper bound (proofs/13-dual-certificate.md). A
+round reads the rows once. It computes D and its slope, which is the number of tokens that the
+prices would hold in each step less the budget. The next prices follow by a Polyak step: its length
+would reach the value of the best schedule so far if D were linear. After some rounds the best
+prices make a schedule, which evicts the token whose later mass less the prices is least. The mass
+that it keeps is a lower bound. Both bounds are exact integers; only the schedule's choices are made
+in float32.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from numpy.typing import NDArray
 from h2osim.attention.triangle import tri
 from h2osim.cuda.chunks import spread
 from h2osim.cuda.device import Device, kernel_text
-from h2osim.cuda.rows import Rows, load_rows
+from h2osim.cuda.rows import DeviceRows, load_rows
 from h2osim.traces.unit import Unit
 
-#: Rounds after which a schedule is made: early, then ever more rarely.
+#: Rounds after which a schedule is made.
 SCHEDULES = (16, 56, 72, 88, 104, 128, 160, 192, 224, 256, 320, 384, 448)
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """lower <= optimum <= upper, in fixed point, with what proves either side.
+    """lower <= optimum <= upper, in units of 2^-24, with a proof of either side.
 
-    ``evicted_at`` int32 [n] keeps exactly `lower`; ``price`` int64 [n] has D(price) = `upper`.
-    ``readings``: how often the rows were read.
+    The schedule ``evicted_at`` int32 [n] keeps exactly `lower`. The prices ``price`` int64 [n] have
+    the dual value `upper`. ``readings``: how many times the rows were read.
     """
 
     lower: int
@@ -51,27 +51,28 @@ def brackets(
     readings: int = 300,
     device: Device | None = None,
 ) -> list[Bounds]:
-    """Close in on the optimum of each unit until upper - lower <= gap * upper.
+    """Bound the optimum of each unit until upper - lower <= gap * upper.
 
-    Units of one trace that stores scores. Stops after about so many readings, whatever the gap.
+    The units belong to one trace with a `scores` store. ``budget``: tokens, 1 … n. A unit is left
+    after ``readings`` readings of its rows, whatever its gap is then.
     """
     n, heads = units[0].n, len(units[0].heads)
-    # scores, prices, and the values of every token after every step
+    # bytes of scores, prices, and values of every token after every step
     cost = {unit: heads * tri(n) * 2 + tri(n) * 4 + 64 * n for unit in units}
-    place = {unit: i for i, unit in enumerate(units)}
+    index = {unit: i for i, unit in enumerate(units)}
 
     def work(mine: Device, some: list[Unit]) -> dict[int, Bounds]:
         (rows,) = load_rows(mine, some, n, 0)
-        found = search(mine, rows, len(some), heads, n, budget, prompt_len, gap, readings)
-        return {place[unit]: one for unit, one in zip(some, found, strict=True)}
+        some_bounds = search(mine, rows, len(some), heads, n, budget, prompt_len, gap, readings)
+        return {index[unit]: one for unit, one in zip(some, some_bounds, strict=True)}
 
-    found = spread(list(units), cost, work, device)
-    return [found[i] for i in range(len(units))]
+    bounds = spread(list(units), cost, work, device)
+    return [bounds[i] for i in range(len(units))]
 
 
 def search(
     device: Device,
-    rows: Rows,
+    rows: DeviceRows,
     many: int,
     heads: int,
     n: int,
@@ -80,7 +81,10 @@ def search(
     gap: float,
     readings: int,
 ) -> list[Bounds]:
-    """`brackets` of `many` units whose rows are on the device."""
+    """`brackets` for `many` units of `heads` heads and n tokens whose rows are on the device.
+
+    k: budget, p: prompt length.
+    """
     threads = min(256, device.threads)
     text = kernel_text("bracket", {"T": threads, "HEADS": heads})
     first = min(max(k, p - 1), n - 1)
@@ -92,15 +96,15 @@ def search(
     change = device.empty(many * (n + 2), np.int32)
     bounds = device.array(np.tile([0.0, 2.0**62], (many, 1)))
     kept = device.full(many, np.float64)
-    gone = device.full((many, n), np.int32, n)
+    evicted_at = device.full((many, n), np.int32, n)
     cached = device.empty(many * (n + 1), np.int32)
-    scores = [rows.bits, rows.places]
+    scores = [rows.bits, rows.bases]
     sizes = [np.int32(n)]
     ends = [np.int32(p), np.int32(first)]
     active = np.arange(many, dtype=np.int32)
-    told = np.zeros((many, 2))
-    plans = np.full((many, n), n, np.int32)
-    used = np.zeros(many, np.int64)
+    proved = np.zeros((many, 2))
+    schedules = np.full((many, n), n, np.int32)
+    readings_of = np.zeros(many, np.int64)
 
     def read(which: Any, count: int) -> None:
         device.launch(
@@ -116,16 +120,16 @@ def search(
     def schedule(which: Any, count: int) -> None:
         value = device.empty(count * tri(n), np.float32)
         device.launch(
-            text, "values", count * blocks, threads, 0,
+            text, "token_values", count * blocks, threads, 0,
             [*scores, which, best_prices, value, *sizes, np.int32(first)],
         )  # fmt: skip
         device.launch(
-            text, "leave", count, threads, 0,
-            [*scores, which, value, cached, gone, kept, *sizes, *ends, np.int32(k)],
+            text, "make_schedule", count, threads, 0,
+            [*scores, which, value, cached, evicted_at, kept, *sizes, *ends, np.int32(k)],
         )  # fmt: skip
 
     which = device.array(active)
-    read(which, many)  # at prices of 0, D is the whole mass
+    read(which, many)  # at prices of 0 the dual value is the whole mass
     whole = device.host(bounds)[:, 1]
     flat = np.zeros((many, n))
     flat[:, first + 1 :] = np.maximum(1, whole // n // (4 * (k + 16)))[:, None]
@@ -135,19 +139,19 @@ def search(
         if done not in SCHEDULES and done != readings and first < n - 1:
             continue
         schedule(which, len(active))
-        mass, left, told = device.host(kept), device.host(gone), device.host(bounds)
-        better = active[mass[active] > told[active, 0]]
-        told[better, 0] = mass[better]
-        plans[better] = left[better]
-        bounds = device.array(told)
-        used[active] = done
-        open_ = told[active, 1] - told[active, 0] > gap * told[active, 1]
+        mass, left, proved = device.host(kept), device.host(evicted_at), device.host(bounds)
+        better = active[mass[active] > proved[active, 0]]
+        proved[better, 0] = mass[better]
+        schedules[better] = left[better]
+        bounds = device.array(proved)
+        readings_of[active] = done
+        open_ = proved[active, 1] - proved[active, 0] > gap * proved[active, 1]
         active = active[open_]
         if not len(active):
             break
         which = device.array(active)
     final = device.host(best_prices)
     return [
-        Bounds(int(told[u, 0]), int(told[u, 1]), plans[u], final[u].astype(np.int64), int(used[u]))
-        for u in range(many)
+        Bounds(int(lower), int(upper), schedules[u], final[u].astype(np.int64), int(readings_of[u]))
+        for u, (lower, upper) in enumerate(proved)
     ]

@@ -1,4 +1,4 @@
-"""Units in chunks that fit, over the lanes of all devices."""
+"""Divides units into chunks that fit device memory, and over the lanes of all devices."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from h2osim.traces.unit import Unit
 
 R = TypeVar("R")
 
-
-#: Bytes of recorded rows that are worth a chunk of their own, so that copying overlaps computing.
+#: Least bytes of a chunk of recorded rows; small chunks let copies overlap with kernels.
 PIECE = 2**27
 
 
@@ -25,12 +24,13 @@ def spread(
     work: Callable[[Device, list[Unit]], dict[int, R]],
     device: Device | None,
 ) -> dict[int, R]:
-    """Work through units in chunks that fit the memory of every device.
+    """Call `work(device, chunk)` for all units in chunks, and merge the results.
 
-    A device has several lanes, each a thread that takes the next chunk when it is done with one:
-    the rows of one chunk are copied while another is computed. Where rows are made on the device
-    there is little to copy, and chunks are as large as they can be: few blocks take as long as
-    many. A chunk that does not fit is halved.
+    ``cost``: bytes of device memory for each unit. Each lane of a device is a thread that takes the
+    next chunk when it has finished one, so the rows of one chunk are copied while another chunk is
+    computed. Rows that are made on the device need little copying; then chunks are as large as
+    memory allows, because a launch of few blocks takes as long as one of many. A chunk that does
+    not fit is halved. UserError if a single unit does not fit.
     """
     present = [device] if device is not None else devices()
     workers = [(one, lane) for lane in range(present[0].lanes) for one in present]
@@ -44,7 +44,7 @@ def spread(
     active = {id(one): one.lanes for one in present}
 
     def take(mine: Device, most: int) -> tuple[list[Unit], bool]:
-        """The next chunk, and whether other lanes of the device are at work; none left: leave."""
+        """The next chunk (empty: no units are left), and whether other lanes of the device work."""
         room = min(piece, int(mine.free() * 0.8) // mine.lanes)
         with lock:
             chunk: list[Unit] = []
@@ -79,7 +79,7 @@ def spread(
                 with lock:
                     todo[:0] = chunk
                     if len(chunk) == 1 and active[id(mine)] > 1:
-                        active[id(mine)] -= 1  # one lane fewer, and more room for the others
+                        active[id(mine)] -= 1  # this lane ends, so that the others have its memory
                         return
                 continue
             with lock:
@@ -95,5 +95,5 @@ def spread(
                 done.result()
         finally:
             with lock:
-                todo.clear()  # after an error or Ctrl-C the others stop at their next chunk
+                todo.clear()  # after an error or Ctrl-C the other lanes take no more
     return found

@@ -1,7 +1,7 @@
-"""Where kernels run, and their texts.
+"""Devices that run kernels, and the text of a kernel.
 
-A :class:`Device` runs kernels: :class:`Gpu` does through CuPy, which is imported here and nowhere
-else in the engine. Tests run the same texts, and the rest of the engine unchanged, on the CPU.
+:class:`Gpu` runs kernels through CuPy, which no other module of the engine imports. Tests implement
+:class:`Device` on the CPU and run the same text under the same host code.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from h2osim.support.errors import UserError
 
 T = TypeVar("T")
 
-#: Threads of a GPU that copy rows to pinned memory: one does not keep up with the GPU.
+#: Threads that copy rows to pinned memory for a GPU; one is slower than the bus.
 COPIERS = 4
-#: Bytes of pinned memory that such a thread fills at a time; it has two of these.
+#: Bytes of a pinned buffer; each of these threads has two.
 PINNED = 2**22
 
 
 class Device(Protocol):
-    """Where kernels run. Arrays are the device's own; ``host`` copies one back."""
+    """Runs kernels and holds arrays; ``host`` copies an array back."""
 
-    warp: int
+    warp: int  # threads of a warp
     threads: int  # most threads of a block
     shared: int  # bytes of shared memory that a block may ask for
-    exhausted: type[BaseException]  # what running out of memory raises
-    lanes: int  # threads that may use it at once, one copying while another computes
-    copying: threading.Lock  # of the lane that copies rows
+    exhausted: type[BaseException]  # the exception when memory runs out
+    lanes: int  # host threads that use it at once, one copying while another computes
+    copying: threading.Lock  # held by the lane that copies rows
 
     def enter(self, lane: int) -> None:
-        """From now on this thread works in that lane."""
+        """Assign the calling thread to a lane."""
 
     def array(self, values: Any) -> Any:
-        """A copy on the device."""
+        """A copy of values on the device."""
 
     def put(self, values: np.ndarray, target: Any, start: int) -> None:
-        """Copy values into a flat array of the device."""
+        """Copy values to a flat array of the device, from index `start` on."""
 
     def each(self, work: Callable[[T], None], items: Iterable[T]) -> None:
-        """Do some work, which calls only :meth:`put`, for each of some items; in any order."""
+        """Call `work`, which may only :meth:`put`, for each item, in any order."""
 
     def full(self, shape: Any, dtype: Any, value: int = 0) -> Any:
         """A filled array on the device."""
@@ -62,22 +62,22 @@ class Device(Protocol):
         """A copy on the host."""
 
     def running_sums(self, array: Any) -> Any:
-        """On the device: instead of every number the sum of those up to it, along the last axis."""
+        """Cumulative sums along the last axis, on the device."""
 
     def free(self) -> int:
-        """Bytes that may be asked for now."""
+        """Bytes of device memory that can be allocated now."""
 
     def release(self) -> None:
-        """Give back what is held but not used."""
+        """Free memory that is held but not used."""
 
     def launch(
         self, text: str, name: str, grid: int, threads: int, shared: int, args: Sequence[Any]
     ) -> None:
-        """Run a kernel of a text; ``args`` are arrays of the device and NumPy scalars."""
+        """Run kernel `name` of a text; ``args``: arrays of the device and NumPy scalars."""
 
 
 class Gpu:
-    """One NVIDIA GPU through CuPy. A lane is a stream of its own."""
+    """One NVIDIA GPU through CuPy; each lane has a stream."""
 
     warp = 32
     lanes = 2
@@ -97,7 +97,7 @@ class Gpu:
         self._copiers = ThreadPoolExecutor(COPIERS)
 
     def enter(self, lane: int) -> None:
-        """From now on this thread works on that lane's stream."""
+        """Assign the calling thread to the stream of a lane."""
         self._thread.stream = self._streams[lane]
 
     @contextmanager
@@ -107,16 +107,16 @@ class Gpu:
             yield
 
     def array(self, values: Any) -> Any:
-        """A copy on the device."""
+        """A copy of values on the device."""
         values = np.ascontiguousarray(values)
         with self._here():
             target = self._cupy.empty(values.shape, values.dtype)
-            # not asarray, whose pinned memory is asked for anew while a stream is busy
+            # asarray would allocate pinned memory while a stream is busy, which waits for it
             target.set(values)
             return target
 
     def put(self, values: np.ndarray, target: Any, start: int) -> None:
-        """Copy values into a flat array of the device, through pinned memory of this thread's."""
+        """Copy values to a flat array of the device through this thread's pinned buffers."""
         with self._here():
             stream = self._cupy.cuda.get_current_stream()
             if not hasattr(self._thread, "pinned"):
@@ -132,7 +132,7 @@ class Gpu:
                 pinned.read.record(stream)
 
     def each(self, work: Callable[[T], None], items: Iterable[T]) -> None:
-        """Do some work for each of some items, on this thread's stream, by several threads."""
+        """Call `work` for each item, in several threads, on the calling thread's stream."""
         stream = getattr(self._thread, "stream", None)
 
         def there(item: T) -> None:
@@ -152,30 +152,30 @@ class Gpu:
             return self._cupy.empty(size, dtype)
 
     def host(self, array: Any) -> np.ndarray:
-        """A copy on the host, once all that was launched is done."""
+        """A copy on the host, after all kernels launched on this stream have ended."""
         with self._here():
-            # a copy to ordinary memory that waits for kernels keeps the other lanes' copies waiting
+            # a copy to pageable memory that waits for kernels would block the other lanes' copies
             self._cupy.cuda.get_current_stream().synchronize()
             return np.asarray(self._cupy.asnumpy(array))
 
     def running_sums(self, array: Any) -> Any:
-        """On the device: instead of every number the sum of those up to it, along the last axis."""
+        """Cumulative sums along the last axis, on the device."""
         with self._here():
             return self._cupy.cumsum(array, axis=-1)
 
     def free(self) -> int:
-        """Bytes that may be asked for now."""
+        """Bytes of device memory that can be allocated now."""
         with self._here():
             pool = self._cupy.get_default_memory_pool()
             return int(self._cupy.cuda.runtime.memGetInfo()[0] + pool.free_bytes())
 
     def release(self) -> None:
-        """Give CuPy's idle memory back to the device."""
+        """Free the memory that CuPy holds but does not use."""
         with self._here():
             self._cupy.get_default_memory_pool().free_all_blocks()
 
     def kernel(self, text: str, name: str) -> Any:
-        """A compiled kernel; CuPy keeps compiled texts in its cache folder."""
+        """A compiled kernel; CuPy caches compiled texts on disk."""
         key = (text, name)
         with self._compiling:
             if key not in self._kernels:
@@ -186,7 +186,7 @@ class Gpu:
     def launch(
         self, text: str, name: str, grid: int, threads: int, shared: int, args: Sequence[Any]
     ) -> None:
-        """Run a kernel of a text; ``args`` are arrays of the device and NumPy scalars."""
+        """Run kernel `name` of a text; ``args``: arrays of the device and NumPy scalars."""
         with self._here():
             kernel = self.kernel(text, name)
             if shared > 48 * 1024:
@@ -195,7 +195,7 @@ class Gpu:
 
 
 class _Pinned:
-    """Memory that the GPU reads without the CPU; ``read``: it has read what it was told to."""
+    """A pinned host buffer; the event ``read`` is recorded after each copy from it."""
 
     def __init__(self, cupy: Any):
         self.bytes = np.frombuffer(cupy.cuda.alloc_pinned_memory(PINNED), np.uint8, PINNED)
@@ -203,16 +203,16 @@ class _Pinned:
 
 
 def blocks_beside(device: Device, shared: int) -> int:
-    """How many blocks a multiprocessor has room for; each costs a KiB more than it asks for."""
+    """Blocks of so many bytes of shared memory on a multiprocessor; each reserves 1 KiB more."""
     return (device.shared + 1024) // (shared + 1024)
 
 
-#: How kernels are compiled: no a*b+c in one rounding, which Python does not do either.
+#: Compiler options. Without fused multiply-adds results have the roundings of Python's.
 OPTIONS = ("--fmad=false", "-std=c++17")
 
 
 def _cupy() -> Any:
-    """CuPy, or one line that says what is missing."""
+    """CuPy; UserError if it or a GPU is missing."""
     try:
         import cupy
     except ImportError as error:
@@ -246,8 +246,7 @@ def available() -> bool:
 def kernel_text(name: str, constants: dict[str, int], policy: Policy | None = None) -> str:
     """CUDA text of a kernel of gpu/: constants, common.cuh, a policy's rules, the kernel.
 
-    An ``#include`` of a file of the folder is replaced by the file: compilers at run time know no
-    folders.
+    The run-time compiler has no include path, so each ``#include`` is replaced by the file.
     """
     folder = bundled.gpu()
     defines = "".join(f"#define {key} {value}\n" for key, value in sorted(constants.items()))

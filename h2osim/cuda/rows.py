@@ -1,4 +1,4 @@
-"""The rows of some units on a device: copied, or made from queries and keys block by block."""
+"""Rows of units on a device: copied from a `scores` store, or computed from queries and keys."""
 
 from __future__ import annotations
 
@@ -13,38 +13,41 @@ from h2osim.cuda.device import Device, kernel_text
 from h2osim.support.errors import UserError
 from h2osim.traces.unit import Unit
 
-#: Entries of a unit's rows that are made at a time.
-ROOM = 2**25
+#: Entries of a unit's rows that are computed at a time.
+ENTRIES = 2**25
 
 
 def block_rows(n: int) -> int:
-    """Rows of a `qk` trace that are made at a time."""
-    return max(256, min(2048, ROOM // n))
+    """Rows of a `qk` trace that are computed at a time."""
+    return max(256, min(2048, ENTRIES // n))
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows first … stop - 1 of some units on the device; start … stop - 1 are new."""
+class DeviceRows:
+    """Rows first … stop - 1 of some units on the device, of which start … stop - 1 are new.
+
+    Row t of head h (of all units' heads, one after the other) starts at bits[bases[h] + t(t+1)/2].
+    """
 
     first: int
     start: int
     stop: int
-    bits: Any
-    places: Any
+    bits: Any  # float16 as uint16, flat
+    bases: Any  # int64 [heads of all units]
 
 
 def recorded(unit: Unit) -> bool:
-    """Whether the unit's rows are stored, and need not be made from queries and keys."""
+    """Whether the unit's trace stores its rows, rather than queries and keys."""
     return "scores" in unit.trace.stores
 
 
 def staged_bytes(n: int) -> int:
-    """Shared memory for a packed row: whole 16-byte pieces, from up to 14 bytes before it."""
+    """Bytes of shared memory for a packed row, copied in aligned 16-byte pieces."""
     return (2 * n + 14 + 15) // 16 * 16
 
 
 def row_bytes(unit: Unit, block: int, lag: int) -> int:
-    """Device memory for a unit's rows."""
+    """Bytes of device memory for a unit's rows, in blocks of `block` rows."""
     n, heads = unit.n, len(unit.heads)
     if recorded(unit):
         return heads * tri(n) * 2
@@ -53,22 +56,26 @@ def row_bytes(unit: Unit, block: int, lag: int) -> int:
     return heads * rows * n * (2 + 4) + (heads + len(unit.kv)) * n * size * 4
 
 
-def load_rows(device: Device, units: Sequence[Unit], block: int, lag: int) -> Iterator[Rows]:
-    """The rows of some units of one trace, in blocks; a `scores` store in one."""
+def load_rows(device: Device, units: Sequence[Unit], block: int, lag: int) -> Iterator[DeviceRows]:
+    """Load the rows of units of one trace: a `scores` store whole, a `qk` store in blocks.
+
+    ``lag``: how many rows before each block are kept. UserError if a logit is not finite.
+    """
     n, heads = units[0].n, len(units[0].heads)
     if all(recorded(unit) for unit in units):
-        # kernels read whole pieces of 16 bytes
+        # kernels read aligned 16-byte pieces, which may end after the last row
         bits = device.empty(len(units) * heads * tri(n) + 8, np.uint16)
 
-        # lanes that copied side by side would be done together, and none would copy beside kernels
+        # One lane copies at a time: lanes that copied together would also compute together, and no
+        # copy would overlap with a kernel.
         def put(i: int) -> None:
             rows = next(iter(units[i].blocks())).bits.reshape(-1)
             device.put(rows, bits, i * heads * tri(n))
 
         with device.copying:
             device.each(put, range(len(units)))
-        places = np.arange(len(units) * heads, dtype=np.int64) * tri(n)
-        yield Rows(0, 0, n, bits, device.array(places))
+        bases = np.arange(len(units) * heads, dtype=np.int64) * tri(n)
+        yield DeviceRows(0, 0, n, bits, device.array(bases))
         return
     queries = device.array(np.concatenate([u.queries() for u in units]).astype(np.float32))
     keys = device.array(np.concatenate([u.keys() for u in units]).astype(np.float32))
@@ -85,8 +92,8 @@ def load_rows(device: Device, units: Sequence[Unit], block: int, lag: int) -> It
         stop, first = min(start + block, n), max(0, start - lag)
         each = tri(stop) - tri(first)
         bits = device.empty(total * each, np.uint16)
-        places_host = np.arange(total, dtype=np.int64) * each - tri(first)
-        places = device.array(places_host)
+        bases_host = np.arange(total, dtype=np.int64) * each - tri(first)
+        bases = device.array(bases_host)
         room = device.empty(total * (stop - first) * stop, np.float32)
         # layers may differ in scale, softcap and window: one launch for each layer's units
         at = 0
@@ -109,24 +116,24 @@ def load_rows(device: Device, units: Sequence[Unit], block: int, lag: int) -> It
             grid = -(-many * (stop - first) * 16 // threads)
             device.launch(
                 text, "softmax", grid, threads, 0,
-                [part, bits, places[at * heads :], wrong, cap, window,
+                [part, bits, bases[at * heads :], wrong, cap, window,
                  *map(np.int32, (many, first, stop))],
             )  # fmt: skip
             at = end
         if int(device.host(wrong)[0]):
             trace = units[0].trace
             raise UserError(f"trace {trace.name}: logits of rows {first}-{stop - 1} are not finite")
-        yield Rows(first, start, stop, bits, places)
+        yield DeviceRows(first, start, stop, bits, bases)
 
 
-def row_masses(device: Device, rows: Rows, heads: int) -> Any:
-    """int64 [heads of all units, new rows] on the device: the whole mass of each row."""
+def row_masses(device: Device, rows: DeviceRows, heads: int) -> Any:
+    """int64 [heads of all units * new rows] on the device: the sum of each row in 2^-24."""
     many = rows.stop - rows.start
     sums = device.empty(heads * many, np.int64)
     threads = min(256, device.threads)
     device.launch(
         kernel_text("masses", {"T": threads}), "masses",
         -(-heads * many * device.warp // threads), threads, 0,
-        [rows.bits, rows.places, sums, *map(np.int32, (heads, rows.start, rows.stop))],
+        [rows.bits, rows.bases, sums, *map(np.int32, (heads, rows.start, rows.stop))],
     )  # fmt: skip
     return sums

@@ -1,4 +1,4 @@
-"""Replays on devices: jobs at their budgets, or every budget of inclusive policies in one pass."""
+"""Replays jobs on devices: each at its budget, or inclusive policies at every budget."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Ticker = Callable[[int], None]
 
 
 def refusal(configured: Configured, heads: int) -> str | None:
-    """Why a policy runs on the CPU only, in a line, or None if the GPU can run it."""
+    """One line that says why the GPU cannot run a policy, or None if it can."""
     policy = configured.policy
     if policy.readmits:
         return f"policy {policy.name}: its keys are chosen afresh in every step; engine=numba"
@@ -47,8 +47,8 @@ def direct(
 ) -> list[tuple[Outcome, np.ndarray]]:
     """Replay jobs of one trace, each at its budget.
 
-    Gives each job's outcome and int64 [n - p], the masses of its unit's decode rows. UserError for
-    a policy that :func:`refusal` refuses.
+    Returns for each job its outcome and int64 [n - p], the sums of its unit's decode rows in 2^-24.
+    UserError for a policy that :func:`refusal` names.
     """
     _check(jobs)
     order = _by_unit(jobs)
@@ -66,9 +66,9 @@ def direct(
         for unit in units:
             for i in order[unit]:
                 kinds.setdefault(id(jobs[i].configured.policy), []).append(i)
-        place = {unit: u for u, unit in enumerate(units)}
+        index = {unit: u for u, unit in enumerate(units)}
         runs = {
-            policy: Direct(device, [jobs[i] for i in mine], [place[jobs[i].unit] for i in mine])
+            policy: Direct(device, [jobs[i] for i in mine], [index[jobs[i].unit] for i in mine])
             for policy, mine in kinds.items()
         }
         whole = np.zeros((len(units), n), np.int64)
@@ -83,14 +83,15 @@ def direct(
         found = {}
         for policy, mine in kinds.items():
             for i, outcome in zip(mine, runs[policy].outcomes(), strict=True):
-                found[i] = (outcome, whole[place[jobs[i].unit], jobs[i].prompt_len :])
+                found[i] = (outcome, whole[index[jobs[i].unit], jobs[i].prompt_len :])
         return found
 
     found = spread(list(order), cost, work, device)
     return [found[i] for i in range(len(jobs))]
 
 
-#: The kernels of whole curves, the fastest first; the last one takes whatever there is.
+#: The kernels for every budget in one pass, the fastest first; the last one runs any inclusive
+#: policy. A kernel goes with its line here, its module of h2osim.cuda.kernels and its .cu file.
 Kernel: TypeAlias = type[Depths] | type[Stack]
 KERNELS: tuple[Kernel, ...] = (Depths, Stack)
 
@@ -102,12 +103,12 @@ def curves(
     tick: Ticker | None = None,
     together: int | None = None,
 ) -> list[tuple[Curve, int]]:
-    """Every budget of inclusive policies of one trace, one pass a job (theorem T7).
+    """Replay inclusive policies (proofs/14-inclusion.md) at every budget, one pass for each job.
 
-    ``job.budget`` plays no part; ``budgets`` (ascending) are those whose evictions are recorded. Up
-    to ``together`` configurations of a policy share the loading of a unit's rows (None: as many as
-    is fast). Gives each job's
-    :class:`~h2osim.engines.stack.Curve` and the mass of all its decode rows.
+    ``job.budget`` is ignored. Evictions are recorded at ``budgets`` (ascending). A thread block
+    replays up to ``together`` configurations of a policy on one unit, so that they share the copies
+    of its rows (None: the kernel chooses). Returns for each job its curve and the sum of all its
+    decode rows in 2^-24.
     """
     _check(jobs)
     order = _by_unit(jobs)
@@ -120,7 +121,7 @@ def curves(
         for unit in order
     }
 
-    # the units of a trace differ in nothing that a kernel asks about
+    # the choice of a kernel is the same for all units of a trace
     chosen: dict[tuple[int, ...], list[tuple[Kernel, list[int]]]] = {}
 
     def work(device: Device, units: list[Unit]) -> dict[int, tuple[Curve, int]]:
@@ -135,12 +136,12 @@ def curves(
                     chosen[key] = choose(device, [jobs[i] for i in ids])
                 for kernel, some in chosen[key]:
                     kinds.setdefault((kernel, policy), []).extend(ids[one] for one in some)
-        place = {unit: u for u, unit in enumerate(units)}
+        index = {unit: u for u, unit in enumerate(units)}
         runs = {
             (kernel, policy): kernel(
                 device,
                 [jobs[i] for i in ids],
-                [place[jobs[i].unit] for i in ids],
+                [index[jobs[i].unit] for i in ids],
                 budgets,
                 together,
             )
@@ -162,7 +163,7 @@ def curves(
 
 
 def choose(device: Device, jobs: Sequence[Job]) -> list[tuple[Kernel, list[int]]]:
-    """Which of KERNELS runs which jobs of a policy on a unit."""
+    """The first of KERNELS that fits each job of a policy, with the indices of its jobs."""
     found: dict[Kernel, list[int]] = {}
     for i, job in enumerate(jobs):
         found.setdefault(next(k for k in KERNELS if k.fits(device, job)), []).append(i)

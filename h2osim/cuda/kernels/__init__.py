@@ -1,1 +1,1 @@
-"""The host side of each CUDA kernel."""
+"""Host code for each kernel that replays policies: its constants, arguments and results."""

@@ -1,4 +1,4 @@
-"""What kernels are told of jobs: parameters and inputs, blocks, in which steps a rule evicts."""
+"""Kernel arguments of jobs: parameters, inputs, blocks, and the steps in which a rule evicts."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ T = TypeVar("T")
 Kind = TypeVar("Kind", bound=Hashable)
 
 
-def of_each(jobs: Iterable[Job], tell: Callable[[Job], T]) -> list[T]:
-    """What each of one trace's jobs tells of its parameters; asked once, whatever the unit."""
+def of_each(jobs: Iterable[Job], compute: Callable[[Job], T]) -> list[T]:
+    """compute(job) for jobs of one trace, once for each configuration and budget.
+
+    The value must not depend on the unit.
+    """
     known: dict[tuple[int, int], T] = {}
     return [
         known[key]
         if (key := (id(job.configured), job.budget)) in known
-        else known.setdefault(key, tell(job))
+        else known.setdefault(key, compute(job))
         for job in jobs
     ]
 
 
 def job_arrays(device: Device, jobs: Sequence[Job]) -> list[Any]:
-    """On the device: jobs' whole and fractional parameters, inputs, and where each job's start."""
+    """PARAMETERS of gpu/arguments.cuh: integer and float parameters, inputs and their indices."""
     ints, floats = number_slots(jobs[0].configured.policy)
     whole = of_each(jobs, lambda job: [job.scalars[name] for name in ints] or [0])
     parts = of_each(jobs, lambda job: [job.scalars[name] for name in floats] or [0.0])
@@ -39,7 +42,7 @@ def job_arrays(device: Device, jobs: Sequence[Job]) -> list[Any]:
 
 
 def _inputs(jobs: Sequence[Job]) -> tuple[np.ndarray, np.ndarray]:
-    """The jobs' inputs one after the other, equal ones once, and where each job's start."""
+    """The distinct inputs of the jobs, flat, and the index at which those of each job start."""
     policy = jobs[0].configured.policy
     if not policy.inputs:
         return np.zeros(1), np.zeros(len(jobs), np.int64)
@@ -57,12 +60,12 @@ def _inputs(jobs: Sequence[Job]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def most_alike(kinds: Iterable[Hashable]) -> int:
-    """How many are of the kind of which there are most."""
+    """The greatest number of equal elements."""
     return max(Counter(kinds).values())
 
 
 def in_blocks(kinds: Sequence[Kind], together: int) -> tuple[list[list[int]], list[Kind]]:
-    """Indices of the same kind in blocks of up to ``together``, and each block's kind."""
+    """Blocks of up to ``together`` indices of one kind, and the kind of each block."""
     alike: dict[Kind, list[int]] = {}
     for i, kind in enumerate(kinds):
         alike.setdefault(kind, []).append(i)
@@ -75,17 +78,17 @@ def in_blocks(kinds: Sequence[Kind], together: int) -> tuple[list[list[int]], li
 
 
 def filled(blocks: Sequence[Sequence[T]], together: int) -> list[T]:
-    """All blocks one after the other; a short one repeats its last."""
+    """The blocks, flat; the last element of a short block is repeated."""
     return [one for b in blocks for one in [*b, *[b[-1]] * (together - len(b))]]
 
 
 def always_evicts(job: Job) -> bool:
-    """Whether a rule evicts in every step from the prompt's last row on."""
+    """Whether a policy evicts in every step from the last row of the prompt on."""
     return bool(evicting(job)[job.prompt_len - 1 :].all())
 
 
 def evicting(job: Job) -> np.ndarray:
-    """uint8 [n]: the steps in which a rule evicts, asked about a huge cache and one token."""
+    """uint8 [n]: the steps in which a policy would shrink a cache of n + 1 tokens to budget 1."""
     n, p, keep = job.unit.n, job.prompt_len, job.configured.policy.keep
     found = np.zeros(n, np.uint8)
     found[p - 1 :] = 1
@@ -99,7 +102,10 @@ def evicting(job: Job) -> np.ndarray:
 
 
 def held_keys(evicts: np.ndarray, p: int) -> np.ndarray:
-    """int64 [n], budget 1 … n: most keys attended besides the own, by when a rule evicts."""
+    """int64 [n]: for budgets 1 … n the most keys that a row attends besides its own token.
+
+    ``evicts``: the steps in which the policy evicts. p: prompt length.
+    """
     n = len(evicts)
     k = np.arange(1, n + 1)
     held = np.zeros(n, np.int64)
@@ -117,19 +123,19 @@ def held_keys(evicts: np.ndarray, p: int) -> np.ndarray:
 
 
 def window(job: Job) -> int:
-    """The newest tokens that a rule protects whatever their state, where that is known."""
+    """How many of the newest tokens are protected whatever their state; 0 if that is not known."""
     if job.configured.policy.rank is not guarded_score:
         return 0
     return min(job.unit.n, int(job.scalars["recent"]))
 
 
 def sinks(job: Job) -> int:
-    """The oldest tokens that a guarded score protects."""
+    """How many of the oldest tokens a guarded score protects."""
     return min(job.unit.n, int(job.scalars["sinks"]))
 
 
 def is_plain(job: Job) -> bool:
-    """Whether below the window the rank is the only field of state, and never negative."""
+    """Whether the rank of tokens outside the window is their only state, and never negative."""
     policy = job.configured.policy
     return (
         policy.rank is guarded_score

@@ -1,7 +1,7 @@
-"""The kernel `depths`: one launch replays all recorded rows for rules that evict in every step.
+"""The kernel `depths`: replays all stored rows at every budget in one launch.
 
-It takes policies that keep state, from recorded rows, and gives every budget at once. The state of
-a token lies in shared memory at its depth in the stack.
+It runs policies that keep state and evict in every step. The state of a token lies in shared memory
+at the token's depth in the stack.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from h2osim.cuda.kernels.arguments import (
     window,
 )
 from h2osim.cuda.kernels.tally import Tally
-from h2osim.cuda.rows import Rows, recorded, staged_bytes
+from h2osim.cuda.rows import DeviceRows, recorded, staged_bytes
 from h2osim.engines.request import Job
 from h2osim.engines.results import Curve
 
-#: Most lines of a stack: each takes four registers for the mass of its depths.
+#: Most lines of a stack; each line takes four registers of a lane for the mass of its depths.
 LINES = 32
-#: Lines of a stack that give the first of its two warps another one: near the top more moves.
+#: Of so many lines the first of two warps has one: more tokens move near the top of the stack.
 SPLIT = 3
 
 
 class Depths:
-    """Jobs of one policy, in blocks of configurations that share a unit's rows.
+    """Replays jobs of one policy, in blocks of configurations that share a unit's rows.
 
-    ``unit_of``: each job's unit, as rows are fed. ``budgets`` (ascending): those whose evictions
-    are recorded. ``together``: most configurations of a block (None: as many as is fast).
+    ``unit_of``: the index of each job's unit in the rows that are fed. ``budgets`` (ascending):
+    where evictions are recorded. ``together``: most configurations of a block (None: as many as is
+    fast).
     """
 
     name = "depths"
@@ -73,7 +74,7 @@ class Depths:
 
     @staticmethod
     def fits(device: Device, job: Job) -> bool:
-        """Whether the kernel can run this job's rule and has room for its state."""
+        """Whether the kernel can run the policy, and a block has room for its state."""
         n, heads, fields = _sizes(job)
         return (
             recorded(job.unit)
@@ -83,28 +84,31 @@ class Depths:
             and depths_bytes(device, n, heads, fields, 1, 2) <= device.shared
         )
 
-    def feed(self, rows: Rows) -> None:
-        """Replay the rows, all of them in one call."""
+    def feed(self, rows: DeviceRows) -> None:
+        """Replay all rows of the units; called once."""
         self._device.launch(
             self._text, self.name, len(self._blocks), self._threads, self._shared,
-            [rows.bits, rows.places, *self._given],
+            [rows.bits, rows.bases, *self._given],
         )  # fmt: skip
 
     def curves(self) -> dict[int, tuple[Curve, int]]:
-        """Each job's curve and the mass of its decode rows, once the rows have been fed."""
+        """For each job its curve and the sum of its decode rows, after `feed`."""
         return self._tally.curves([self._held] * len(self._blocks))
 
 
 def _sizes(job: Job) -> tuple[int, int, int]:
-    """Tokens, heads of a unit, fields of state."""
+    """Tokens and heads of the job's unit, and fields of its policy's state."""
     return job.unit.n, len(job.unit.heads), len(job.configured.policy.state)
 
 
 def depths_shape(
     device: Device, n: int, heads: int, fields: int, together: int, stacked: int
 ) -> dict[str, int]:
-    """The constants of the kernel `depths` for stacks of so many tokens, and its shared memory."""
-    # a third row is fetched ahead where that costs no block
+    """The constants of the kernel, and "bytes": the shared memory of a block.
+
+    ``together``: configurations of a block. ``stacked``: most tokens in a stack.
+    """
+    # a third row in shared memory if as many blocks fit a multiprocessor then
     fitting, stages, bytes_ = max(
         (blocks_beside(device, size), some, size)
         for some in (2, 3)
@@ -131,22 +135,22 @@ def depths_shape(
 
 
 def cells(device: Device, n: int) -> int:
-    """Tokens of a configuration that there is room for: lines are whole."""
+    """Tokens of a configuration that shared memory has room for, rounded up to whole lines."""
     return (n + 4 * device.warp + 7) // 8 * 8
 
 
 def depths_bytes(
     device: Device, n: int, heads: int, fields: int, together: int, stages: int
 ) -> int:
-    """Shared memory of a block."""
+    """Bytes of shared memory of a block."""
     state = together * cells(device, n) * (8 * fields + 2)
     rows = stages * heads * (16 + staged_bytes(n))
-    desks = 12 * stages + 32 + together * (80 + 4 * (16 + 8 * fields))
-    return rows + state + desks
+    barriers = 12 * stages + 32 + together * (80 + 4 * (16 + 8 * fields))
+    return rows + state + barriers
 
 
 def depths_together(device: Device, n: int, heads: int, fields: int, many: int) -> int:
-    """Configurations of a block, of ``many`` of a unit: most at work on a multiprocessor."""
+    """Configurations of a block, of ``many`` of a unit, so that most run on a multiprocessor."""
 
     def busy(together: int) -> float:
         blocks = -(-many // together)

@@ -1,4 +1,4 @@
-"""The kernel `direct`: one policy at listed budgets."""
+"""The kernel `direct`: replays one policy at given budgets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from h2osim.cuda.device import Device, kernel_text
 from h2osim.cuda.kernels.arguments import job_arrays
-from h2osim.cuda.rows import Rows
+from h2osim.cuda.rows import DeviceRows
 from h2osim.engines.request import Job
 from h2osim.engines.results import Outcome
 from h2osim.policies.declaration import Policy
@@ -17,7 +17,7 @@ from h2osim.policies.roles import arguments
 
 
 class Direct:
-    """Jobs of one policy on their way through the rows."""
+    """Replays jobs of one policy; ``unit_of``: the index of each job's unit in the rows."""
 
     def __init__(self, device: Device, jobs: Sequence[Job], unit_of: Sequence[int]):
         job = jobs[0]
@@ -27,48 +27,49 @@ class Direct:
         self._threads = min(device.threads, 128)
         self._text = kernel_text("direct", {"T": self._threads}, policy)
         self._each = direct_bytes(policy, n, heads)
-        self._left = device.full((len(jobs), n), np.int32, n)
+        self._evicted_at = device.full((len(jobs), n), np.int32, n)
         self._kept = device.full((len(jobs), max(1, n - p)), np.int64)
-        self._cells = device.full((len(jobs), 2), np.int32)
+        self._progress = device.full((len(jobs), 2), np.int32)
         self._given = [
             device.array(np.array(unit_of, np.int32)),
             device.array(np.array([j.budget for j in jobs], np.int32)),
             device.array(np.array([j.configured.scores == "cached" for j in jobs], np.int32)),
             device.array(np.array([j.configured.lag() for j in jobs], np.int32)),
             *job_arrays(device, jobs),
-            self._left,
+            self._evicted_at,
             self._kept,
-            self._cells,
+            self._progress,
         ]
         self._scratch = device.empty(len(jobs) * self._each, np.uint8)
 
-    def feed(self, rows: Rows, masses: Any) -> None:
-        """Replay the new rows, whose whole masses are given."""
+    def feed(self, rows: DeviceRows, masses: Any) -> None:
+        """Replay the new rows; ``masses``: the sums of these rows, from `row_masses`."""
         job = self._jobs[0]
         self._device.launch(
             self._text, "direct", len(self._jobs), self._threads, 0,
-            [rows.bits, rows.places, masses, *self._given, self._scratch, np.int64(self._each),
+            [rows.bits, rows.bases, masses, *self._given, self._scratch, np.int64(self._each),
              *map(np.int32, (job.unit.n, job.prompt_len, len(job.unit.heads))),
              *map(np.int32, (rows.start, rows.stop))],
         )  # fmt: skip
 
     def outcomes(self) -> list[Outcome]:
-        """What was found, once all rows have been fed."""
-        left, kept, cells = map(self._device.host, (self._left, self._kept, self._cells))
+        """The outcome of each job, after all rows have been fed."""
+        arrays = self._evicted_at, self._kept, self._progress
+        evicted_at, kept, progress = map(self._device.host, arrays)
         found = []
         for i, job in enumerate(self._jobs):
             n, linger = job.unit.n, job.configured.policy.linger
-            gone = left[i]
+            gone = evicted_at[i]
             if linger:
                 scalars = {**job.scalars, "t": n - 1}
                 last = linger(*[scalars[name] for name in arguments(linger)])
                 late = np.minimum(n, np.maximum(gone, np.arange(n) + last)).astype(np.int32)
                 gone = np.where(gone < n, late, n).astype(np.int32)
-            found.append(Outcome(kept[i, : n - job.prompt_len], gone, int(cells[i, 1])))
+            found.append(Outcome(kept[i, : n - job.prompt_len], gone, int(progress[i, 1])))
         return found
 
 
 def direct_bytes(policy: Policy, n: int, heads: int) -> int:
-    """Scratch memory of a job."""
+    """Bytes of device memory of a job."""
     each = (len(policy.state) + 1) * n * 8 + 2 * heads * n * 8 + 2 * n * 4
     return (each + 15) // 16 * 16

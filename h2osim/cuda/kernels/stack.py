@@ -1,4 +1,4 @@
-"""The kernel `stack`: every budget of any inclusive policy in one pass (theorem T7)."""
+"""The kernel `stack`: replays any inclusive policy at every budget (proofs/14-inclusion.md)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from h2osim.cuda.kernels.arguments import (
     most_alike,
 )
 from h2osim.cuda.kernels.tally import Tally
-from h2osim.cuda.rows import Rows
+from h2osim.cuda.rows import DeviceRows
 from h2osim.engines.request import Job
 from h2osim.engines.results import Curve
 from h2osim.policies.declaration import Policy
 
-#: Configurations of a unit and of one timing that share a block.
+#: Configurations of a block; they share a unit and the steps in which they evict.
 TOGETHER = 4
 
 
 class Stack:
-    """Configurations of one policy on their way through the rows, all budgets at once."""
+    """Replays jobs of one policy; takes the arguments of `depths.Depths`."""
 
     name = "stack"
 
@@ -70,33 +70,33 @@ class Stack:
 
     @staticmethod
     def fits(device: Device, job: Job) -> bool:
-        """Whether the kernel can run this job's rule: any inclusive one."""
+        """True: it runs any inclusive policy."""
         return True
 
-    def feed(self, rows: Rows) -> None:
+    def feed(self, rows: DeviceRows) -> None:
         """Replay the new rows."""
         self._device.launch(
             self._text, "stack", len(self._blocks), self._threads, self._shared,
-            [rows.bits, rows.places, *self._given,
+            [rows.bits, rows.bases, *self._given,
              *map(np.int32, (len(self._budgets), self._n, self._p, rows.start, rows.stop))],
         )  # fmt: skip
 
     def curves(self) -> dict[int, tuple[Curve, int]]:
-        """Each job's curve and the mass of its decode rows, once all rows have been fed."""
+        """For each job its curve and the sum of its decode rows, after all rows have been fed."""
         return self._tally.curves([self._held[which] for which in self._which])
 
 
 def stack_shape(device: Device, policy: Policy, n: int, together: int) -> dict[str, int]:
-    """The stack kernel's constants for a length, and its bytes of shared memory."""
+    """The constants of the kernel for n tokens, and "bytes": the shared memory of a block."""
     threads = device.threads
     while threads > 2 * device.warp and threads > max(128, n // 8):
         threads //= 2
     tokens = -(-n // threads)
-    if tokens > 2:  # few variants, so that few are compiled
+    if tokens > 2:  # rounded up, so that few variants are compiled
         tokens = -(-tokens // 4) * 4 if tokens <= 32 else -(-tokens // 16) * 16
     bytes_ = 8 * n + together * (8 * n + 4 * (n + 1))
     share = bytes_ <= device.shared // 2
-    # Unrolled loops keep the state in registers; else it lies in local memory, which is cached.
+    # State is kept in registers if loops are unrolled, else in local memory, which is cached.
     fields = max(1, len(policy.state))
     unroll = tokens if tokens * (2 * together * fields + 1) * threads <= 2**15 else 1
     return {
@@ -106,7 +106,7 @@ def stack_shape(device: Device, policy: Policy, n: int, together: int) -> dict[s
 
 
 def stack_bytes(policy: Policy, n: int, together: int, threads: int, tokens: int) -> int:
-    """Scratch memory of a block."""
+    """Bytes of device memory of a block."""
     state = tokens * together * max(1, len(policy.state)) * threads * 8
     each = state + 8 * n + together * (8 * n + 4 * (n + 1)) + 16
     return (each + 15) // 16 * 16

@@ -1,4 +1,4 @@
-"""What the kernels of whole curves count, and the curves that it makes."""
+"""The results of the kernels that replay every budget, and the curves computed from them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from h2osim.engines.results import Curve
 
 
 class Tally:
-    """Mass by depth, and the evictions of listed budgets, of each block's configurations.
+    """RESULTS of gpu/arguments.cuh: the mass by depth, and the evictions at listed budgets.
 
-    ``blocks``: the jobs of each block, up to ``together``. ``given``: the kernels' arguments.
+    ``blocks``: the indices of each block's jobs, up to ``together``. ``given``: the arguments.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Tally:
         self._device, self._blocks, self._listed = device, blocks, len(budgets)
         shape = len(blocks), together
         self._hits = device.full((*shape, n + 1), np.int64)
-        # kernels never write to it where no budget is listed
+        # kernels do not write evictions if no budget is listed
         self._evicted = device.full((*shape, len(budgets), n) if len(budgets) else 1, np.int32, n)
         following = np.searchsorted(np.asarray(budgets), np.arange(n + 2))
         self.given: list[Any] = [
@@ -39,7 +39,10 @@ class Tally:
         ]
 
     def curves(self, held: Sequence[np.ndarray]) -> dict[int, tuple[Curve, int]]:
-        """Each job's curve and the mass of its decode rows; ``held``: of each block's jobs."""
+        """For each job its curve and the sum of its decode rows.
+
+        ``held``: for each block int64 [n], the most keys attended at each budget.
+        """
         mass = self._device.host(self._device.running_sums(self._hits))
         total = mass[:, :, -1].tolist()
         if self._listed:
