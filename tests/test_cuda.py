@@ -24,6 +24,7 @@ from cuda_shim import COMPILER, Shim
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples, qk_traces, traces
+from test_specialise import CELL, run_cell
 
 from h2osim import cuda
 from h2osim.cuda import chunks, run
@@ -381,6 +382,20 @@ def test_policies_that_stay_on_the_cpu_are_named() -> None:
     assert set(refused) >= {"nacl", "roco", "snapkv", "topk"}
     for name, why in refused.items():
         assert why and f"policy {name}:" in why and "\n" not in why
+
+
+@needs_compiler
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_a_policy_from_a_notebook(sign: str) -> None:
+    """Rules that are defined in a cell are translated, and the kernels run them as naive does."""
+    unit = busy_unit(40, 7, 2)
+    configured = parse(run_cell(CELL.format(sign=sign), f"<ipython-input-9-{sign}>"))
+    job = Job(unit, configured, 12, 3)
+    device = Shim()
+    check_direct(device, [job])
+    assert kernels(device, [job]) == [Depths, Stack]
+    for kernel in (Depths, Stack):
+        check_curves(device, [job], [1, 12, 40], 1, kernel)
 
 
 def test_refusals_at_the_limits() -> None:
