@@ -7,7 +7,6 @@ are not part of it: they change no number.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from h2osim.policies.source import fingerprint
 from h2osim.replays.budgets import Budgets
 from h2osim.replays.plan import WorkPlan
 from h2osim.support.errors import UserError
+from h2osim.traces.fingerprint import layer_sha256
 from h2osim.traces.trace import Trace
 
 #: Fields of a policy that are words for people.
@@ -98,19 +98,9 @@ def _trace(trace: Trace, layers: Sequence[int]) -> dict[str, Any]:
     for layer in layers:
         entry = {k: v for k, v in trace.layer_entry(layer).items() if k != "file"}
         if "sha256" not in entry:
-            entry["sha256"] = _arrays(trace, layer)
+            entry["sha256"] = layer_sha256(trace, layer)
         found[f"layer {layer}"] = entry
     return found
-
-
-def _arrays(trace: Trace, layer: int) -> str:
-    """A sha256 over the tensors of a layer: names, types, shapes and values."""
-    total = hashlib.sha256()
-    for name in sorted(trace.tensors(layer)):
-        tensor = trace.tensor(layer, name)
-        total.update(f"{name} {tensor.dtype} {tensor.shape};".encode())
-        total.update(np.ascontiguousarray(tensor).data)
-    return total.hexdigest()
 
 
 def _difference(at: str, found: Any, asked: Any) -> tuple[str, Any, Any]:
