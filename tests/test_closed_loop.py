@@ -13,7 +13,13 @@ from commands import Run
 
 import h2osim
 from h2osim.attention.triangle import tri
-from h2osim.closed_loop.statistics import holm, mean_interval, paired_p, ties_with_best
+from h2osim.closed_loop.statistics import (
+    can_tell,
+    holm,
+    mean_interval,
+    paired_p,
+    ties_with_best,
+)
 from h2osim.engines import naive
 from h2osim.engines.request import Job
 from h2osim.policies.registry import all_policies
@@ -317,7 +323,8 @@ def test_the_command_prints_a_table_with_intervals_and_draws(
     assert (tmp_path / "kl.png").stat().st_size > 5000
     one = run("evaluate", "any", "--text", texts[0], "-p", "tova", "-b", "0.2", "-f", "json")
     (record,) = json.loads(one.out)
-    assert record["low"] is None and record["kl"] > 0 and record["best"]
+    assert record["low"] is None and record["kl"] > 0 and record["best"] is None
+    assert "no test, texts or policies are too few" in run(*command).out.replace("\n", " ")
     assert "one text, so no interval" in run("evaluate", "any", "--text", texts[0]).out
     for more in (["-b", "all"], ["--prompt-len", "x"], ["--text", tmp_path / "none"], ["-p", "?"]):
         ended = run(*command, *more)
@@ -350,6 +357,14 @@ def test_paired_p_counts_sign_flips() -> None:
 
 def test_holm_steps_down() -> None:
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == {"a": 0.03, "c": 0.06, "b": 0.06}
+
+
+def test_few_texts_tell_nothing() -> None:
+    a = np.exp(np.arange(6.0))
+    assert not can_tell(5, 2) and can_tell(6, 2)  # 2 / 2**5 is above .05, 2 / 2**6 below
+    assert not can_tell(6, 3) and not can_tell(9, 1)
+    assert ties_with_best({"a": a[:5], "b": 9 * a[:5]}) == {"a", "b"}
+    assert ties_with_best({"a": a, "b": 9 * a}) == {"a"}
 
 
 def test_ties_are_ties() -> None:

@@ -76,6 +76,14 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
+def can_tell(texts: int, policies: int, *, alpha: float = 0.05) -> bool:
+    """Whether so many texts could tell any of so many policies from the best.
+
+    The least p is 2 / 2**texts, and Holm multiplies the least of all by policies - 1.
+    """
+    return policies > 1 and (policies - 1) * 2.0 ** (1 - texts) < alpha
+
+
 def ties_with_best(losses: Mapping[str, Numbers], *, alpha: float = 0.05) -> set[str]:
     """The policies whose loss cannot be told from the least geometric mean, that one included."""
     means = {name: mean_interval(x, geometric=True).mean for name, x in losses.items()}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from h2osim.closed_loop.statistics import mean_interval, ties_with_best
+from h2osim.closed_loop.statistics import can_tell, mean_interval, ties_with_best
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -19,8 +19,9 @@ def evaluation_records(results: xr.Dataset) -> list[dict[str, Any]]:
 
     ``kl`` is the geometric mean over texts in nats a token, ``low`` and ``high`` its 95 % bootstrap
     interval over texts (None with one text); ``best`` marks the policies that cannot be told from
-    the least KL at this budget (paired test, Holm).
+    the least KL at this budget (paired test, Holm), None where the texts are too few to tell any.
     """
+    enough = can_tell(results.sizes["text"], results.sizes["policy"])
     found = []
     for b, budget in enumerate(results["budget"].values.tolist()):
         here = results.isel(budget=b)
@@ -37,7 +38,7 @@ def evaluation_records(results: xr.Dataset) -> list[dict[str, Any]]:
                     "kl": kl.mean,
                     "low": None if np.isnan(kl.low) else kl.low,
                     "high": None if np.isnan(kl.high) else kl.high,
-                    "best": name in best,
+                    "best": name in best if enough else None,
                     "perplexity": float(np.exp(one["nll"].mean())),
                     "top1": float(one["top1"].mean()),
                     "recall": float(one["recall"].mean()),
@@ -54,14 +55,15 @@ def evaluation_table(results: xr.Dataset) -> Table:
     budgets = results["budget"].values.tolist()
     texts = results.sizes["text"]
     full = float(np.exp(results["full_nll"].mean()))
-    interval = (
-        "with 95 % intervals over texts; * cannot be told from the best (paired test, Holm)"
-        if texts > 1
-        else "one text, so no interval and no test: the sample is the text"
-    )
+    if texts == 1:
+        interval = "one text, so no interval and no test: the sample is the text"
+    elif can_tell(texts, results.sizes["policy"]):
+        interval = "95 % intervals over texts; * cannot be told from the best (paired test, Holm)"
+    else:
+        interval = "95 % intervals over texts; no test, texts or policies are too few"
     table = Table(
         title=f"KL from the full cache, nats a token, {texts} text{'s' if texts > 1 else ''}",
-        caption=f"geometric means, {interval}; perplexity of the full cache {full:.2f}",
+        caption=f"geometric means; {interval}; perplexity of the full cache {full:.2f}",
         title_justify="left",
         caption_justify="left",
     )

@@ -165,10 +165,11 @@ class Trace:
         n = int((2 * size) ** 0.5)
         if tri(n) != size:
             raise UserError(f"packed scores: {size} entries are no triangle n(n+1)/2")
-        return cls._in_memory(
+        made = in_memory.content(
             tensors, ["scores"], n, packed.shape[1], group_size, prompt_len, layers, name, {},
             fields,
         )  # fmt: skip
+        return cls._in_memory(*made)
 
     @classmethod
     def from_qk(
@@ -201,29 +202,17 @@ class Trace:
             raise UserError(f"q, k: {heads} heads do not share {keys.shape[1]} KV heads evenly")
         entry = {"scale": float(scale), "softcap": softcap, "window": window}
         fields["head_dim"] = size
-        return cls._in_memory(
+        made = in_memory.content(
             {"q": queries, "k": keys, "v": v},
             ["qk"], n, heads, heads // keys.shape[1], prompt_len, layers, name, entry, fields,
         )  # fmt: skip
+        return cls._in_memory(*made)
 
     @classmethod
     def _in_memory(
-        cls,
-        tensors: Mapping[str, Any],
-        stores: list[str],
-        n: int,
-        heads: int,
-        group_size: int,
-        prompt_len: int | None,
-        layers: Sequence[int] | None,
-        name: str,
-        entry: Mapping[str, Any],
-        fields: Mapping[str, Any],
+        cls, fields: dict[str, Any], arrays: Mapping[int, Mapping[str, NDArray[Any]]]
     ) -> Trace:
-        made, arrays = in_memory.content(
-            tensors, stores, n, heads, group_size, prompt_len, layers, name, entry, fields
-        )
-        trace = cls(made, None, {}, arrays)
+        trace = cls(fields, None, {}, arrays)
         for index in trace.layers:
             others = {t: a for t, a in arrays[index].items() if t != "scores"}
             checks.check_floats(trace.where(index), trace.heads, trace.kv_heads, others)
