@@ -15,9 +15,9 @@ not by the files it calls into, so a change to a file that reaches compiled code
 caches.
 
 A change is KILLED when a test fails, or when the tests hang. One that names why it is `equivalent`
-changes nothing that could be observed; it is run as well, must survive, and is not counted. First
-of all the tests must pass on the unchanged copy. Verdicts are kept in the user's cache folder until
-any file changes, so that an interrupted run goes on where it was.
+changes nothing that could be observed; it is run as well, must survive, and is not counted. Before
+a change is made, its tests must pass on the unchanged copy. Verdicts are kept in the user's cache
+folder until any file changes, so that an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -172,7 +172,9 @@ class Copy:
         """Run these tests in the copy as it stands."""
         caches = caches or self.caches
         environment = os.environ | {
-            "PYTHONPATH": str(self.tree),
+            "PYTHONPATH": os.pathsep.join(
+                [str(self.tree), *filter(None, [os.environ.get("PYTHONPATH")])]
+            ),
             "PYTHONDONTWRITEBYTECODE": "1",
             "NUMBA_CACHE_DIR": str(caches / "numba"),
             "XDG_CACHE_HOME": str(caches / "home"),
@@ -224,8 +226,10 @@ class Verdicts:
 
     def add(self, what: object, verdict: str) -> None:
         """Keep a verdict."""
-        line = json.dumps({"key": self._key(what), "verdict": verdict})
+        key = self._key(what)
+        line = json.dumps({"key": key, "verdict": verdict})
         with self._lock:
+            self._known[key] = verdict
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -261,24 +265,19 @@ def run_all(mutants: Sequence[Mutant], jobs: int, timeout: float, fresh: bool) -
             if (known := verdicts.get(one)) is not None:
                 found[one] = known
                 print(f"{known:8} (known) {one.name}", flush=True)
-        tests = tuple(sorted({test for one in waiting for test in one.tests}))
-        if waiting:
-            for i in range(min(jobs, len(waiting))):
-                copies.put(Copy(Path(folder) / str(i), files))
-        if waiting and verdicts.get(tests) is None:
-            first = copies.get()
-            began = time.monotonic()
-            verdict, said = first.verdict(tests, 10 * timeout)
-            print(f"unchanged: {verdict} in {time.monotonic() - began:.0f} s", flush=True)
-            if verdict != SURVIVED:
-                print(_tail(said) + "\nthe tests must pass before anything is changed")
-                return 2
-            verdicts.add(tests, verdict)
-            copies.put(first)
+        for i in range(min(jobs, len(waiting))):
+            copies.put(Copy(Path(folder) / str(i), files))
+        first = {one.tests: threading.Lock() for one in waiting}
 
         def work(one: Mutant) -> tuple[str, str, float]:
             began, copy = time.monotonic(), copies.get()
             try:
+                with first[one.tests]:
+                    if verdicts.get(one.tests) is None:
+                        verdict, said = copy.verdict(one.tests, timeout)
+                        if verdict != SURVIVED:
+                            return "ERROR (its tests fail unchanged)", said, 0.0
+                        verdicts.add(one.tests, verdict)
                 verdict, said = copy.run(one, timeout)
             finally:
                 copies.put(copy)
