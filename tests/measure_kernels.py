@@ -1,9 +1,11 @@
 """Times whole calls of `h2osim.sweep` with and without each kernel that replays every budget.
 
-``python -m h2osim.bench.kernels``, on a machine with a GPU. A call replays a grid of configurations
-at every budget, from rows in host memory. It is timed with every set of kernels that contains the
-last of KERNELS, which runs any inclusive policy; the recalls must be equal. Times are the best of
-three after a call that compiles. They include copying, computing and making the result.
+    python tests/measure_kernels.py
+
+needs a GPU. A call replays a grid of configurations at every budget, from rows in host memory. It
+is timed with every set of kernels that contains the last of KERNELS, which runs any inclusive
+policy; the recalls must be equal. Times are the best of three after a call that compiles. They
+include copying, computing and making the result.
 """
 
 from __future__ import annotations
