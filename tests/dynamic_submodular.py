@@ -15,8 +15,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike
-
-from h2osim.guarantees.setfunctions import (
+from statements.setfunctions import (
     IDENTITY,
     Coverage,
     FacilityLocation,

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from hypothesis import Phase, find, settings
 from hypothesis import strategies as st
+from statements.simulating import simulate
 from strategies import sixteenths, softmax_scores
 
 from h2osim.attention.fixed_point import ONE
-from h2osim.guarantees.history import History, Rows, follow, simulate
+from h2osim.guarantees.history import History, Rows, follow
 from h2osim.guarantees.results import Result, Verdict
 from h2osim.traces.catalogue import bundled_traces, open_trace
 

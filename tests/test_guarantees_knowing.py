@@ -8,21 +8,23 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import statements
 from guarantee_cases import matrices, refuted, rows_of, runs
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import examples
-
-from h2osim.guarantees import Verdict, checks
-from h2osim.guarantees.checks.online import needle_rows, needle_unit, random_rank_value
-from h2osim.guarantees.checks.optimum import (
+from statements.online import needle_rows, needle_unit, random_rank_value
+from statements.optimum import (
     assignment_schedule,
     assignment_value,
     belady_rows,
     brute_force_value,
     schedule_value,
 )
-from h2osim.guarantees.history import Rows, Run, simulate
+from statements.simulating import simulate
+from strategies import examples
+
+from h2osim.guarantees import Verdict, checks
+from h2osim.guarantees.history import Rows, Run
 from h2osim.replays.replaying import replay
 from h2osim.traces.trace import Trace
 
@@ -33,7 +35,7 @@ from h2osim.traces.trace import Trace
 @given(runs(max_n=5))
 def test_m2_holds(case: tuple[np.ndarray, int, int]) -> None:
     matrix, k, p = case
-    verdict = checks.random_rank(Rows.of(matrix), k, p).verdict
+    verdict = statements.online.random_rank(Rows.of(matrix), k, p).verdict
     assert verdict == (Verdict.HOLDS if 1 <= k < matrix.shape[1] else Verdict.FAILS)
 
 
@@ -53,14 +55,14 @@ def test_m2_expectation_over_all_orders() -> None:
     # and exactly, where every order can be gone through, with budgets of nothing and of all
     rows = Rows.of_unit(trace.units()[0])
     for k in (0, 1, 3, 6, 7, 9):
-        assert checks.random_rank(rows, k, 2).verdict != Verdict.VIOLATED
+        assert statements.online.random_rank(rows, k, 2).verdict != Verdict.VIOLATED
 
 
 def test_m2_can_fail() -> None:
     # the needle of the proof: exactly k/(n-1) of one slot's optimum, and of any number of slots
     rows = needle_rows(4, 2)
     for k in range(1, 5):
-        found = checks.random_rank(rows, k, 4)
+        found = statements.online.random_rank(rows, k, 4)
         assert found.numbers["expected"] == pytest.approx(k / 4)
         assert random_rank_value(rows, k, 4) * 4 == k * brute_force_value(rows, 1, 4)
     # a fixed set is worth nothing there
@@ -71,7 +73,7 @@ def test_m2_can_fail() -> None:
     more = random_rank_value(small, 1, 4) / brute_force_value(small, 1, 4)
     assert Fraction(1, 4) < more < Fraction(1, 4) + Fraction(4, needle_unit(4))
     with pytest.raises(ValueError, match="too many orders"):
-        checks.random_rank(needle_rows(8, 1), 2)
+        statements.online.random_rank(needle_rows(8, 1), 2)
 
 
 # --- M3 ------------------------------------------------------------------------------------------
@@ -81,7 +83,7 @@ def test_m2_can_fail() -> None:
 def test_m3_holds(row: list[tuple[int, bool]]) -> None:
     weights, kept = [w for w, _ in row], [inside for _, inside in row]
     mass = sum(w for w, inside in row if inside)
-    result = checks.what_recall_is(weights, kept)
+    result = statements.recall.what_recall_is(weights, kept)
     assert result.verdict == (Verdict.HOLDS if mass else Verdict.FAILS)
     if mass:  # the first one in fractions
         whole = Fraction(sum(weights))
@@ -103,7 +105,7 @@ def test_m3_no_values_are_worse(weights: list[int], k: int, values: list[int]) -
     v = np.array(values[:n]) / 4
     w = np.array(weights)
     error = abs(w @ v / whole - w[kept] @ v[kept] / mass)
-    assert error <= checks.what_recall_is(weights, kept).numbers["error"] + 1e-12
+    assert error <= statements.recall.what_recall_is(weights, kept).numbers["error"] + 1e-12
 
 
 def test_m3_can_fail() -> None:
@@ -116,8 +118,8 @@ def test_m3_can_fail() -> None:
     # without renormalisation the worst error is half as large
     full, cut = np.array([0.5, 0.5]), np.array([0.5, 0.0])
     assert np.abs(full - cut).sum() == 0.5
-    assert checks.what_recall_is(full, [True, False]).numbers["error"] == 1.0
-    assert checks.what_recall_is([0.0, 1.0], [True, False]).verdict == Verdict.FAILS
+    assert statements.recall.what_recall_is(full, [True, False]).numbers["error"] == 1.0
+    assert statements.recall.what_recall_is([0.0, 1.0], [True, False]).verdict == Verdict.FAILS
 
 
 @given(st.lists(st.integers(-9, 9), min_size=2, max_size=8).filter(lambda a: len(a) % 2 == 0))
@@ -140,7 +142,7 @@ def test_m3_zero_error_is_partition(numbers: list[int]) -> None:
 
 @pytest.mark.parametrize("m", [2, 3, 4, 10, 40])
 def test_m4_numbers(m: int) -> None:
-    found = checks.no_belady_rule(m)
+    found = statements.optimum.no_belady_rule(m)
     assert found.verdict == Verdict.HOLDS
     assert found.numbers["ratio"] == pytest.approx((2 + m / (m + 1)) / (m + 1))
     if m <= 4:
@@ -148,7 +150,7 @@ def test_m4_numbers(m: int) -> None:
 
 
 def test_m4_can_fail() -> None:
-    assert checks.no_belady_rule(1).verdict == Verdict.VIOLATED  # both keep 5/2
+    assert statements.optimum.no_belady_rule(1).verdict == Verdict.VIOLATED  # both keep 5/2
     # the policy of the library does what the proof says
     m = 7  # an eighth is exact
     scores = np.zeros((1, m + 3, m + 3))
@@ -176,18 +178,18 @@ def test_m5_holds(data: st.DataObject) -> None:
     sizes = {"min_n": n, "max_n": n, "max_heads": 1}
     truth, guess = data.draw(matrices(**sizes)), data.draw(matrices(**sizes))
     k, p = data.draw(st.integers(0, n + 1)), data.draw(st.integers(1, n))
-    result = checks.prediction_error(Rows.of(truth), Rows.of(guess), k, p)
+    result = statements.optimum.prediction_error(Rows.of(truth), Rows.of(guess), k, p)
     assert result.verdict in {Verdict.HOLDS, Verdict.VACUOUS}
-    again = checks.prediction_error(Rows.of(truth), Rows.of(truth), k, p)
+    again = statements.optimum.prediction_error(Rows.of(truth), Rows.of(truth), k, p)
     assert again.numbers.get("ratio", 1) == 1 or math.isnan(again.numbers["ratio"])
 
 
 def test_m5_is_tight() -> None:
     before = ((1.0,), (0.5, 0.5))
     truth = rows_of(*before, (1.0, 0, 0))
-    equal = checks.prediction_error(truth, rows_of(*before, (0.5, 0.5, 0)), 1, 2)
+    equal = statements.optimum.prediction_error(truth, rows_of(*before, (0.5, 0.5, 0)), 1, 2)
     assert equal.numbers["bound"] == 0  # the distance is the whole optimum
-    wrong = checks.prediction_error(truth, rows_of(*before, (0.49, 0.51, 0)), 1, 2)
+    wrong = statements.optimum.prediction_error(truth, rows_of(*before, (0.49, 0.51, 0)), 1, 2)
     assert wrong.numbers["ratio"] == 0  # and it is lost, once the choice is forced
     assert wrong.numbers["bound"] == pytest.approx(-0.02)
 
@@ -198,7 +200,7 @@ def test_m5_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
         truth, guess = (Rows.of(m) for m in case)
         if truth.n != guess.n:
             return True
-        numbers = checks.prediction_error(truth, guess, 1).numbers
+        numbers = statements.optimum.prediction_error(truth, guess, 1).numbers
         if math.isnan(numbers["ratio"]):
             return True
         return numbers["ratio"] >= (1 + numbers["bound"]) / 2
@@ -214,8 +216,8 @@ def test_m5_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     def careless(rows: Rows, k: int, prompt_len: int = 1) -> np.ndarray:
         return np.array([3, 1, 3]) if rows is truth else np.array([1, 3, 3])
 
-    monkeypatch.setattr("h2osim.guarantees.checks.optimum.assignment_schedule", careless)
-    assert checks.prediction_error(truth, guess, 1, 2).verdict == Verdict.VIOLATED
+    monkeypatch.setattr("statements.optimum.assignment_schedule", careless)
+    assert statements.optimum.prediction_error(truth, guess, 1, 2).verdict == Verdict.VIOLATED
     monkeypatch.undo()
     # and it has no such bound
     truth = rows_of((1.0,), (0.5, 0.5), (1.0, 0, 0))

@@ -6,19 +6,20 @@ import math
 
 import numpy as np
 import pytest
+import statements
 from hypothesis import given
 from hypothesis import strategies as st
-
-from h2osim.closed_loop.lipschitz import (
+from statements import decoder as small
+from statements.lipschitz import (
     SILU_SLOPE,
     LayerWeights,
     head_factor,
     log10_product,
     spectral,
 )
-from h2osim.guarantees import Verdict, checks
-from h2osim.guarantees import decoder as small
-from h2osim.guarantees.checks.logits import divergence
+from statements.logits import divergence
+
+from h2osim.guarantees import Verdict
 
 
 def drawn(seed: int, layers: int = 2, size: float = 1.0, eps: float = 1e-5) -> small.Decoder:
@@ -65,11 +66,11 @@ def at(value: float) -> np.ndarray:
 @given(st.integers(0, 2**20), st.integers(1, 3), st.sampled_from([0.05, 0.3, 1.0]))
 def test_t10_holds(seed: int, layers: int, size: float) -> None:
     decoder, x = drawn(seed, layers, size), stream(seed)
-    result = checks.logit_movement(decoder, x, cached=masks(seed, layers))
+    result = statements.logits.logit_movement(decoder, x, cached=masks(seed, layers))
     assert result.verdict == Verdict.HOLDS, result
     rng = np.random.default_rng(seed)
     errors = [rng.standard_normal(x.shape) * 10 ** rng.uniform(-6, 1) for _ in range(layers)]
-    assert checks.logit_movement(decoder, x, errors=errors).verdict == Verdict.HOLDS
+    assert statements.logits.logit_movement(decoder, x, errors=errors).verdict == Verdict.HOLDS
 
 
 @given(st.lists(st.tuples(st.floats(-30, 30), st.floats(-9, 9)), min_size=1, max_size=8))
@@ -101,7 +102,7 @@ def test_t10_is_tight() -> None:
     # one dimension, a tiny stream: every factor is reached in the limit
     decoder = scalar(2.0, eps=1.0, layers=3)
     errors = [at(1e-6), at(0.0), at(0.0)]
-    found = checks.logit_movement(decoder, at(0.0), errors=errors).numbers
+    found = statements.logits.logit_movement(decoder, at(0.0), errors=errors).numbers
     assert found["movement"] == pytest.approx(9e-6)
     assert 10 ** found["log10_bound"] == pytest.approx(9e-6)
     assert found["first_order"] == pytest.approx(9e-6)
@@ -119,12 +120,12 @@ def test_t10_can_fail() -> None:
     # the norm's factor with s of the full run alone: from 1 to -1e-3
     decoder = scalar(0.0, eps=1e-8)
     error = [at(-1.001)]
-    moved = checks.logit_movement(decoder, at(1.0), errors=error).numbers["movement"]
+    moved = statements.logits.logit_movement(decoder, at(1.0), errors=error).numbers["movement"]
     assert moved == pytest.approx(2, abs=0.01)
     claimed = log10_product([(0.0, 0.0)], head_factor(decoder.head, 1.0), [1.001])
     assert 10**claimed < 1.01 < moved
     # a large error: the estimate is not a bound (it sees the slope at 1, which is nearly 0)
-    assert checks.logit_movement(decoder, at(1.0), errors=error).numbers["apart"] < 1e-6
+    assert statements.logits.logit_movement(decoder, at(1.0), errors=error).numbers["apart"] < 1e-6
     # errors taken at the full run's inputs: adding them is another run
     deep, x, left = drawn(5, 2, 0.3), stream(5), masks(5, 2)
     at_full = [
@@ -144,12 +145,12 @@ def test_t10_can_fail() -> None:
     rare = divergence([0, math.log(1e-3)], [0, math.log(1e-3) + 9])
     assert rare["kl"] > 2 and rare["variance"] / 2 < 0.05
     with pytest.raises(ValueError, match="errors or cached"):
-        checks.logit_movement(deep, x)
+        statements.logits.logit_movement(deep, x)
 
 
 def test_t10_no_error_no_movement() -> None:
     decoder, x = drawn(1), stream(1)
-    found = checks.logit_movement(decoder, x, errors=[0 * x, 0 * x])
+    found = statements.logits.logit_movement(decoder, x, errors=[0 * x, 0 * x])
     assert found.verdict == Verdict.HOLDS and found.numbers["log10_bound"] == -math.inf
     assert found.numbers["movement"] == found.numbers["kl"] == 0
     wide = np.random.default_rng(0).standard_normal((3, 9))

@@ -8,20 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import statements
 from guarantee_cases import refuted
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import examples
-
-from h2osim.guarantees import Verdict, checks
-from h2osim.guarantees.checks.paper import trap_rows
-from h2osim.guarantees.checks.shared import (
-    deletion_instance,
-    drift_instance,
-    swap_instance,
-    turned_away_instance,
-)
-from h2osim.guarantees.choosing import (
+from statements.choosing import (
     best_set,
     cheapest_removal,
     delete_down,
@@ -29,7 +20,8 @@ from h2osim.guarantees.choosing import (
     static_greedy,
     threshold_swap,
 )
-from h2osim.guarantees.setfunctions import (
+from statements.paper import trap_rows
+from statements.setfunctions import (
     IDENTITY,
     LOG,
     SQRT,
@@ -39,6 +31,15 @@ from h2osim.guarantees.setfunctions import (
     SharedCache,
     capped,
 )
+from statements.shared import (
+    deletion_instance,
+    drift_instance,
+    swap_instance,
+    turned_away_instance,
+)
+from strategies import examples
+
+from h2osim.guarantees import Verdict
 
 
 class Listed:
@@ -78,7 +79,7 @@ def objectives(draw: st.DrawFn, most: int = 7) -> Any:
 @examples(60)
 @given(objectives(), st.integers(1, 4), st.sampled_from([1, Fraction(1, 2), 2, 5]))
 def test_m1_holds(f: Any, k: int, factor: Any) -> None:
-    result = checks.threshold_swap(f, k, factor)
+    result = statements.shared.threshold_swap(f, k, factor)
     assert result.verdict == Verdict.HOLDS
     assert result.numbers["bound"] <= 0.25
     assert result.numbers["ratio"] >= result.numbers["bound"] - 1e-9
@@ -92,7 +93,7 @@ def test_m1_nearly_tight(k: int) -> None:
     assert threshold_swap(f, k)[-1] == list(range(k))
     best = f.value(range(k, 2 * k))
     assert (f.value(range(k)), best) == (k, 3 * k - 1 - k * epsilon)
-    found = checks.threshold_swap(f, k)
+    found = statements.shared.threshold_swap(f, k)
     assert found.verdict == Verdict.HOLDS
     assert found.numbers["ratio"] == pytest.approx(k / (3 * k - 1), abs=1e-3)
 
@@ -108,15 +109,16 @@ def test_m1_where_the_plain_swap_fails(k: int, expected: float) -> None:
 
 def test_m1_can_fail() -> None:
     # the rule is not exact, and half of the optimum is too much to promise
-    refuted(objectives(), lambda f: checks.threshold_swap(f, 2).numbers["ratio"] > 0.8)
-    assert checks.threshold_swap(turned_away_instance(2), 2).numbers["ratio"] < 0.41
+    refuted(objectives(), lambda f: statements.shared.threshold_swap(f, 2).numbers["ratio"] > 0.8)
+    assert statements.shared.threshold_swap(turned_away_instance(2), 2).numbers["ratio"] < 0.41
     # complements: two tokens that are worth nothing alone
     pair = Listed(4, lambda s: (1 if s else 0) + (100 if {2, 3} <= s else 0))
-    result = checks.threshold_swap(pair, 2)
+    result = statements.shared.threshold_swap(pair, 2)
     assert (result.verdict, result.note) == (Verdict.FAILS, "not submodular")
     assert result.numbers["ratio"] == pytest.approx(1 / 101)
     # a fifth is found out, not only a hundredth; and worthless tokens make way for new ones
-    less = checks.threshold_swap(Listed(4, lambda s: (1 if s else 0) + 4 * ({2, 3} <= s)), 2)
+    pair = Listed(4, lambda s: (1 if s else 0) + 4 * ({2, 3} <= s))
+    less = statements.shared.threshold_swap(pair, 2)
     assert (less.verdict, less.step, less.numbers["ratio"]) == (Verdict.FAILS, 3, 0.2)
     assert threshold_swap(Coverage([set(), set(), set()], []), 1)[-1] == [2]
     # a function that changes: the rule never lets go of token 0 in the trap (C2)
@@ -138,7 +140,7 @@ def test_m1_can_fail() -> None:
 @examples(60)
 @given(objectives(), st.integers(1, 4))
 def test_m6_holds(f: Any, k: int) -> None:
-    assert checks.prompt_deletion(f, k).verdict == Verdict.HOLDS
+    assert statements.shared.prompt_deletion(f, k).verdict == Verdict.HOLDS
 
 
 @pytest.mark.parametrize(("m", "k"), [(2, 1), (5, 2), (9, 3)])
@@ -146,7 +148,7 @@ def test_m6_instance(m: int, k: int) -> None:
     epsilon = Fraction(1, 1000)
     f = deletion_instance(m, epsilon)
     assert delete_down(f, k) == list(range(m + 1 - k, m + 1))
-    found = checks.prompt_deletion(f, k)
+    found = statements.shared.prompt_deletion(f, k)
     assert found.verdict == Verdict.HOLDS
     exact = k * (1 + epsilon) / (m + (k - 1) * epsilon)
     assert found.numbers["ratio"] == pytest.approx(float(exact))
@@ -175,11 +177,11 @@ def test_m6_then_a_stream(f: Any, k: int, data: st.DataObject) -> None:
 
 def test_m6_can_fail() -> None:
     squares = Listed(3, lambda s: len(s) ** 2)
-    result = checks.prompt_deletion(squares, 1)
+    result = statements.shared.prompt_deletion(squares, 1)
     assert (result.verdict, result.note) == (Verdict.FAILS, "not submodular")
     assert result.numbers["whole"] < result.numbers["bound"]
     below = Listed(3, lambda s: len(s) - 3)
-    assert checks.prompt_deletion(below, 1).note == "f of the empty set is negative"
+    assert statements.shared.prompt_deletion(below, 1).note == "f of the empty set is negative"
 
     def one_over_k(f: Any) -> bool:
         return f.value(delete_down(f, 2)) * 2 >= f.value(best_set(f, 2))
@@ -201,7 +203,7 @@ TETRAHEDRON = [(a, b) for a in range(4) for b in range(a + 1, 4)]
 )
 def test_m8_graphs(edges: list[tuple[int, int]], independent: int, shape: Shape) -> None:
     for k in range(1, 5):
-        result = checks.concave_utilities(edges, k, shape)
+        result = statements.shared.concave_utilities(edges, k, shape)
         assert result.verdict == Verdict.HOLDS
         assert result.numbers["independent"] == (k <= independent)
 
@@ -210,19 +212,19 @@ def test_m8_graphs(edges: list[tuple[int, int]], independent: int, shape: Shape)
 def test_m8_holds(names: list[int], k: int, shape: Shape) -> None:
     for edges in (BIPARTITE, PRISM):
         renamed = [(names[a], names[b]) for a, b in edges]
-        assert checks.concave_utilities(renamed, k, shape).verdict == Verdict.HOLDS
+        assert statements.shared.concave_utilities(renamed, k, shape).verdict == Verdict.HOLDS
 
 
 def test_m8_can_fail() -> None:
-    flat = checks.concave_utilities(PRISM, 3, IDENTITY)
+    flat = statements.shared.concave_utilities(PRISM, 3, IDENTITY)
     assert (flat.verdict, flat.note) == (Verdict.FAILS, "the utility is a straight line")
     assert flat.numbers["best"] == flat.numbers["target"] == 4.5  # every set of three is as good
-    path = checks.concave_utilities([(0, 1), (1, 2)], 1, SQRT)
+    path = statements.shared.concave_utilities([(0, 1), (1, 2)], 1, SQRT)
     assert path.note == "the graph is not cubic"
-    served = [checks.concave_utilities(PRISM, 3, capped(Fraction(1, 2))).numbers["best"]]
-    served += [checks.concave_utilities(BIPARTITE, 3, capped(Fraction(1, 2))).numbers["best"]]
-    assert served == [4, 4.5]
-    logs = checks.concave_utilities(BIPARTITE, 3, LOG).numbers
+    for graph, served in ((PRISM, 4), (BIPARTITE, 4.5)):
+        found = statements.shared.concave_utilities(graph, 3, capped(Fraction(1, 2)))
+        assert found.numbers["best"] == served
+    logs = statements.shared.concave_utilities(BIPARTITE, 3, LOG).numbers
     assert math.isclose(logs["target"], 9 * math.log(1.5))
 
 

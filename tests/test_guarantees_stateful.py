@@ -12,8 +12,9 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from statements.simulating import simulate
 
-from h2osim.guarantees.history import Rows, simulate
+from h2osim.guarantees.history import Rows
 from h2osim.policies.text import parse
 from h2osim.replays.replaying import replay
 from h2osim.traces.trace import Trace

@@ -11,11 +11,12 @@ import pytest
 from drawing import configured, traces_for
 from hypothesis import given
 from hypothesis import strategies as st
+from statements.simulating import simulate
 from strategies import examples, qk_traces, traces
 
 from h2osim.guarantees import GUARANTEES, Verdict
 from h2osim.guarantees.findings import against, outside_setting
-from h2osim.guarantees.history import Rows, Run, follow, simulate
+from h2osim.guarantees.history import Rows, Run, follow
 from h2osim.guarantees.verify import (
     OFFLINE,
     POLICIES,

@@ -13,9 +13,10 @@ transformers = pytest.importorskip(
     "transformers", reason="a running model needs the extra `record` (transformers)"
 )
 
-from h2osim.closed_loop import logits  # noqa: E402
+import measure_logits as logits  # noqa: E402
+from statements.lipschitz import log10_product  # noqa: E402
+
 from h2osim.closed_loop.decoding import Decoder  # noqa: E402
-from h2osim.closed_loop.lipschitz import log10_product  # noqa: E402
 from h2osim.models.loading import given  # noqa: E402
 
 torch.set_num_threads(1)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from statements.optimum import assignment_value
 from strategies import examples
 
 from h2osim.attention.triangle import tri
-from h2osim.guarantees.checks.optimum import assignment_value
 from h2osim.guarantees.history import Rows
 from h2osim.optima import solving
 from h2osim.optima.bracket import narrow

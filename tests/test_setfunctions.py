@@ -25,17 +25,14 @@ from dynamic_submodular import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import examples, sixteenths
-
-from h2osim.guarantees.choosing import (
+from statements.choosing import (
     best_set,
     cheapest_removal,
     one_swap,
     static_greedy,
     threshold_swap,
 )
-from h2osim.guarantees.history import Rows, simulate
-from h2osim.guarantees.setfunctions import (
+from statements.setfunctions import (
     IDENTITY,
     LOG,
     SHAPES,
@@ -47,6 +44,10 @@ from h2osim.guarantees.setfunctions import (
     check_monotone,
     check_submodular,
 )
+from statements.simulating import simulate
+from strategies import examples, sixteenths
+
+from h2osim.guarantees.history import Rows
 from h2osim.replays.replaying import replay
 from h2osim.traces.trace import Trace
 

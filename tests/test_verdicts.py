@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import statements
+from statements import optimum as formulations
 
 from h2osim.guarantees import checks
-from h2osim.guarantees.checks import optimum as formulations
 from h2osim.guarantees.findings import against, of_optimum
 from h2osim.guarantees.history import History, Rows, Run, follow
 from h2osim.guarantees.results import Verdict
@@ -104,7 +105,7 @@ def test_alpha_of_one_from_what_is_lost_between_steps(loss: int, verdict: Verdic
 @pytest.mark.parametrize("name", ["assignment_value", "row_by_row_values", "path_values"])
 def test_t6_each_formulation_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = Rows.of(np.tril(np.arange(1, 17).reshape(4, 4)))
-    assert checks.offline_optimum(rows, 2).verdict == Verdict.HOLDS
+    assert statements.optimum.offline_optimum(rows, 2).verdict == Verdict.HOLDS
     real = getattr(formulations, name)
 
     def off(*args: Any) -> Any:
@@ -112,14 +113,14 @@ def test_t6_each_formulation_counts(name: str, monkeypatch: pytest.MonkeyPatch) 
         return [value + 1 for value in found] if isinstance(found, list) else found + 1
 
     monkeypatch.setattr(formulations, name, off)
-    assert checks.offline_optimum(rows, 2).verdict == Verdict.VIOLATED
+    assert statements.optimum.offline_optimum(rows, 2).verdict == Verdict.VIOLATED
 
 
 def test_t6_the_linear_program_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = Rows.of(np.tril(np.arange(1, 17).reshape(4, 4)))
     value, prices = formulations.interval_program(rows, 2)
     monkeypatch.setattr(formulations, "interval_program", lambda *_: (value + 1e-3, prices))
-    assert checks.offline_optimum(rows, 2).verdict == Verdict.VIOLATED
+    assert statements.optimum.offline_optimum(rows, 2).verdict == Verdict.VIOLATED
 
 
 def test_t6b_gains_are_compared_with_the_one_before() -> None:
@@ -163,7 +164,7 @@ def test_t6_of_the_optimum_keeps_what_it_claims_within_the_budget(
 def test_t6c_a_bound_is_met_or_missed_by_one() -> None:
     rows = Rows.of(np.tril(np.full((4, 4), 7)))
     prices = np.array([0, 3, 2, 1])
-    bound = formulations.dual_value(rows, 2, prices)
+    bound = checks.optimum.dual_value(rows, 2, prices)
     assert checks.dual_certificate(rows, 2, prices, bound).verdict == Verdict.HOLDS
     assert checks.dual_certificate(rows, 2, prices, bound + 1).verdict == Verdict.VIOLATED
     assert checks.dual_certificate(rows, 2, -prices, 0).verdict == Verdict.FAILS

@@ -1,8 +1,8 @@
-"""What is proved about eviction, as code: each statement with its proof file and its check.
+"""What is proved about eviction: the statements, and the checks of those that speak about a run.
 
-`GUARANTEES` (registry) names them; `checks` holds one function a statement; `history` follows what
-a run kept and what it missed, in integers; `setfunctions` and `choosing` are objectives of heads
-that share a cache, and ways to choose k tokens for them; `verify` applies everything to a trace.
+`GUARANTEES` (registry) names them all and their proof files; `checks` holds a function for each
+statement about a run; `history` follows what a run kept and what it missed, in integers; `verify`
+applies all of it to a trace.
 """
 
 from h2osim.guarantees.registry import GUARANTEES, Guarantee

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from h2osim.guarantees import checks
-from h2osim.guarantees.choosing import best_set
 from h2osim.guarantees.history import History, Rows, Run
 from h2osim.guarantees.results import Result, Verdict
-from h2osim.guarantees.setfunctions import (
-    IDENTITY,
-    LOG,
-    SQRT,
-    FacilityLocation,
-    SharedCache,
-    capped,
-)
 from h2osim.policies.declaration import Configured
 from h2osim.traces.unit import Unit
 
@@ -76,6 +69,23 @@ def of_run(how: Configured, history: History, unit: Unit, run: Run) -> Iterator[
         yield greedy_ratio(how, unit, run)
 
 
+SHAPES: dict[str, Callable[[Any], Any]] = {
+    "mass": lambda z: z,
+    "sqrt": lambda z: math.sqrt(1 + z),
+    "log": math.log1p,
+    "coverage": lambda z: min(z, Fraction(1, 2)),
+}
+"""Of the policy `greedy`: what a head's mass is worth, by objective."""
+
+
+def _objective(name: str, scores: NDArray[Any], held: Any) -> Any:
+    """What the tokens `held` are worth; scores [heads, tokens], fractions."""
+    heads = scores[:, list(held)].tolist()
+    if name == "facility":
+        return sum(max(row, default=0) for row in heads)
+    return sum(SHAPES[name](sum(row)) for row in heads)
+
+
 def greedy_ratio(how: Configured, unit: Unit, run: Run, most: int = SETS) -> Result:
     """The dynamic greedy's objective over the best set's, least over the steps (T9 and M6, or M1).
 
@@ -94,17 +104,12 @@ def greedy_ratio(how: Configured, unit: Unit, run: Run, most: int = SETS) -> Res
         rows[:, t, : t + 1] = unit.head_rows(t)
     rows = rows * Fraction(1, 2**24)
     scores = rows if objective == "coverage" else np.add.accumulate(rows, axis=1)
-    shapes = {"mass": IDENTITY, "sqrt": SQRT, "log": LOG, "coverage": capped(Fraction(1, 2))}
     least, where = 1.0, None
     for t in range(max(run.prompt_len, k) - 1, n):
         now = scores[:, t, : t + 1]
-        f = (
-            FacilityLocation(now)
-            if objective == "facility"
-            else SharedCache(now, shapes[objective])
-        )
-        best = f.value(best_set(f, k))
-        held = f.value(j for j in range(t + 1) if run.evicted_at[j] > t)
+        sets = itertools.combinations(range(t + 1), min(k, t + 1))
+        best = max(_objective(objective, now, held) for held in sets)
+        held = _objective(objective, now, np.flatnonzero(run.evicted_at[: t + 1] > t))
         ratio = float(held) / float(best) if best else 1.0
         if ratio < least:
             least, where = ratio, t

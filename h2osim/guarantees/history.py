@@ -1,7 +1,5 @@
 """What a run kept and what it missed, step by step, in integers.
 
-Two things live here. `simulate` runs setting P of the proofs directly on a matrix, without policies
-and engines, so that the theorems are tested on decisions made by other code than the replay's.
 `follow` takes any run's evictions and computes the series the theorems speak about.
 
 Notation (proofs/README.md): a_i(s) = sum_{t <= i} A[t, s], f_i(S) = sum_{s in S} a_i(s), opt_i the
@@ -13,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -62,38 +59,6 @@ class Run:
     evicted_at: NDArray[np.int64]
     k: int
     prompt_len: int
-
-
-def simulate(
-    rows: Rows, k: int, prompt_len: int = 1, *, scores: str = "full", recent: int = 0
-) -> Run:
-    """Accumulated attention, evict the least, the oldest of equals first: setting P of the proofs.
-
-    scores: "full" (setting P) in integers, or "cached" (proof T3) in exact fractions, for small n.
-    recent: the newest tokens that are protected (0 in setting P).
-    """
-    n, p = rows.n, prompt_len
-    gone = np.full(n, n, dtype=np.int64)
-    score: list[Any] = [0] * n
-    cache: list[int] = []
-    for t, heads in enumerate(rows.each()):
-        cache.append(t)
-        for row in heads.tolist():
-            whole, mass = sum(row), sum(row[j] for j in cache)
-            if scores == "full" or t < p or mass == whole:
-                for j in cache:
-                    score[j] += row[j]
-            elif mass:
-                for j in cache:
-                    score[j] += Fraction(row[j] * whole, mass)
-        while t >= p - 1 and len(cache) > k:
-            candidates = [j for j in cache if j <= t - recent]
-            if not candidates:
-                raise ValueError(f"{recent} protected tokens leave none to evict at budget {k}")
-            least = min(candidates, key=lambda j: (score[j], j))
-            cache.remove(least)
-            gone[least] = t
-    return Run(gone, k, p)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """How far the logits of a running model move when its cache evicts, and what could have told.
 
-``python -m h2osim.closed_loop.logits`` measures SmolLM2 on a text and prints three things side by
+``python tests/measure_logits.py`` measures SmolLM2 on a text and prints three things side by
 side: the true change of the logits, the product of Lipschitz factors that bounds it
-(:mod:`h2osim.closed_loop.lipschitz`), and the first-order estimate, the derivative of the logits
+(:mod:`statements.lipschitz`), and the first-order estimate, the derivative of the logits
 along the output errors of all layers. Proof: proofs/25.
 
 The output error of a layer is E_l = o_S - o: attention over what the policy left minus attention
@@ -22,10 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.autograd import forward_ad
-
-from h2osim.closed_loop.attention import EvictingSession, NoRows, PromptSession
-from h2osim.closed_loop.lipschitz import (
+from statements.lipschitz import (
     LayerNorms,
     LayerWeights,
     attention_factor,
@@ -33,6 +30,9 @@ from h2osim.closed_loop.lipschitz import (
     log10_product,
     mlp_factor,
 )
+from torch.autograd import forward_ad
+
+from h2osim.closed_loop.attention import EvictingSession, NoRows, PromptSession
 from h2osim.models import loading
 from h2osim.models.hook import Call, Session, hooked
 from h2osim.policies.declaration import Configured
@@ -354,7 +354,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Print what one text shows."""
     from h2osim.closed_loop.evaluating import text_ids
 
-    parser = argparse.ArgumentParser(prog="python -m h2osim.closed_loop.logits")
+    parser = argparse.ArgumentParser(prog="python tests/measure_logits.py")
     parser.add_argument("--model", default="smollm2", help="smollm2, or a Llama model's folder")
     parser.add_argument("--text", type=Path, default=Path("traces/texts/prose.txt"))
     parser.add_argument("--tokens", type=int, default=256)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from h2osim.closed_loop.lipschitz import (
+from statements.lipschitz import (
     LayerNorms,
     LayerWeights,
     attention_factor,

@@ -10,10 +10,10 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from h2osim.guarantees.checks.inclusion import stack_run
-from h2osim.guarantees.checks.optimum import assignment_value
 from h2osim.guarantees.history import Rows
 from h2osim.guarantees.results import CLOSE, Result, Verdict, share
+from statements.optimum import assignment_value
+from statements.simulating import stack_run
 
 Policy = Callable[[Rows, int, int], NDArray[np.int64]]
 """policy(rows, k, prompt_len) -> evicted_at [n]; online: what it does at step t depends on rows up

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterable
 from fractions import Fraction
 
-from h2osim.guarantees.setfunctions import Number, SetFunction
+from statements.setfunctions import Number, SetFunction
 
 
 def static_greedy(f: SetFunction, k: int) -> list[int]:

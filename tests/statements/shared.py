@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-from h2osim.guarantees.choosing import (
+from h2osim.guarantees.results import Result, Verdict, share
+from statements.choosing import (
     best_set,
     delete_down,
     one_swap,
     static_greedy,
 )
-from h2osim.guarantees.choosing import threshold_swap as swap_with_threshold
-from h2osim.guarantees.results import Result, Verdict, share
-from h2osim.guarantees.setfunctions import (
+from statements.choosing import threshold_swap as swap_with_threshold
+from statements.setfunctions import (
     Coverage,
     Number,
     SetFunction,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from h2osim.guarantees import decoder as small
 from h2osim.guarantees.results import CLOSE, Result, Verdict
+from statements import decoder as small
 
 ROUNDING = 1e-12
 """Rounding of a relative entropy computed from logits, relative to 1 + the largest change."""
