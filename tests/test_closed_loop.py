@@ -300,15 +300,16 @@ def test_what_cannot_be_run_is_refused_in_a_line() -> None:
 # --- the command line ------------------------------------------------------------------------
 
 
+class Letters:
+    """A tokenizer that needs no vocabulary file."""
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [ord(c) % 61 for c in text]}
+
+
 def test_the_command_prints_a_table_with_intervals_and_draws(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Letters:
-        """A tokenizer that needs no vocabulary file."""
-
-        def __call__(self, text: str) -> dict[str, list[int]]:
-            return {"input_ids": [ord(c) % 61 for c in text]}
-
     loaded = replace(given(make("gqa")), tokenizer=Letters())
     monkeypatch.setattr(loading, "load", lambda name: loaded)
     texts = []
@@ -329,6 +330,28 @@ def test_the_command_prints_a_table_with_intervals_and_draws(
     for more in (["-b", "all"], ["--prompt-len", "x"], ["--text", tmp_path / "none"], ["-p", "?"]):
         ended = run(*command, *more)
         assert ended.code == 2 and ended.err.count("\n") == 1, ended.err
+
+
+def test_a_pass_is_timed_against_the_plain_one(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = replace(given(make("gqa", double=False)), tokenizer=Letters())
+    monkeypatch.setattr(loading, "load", lambda name: loaded)
+    text = tmp_path / "text.txt"
+    text.write_text("".join(chr(97 + t % 26) for t in tokens(20, 40)))
+    command = ["bench", "closed-loop", "--model", "any", "--text", text, "--n", "40"]
+    command += ["--prompt-len", "9", "--repeats", "1", "-p", "h2o"]
+    lines = json.loads(run(*command, "--json").out)
+    plain, evicted, ratio = (line["value"] for line in lines)
+    assert ratio == pytest.approx(evicted / plain) and lines[2]["goal"] == 2
+    for more, said in (
+        (["--device", "tpu"], "device 'tpu': expected cpu, cuda or cuda:1"),
+        (["-b", "1,2"], "--budget: found '1,2', expected one"),
+        (["-p", "future"], "knows the future"),
+        (["--prompt-len", "39"], "prompt length 39: expected 1 to 38"),
+    ):
+        ended = run(*command, *more)
+        assert ended.code == 2 and said in ended.err and ended.err.count("\n") == 1, ended.err
 
 
 # --- statistics ------------------------------------------------------------------------------

@@ -140,3 +140,18 @@ def pool_rows(bits: Any, first: int, start: int, stop: int, n: int, cells: Any) 
         for j in range(t + 1):
             cells[at, j * size // n] = max(cells[at, j * size // n], row[j])
         base += t + 1
+
+
+@njit(cache=True, nogil=True)
+def pack(rows: Any, start: int, first: int, bits: Any) -> None:
+    """Rows start, start + 1, … of patterns [heads, rows, columns from `first` on] into packed bits.
+
+    bits uint16 [heads, packed]: row `start` begins at 0; what lies before `first` stays.
+    """
+    for h in range(rows.shape[0]):
+        base = 0
+        for r in range(rows.shape[1]):
+            t = start + r
+            for j in range(first, t + 1):
+                bits[h, base + j] = rows[h, r, j - first]
+            base += t + 1

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from h2osim.cli.common import parse_budgets, read_text
+from h2osim.cli.options import DeviceOption
 from h2osim.cli.output import console, notice, print_json
+from h2osim.support.errors import UserError
 
 if TYPE_CHECKING:
     from h2osim.bench import Measurement
@@ -64,6 +68,50 @@ def gpu(json: AsJson = False) -> None:
     from h2osim.bench.gpu import measure
 
     show(measure(), json)
+
+
+@bench.command("closed-loop")
+def closed_loop(
+    model: Annotated[str, typer.Option("--model", help="As for h2osim evaluate.")] = "smollm2",
+    text: Annotated[
+        Path | None, typer.Option("--text", help="A UTF-8 text; default: a bundled one.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=3, help="Tokens of the text.")] = 768,
+    prompt_len: Annotated[
+        int, typer.Option("--prompt-len", min=1, help="Tokens of the prompt.")
+    ] = 256,
+    policies: Annotated[
+        str, typer.Option("--policies", "-p", help="Online policies with their parameters.")
+    ] = "h2o,tova,streaming",
+    budget: Annotated[
+        str, typer.Option("--budget", "-b", help="Tokens, a fraction or a percentage.")
+    ] = "10%",
+    device: DeviceOption = "cpu",
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs; medians count.")] = 5,
+    json: AsJson = False,
+) -> None:
+    """A pass with a policy in force, against a plain forward pass; one thread on a CPU."""
+    from h2osim.closed_loop.evaluating import configure, first_step, text_ids
+    from h2osim.models import loading
+    from h2osim.policies.text import split_policies
+    from h2osim.support.bundled import traces
+
+    configured = configure(split_policies(policies))
+    asked = parse_budgets(budget)
+    if isinstance(asked, str) or len(asked) != 1:
+        raise UserError(f"--budget: found {budget!r}, expected one")
+    path = text or traces() / "texts" / "prose.txt"
+    words = read_text(path, "--text")
+    loading.require()
+    from h2osim.bench.closed_loop import measure
+    from h2osim.closed_loop.decoding import placed
+
+    loaded = placed(loading.load(model), device)
+    ids = text_ids(loaded, path.name, words, n)
+    show(
+        measure(loaded, ids, first_step(path.name, n, prompt_len), configured, asked[0], repeats),
+        json,
+    )
 
 
 def _unit(trace: str | None, n: int, layer: int | None) -> Unit:

@@ -26,3 +26,6 @@ EngineOption = Annotated[
 ]
 Layers = Annotated[str | None, typer.Option("--layers", help="Only these model layers: 0,9,16")]
 FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to print.")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="Where the model runs: cpu, cuda or cuda:1.")
+]

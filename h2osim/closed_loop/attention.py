@@ -15,7 +15,7 @@ policy sees a rounded to float16, as a recorded trace would hold it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,13 +25,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from h2osim.attention.triangle import row_slice, tri
+from h2osim.attention.row_loops import pack
+from h2osim.attention.triangle import tri
 from h2osim.engines.request import Job
 from h2osim.engines.stepper import Stepper
-from h2osim.models.hook import Call, Layer, RowBlock, Session, mix, softmax_blocks
+from h2osim.models.hook import (
+    BLOCK_BYTES,
+    Call,
+    Layer,
+    RowBlock,
+    Session,
+    mix,
+    softmax_blocks,
+)
 from h2osim.policies.declaration import Configured
 from h2osim.policies.roles import arguments
 from h2osim.traces.unit import split_layer
+
+GPU_BLOCK_BYTES = 256 << 20
+"""Memory for the logits of one block of rows on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +103,7 @@ class PromptSession(Session):
     def output(self, call: Call) -> torch.Tensor:
         """Dense attention; the rows are kept."""
         output, rows = call.empty_output(), []
-        for block in softmax_blocks(call):
+        for block in _blocks(call):
             rows.append(pack_rows(block))
             mix(block, call, output)
         self.rows[call.layer.index] = np.concatenate(rows, axis=1)
@@ -128,11 +140,13 @@ class EvictingSession(Session):
         output, index = call.empty_output(), call.layer.index
         evicts = self._configured is not None and (self._layers is None or index in self._layers)
         policy = self._begin(call) if evicts else None
-        for block in softmax_blocks(call):
+        for block in _blocks(call):
             if policy is not None:
                 attended = policy.feed(block)
-                if not attended.all():  # else the row is the full one, to the last bit
-                    block.p.mul_(torch.from_numpy(attended).to(block.p.device))
+                if not bool(attended.all()):  # else the row is the full one, to the last bit
+                    units, rows, columns = attended.shape
+                    by_unit = block.p.view(units, -1, rows, columns)
+                    by_unit.mul_(attended[:, None].to(block.p.dtype))
                     block.p.div_(block.p.sum(dim=2, keepdim=True))
             mix(block, call, output)
         if policy is not None:
@@ -171,19 +185,19 @@ class _LayerPolicy:
         self._masses: list[NDArray[np.int64]] = []
         self._feed(prompt_rows, 0, self._prompt_len)
 
-    def feed(self, block: RowBlock) -> NDArray[np.bool_]:
-        """Take rows; which keys each of them attends, bool [heads, rows, columns]."""
+    def feed(self, block: RowBlock) -> torch.Tensor:
+        """Take rows; which keys each of them attends, bool [units, rows, columns]."""
         start, stop = block.start, block.start + block.p.shape[1]
         self._feed(pack_rows(block), start, stop)
         self._kept.append(self._stepper.kept)
         self._masses.append(self._stepper.masses)
-        columns, rows = slice(block.first, block.first + block.p.shape[2]), np.arange(start, stop)
-        attended = np.zeros(tuple(block.p.shape), bool)
-        for job, last in zip(self._jobs, self._stepper.evicted_at, strict=True):
-            heads = slice(job.unit.heads[0], job.unit.heads[-1] + 1)
-            attended[heads] = last[columns] >= rows[:, None]
-            if job.configured.policy.visible is not None:
-                attended[heads] &= _visible(job, start, stop)[:, columns]
+        columns = slice(block.first, block.first + block.p.shape[2])
+        device = block.p.device
+        last = torch.from_numpy(self._stepper.evicted_at[:, columns]).to(device)
+        attended = last[:, None, :] >= torch.arange(start, stop, device=device)[:, None]
+        if self._jobs[0].configured.policy.visible is not None:
+            seen = np.stack([_visible(job, start, stop)[:, columns] for job in self._jobs])
+            attended &= torch.from_numpy(seen).to(device)
         return attended
 
     def end(self) -> LayerFound:
@@ -196,6 +210,11 @@ class _LayerPolicy:
         units = bits.reshape(len(self._jobs), -1, bits.shape[1])
         units.flags.writeable = False
         self._stepper.feed(units, start, start, stop)
+
+
+def _blocks(call: Call) -> Iterator[RowBlock]:
+    """The rows of a call, in blocks that fit a core's cache, or that keep a GPU busy."""
+    return softmax_blocks(call, BLOCK_BYTES if call.q.device.type == "cpu" else GPU_BLOCK_BYTES)
 
 
 class NoRows:
@@ -225,10 +244,7 @@ def pack_rows(block: RowBlock) -> NDArray[np.uint16]:
     half = block.p.to(torch.float16).cpu().numpy().view(np.uint16)
     rows = half.shape[1]
     bits = np.zeros((half.shape[0], tri(block.start + rows) - tri(block.start)), np.uint16)
-    for r in range(rows):
-        place = row_slice(block.start + r, block.start)
-        own = block.start + r + 1 - block.first  # the row's entries from column `first` on
-        bits[:, place.stop - own : place.stop] = half[:, r, :own]
+    pack(half, block.start, block.first, bits)
     return bits
 
 

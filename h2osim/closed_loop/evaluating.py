@@ -91,10 +91,9 @@ def evaluate(
     """
     if isinstance(policies, (str, Policy, Configured)):
         policies = [policies]
-    configured = [parse(p) for p in policies]
-    names = [c.text for c in configured]
+    configured = configure(policies)
     asked = np.atleast_1d(np.asarray(budgets, object)).tolist()
-    _check(configured, names, asked, texts, share)
+    _check(asked, texts, share)
 
     from h2osim.models import loading
 
@@ -106,7 +105,7 @@ def evaluate(
     else:
         loaded = loading.given(model, tokenizer)
     ids = {name: text_ids(loaded, name, text, n_tokens) for name, text in texts.items()}
-    prompts = {name: _prompt_len(name, len(some), prompt_len) for name, some in ids.items()}
+    prompts = {name: first_step(name, len(some), prompt_len) for name, some in ids.items()}
     tokens = {name: [budget_tokens(b, len(some)) for b in asked] for name, some in ids.items()}
     only = None if layers is None else sorted(set(layers))
 
@@ -151,14 +150,10 @@ def evaluate(
     )  # fmt: skip
 
 
-def _check(
-    configured: Sequence[Configured],
-    names: Sequence[str],
-    budgets: Sequence[Any],
-    texts: Mapping[str, Any],
-    share: str,
-) -> None:
-    """All that can be wrong before a model is loaded."""
+def configure(policies: Sequence[str | Policy | Configured]) -> list[Configured]:
+    """The policies, which a running model must be able to follow."""
+    configured = [parse(p) for p in policies]
+    names = [c.text for c in configured]
     if not configured:
         raise UserError("no policy given; expected at least one (`h2osim policies` lists them)")
     if len(set(names)) < len(names):
@@ -167,6 +162,11 @@ def _check(
         if one.policy.oracle or one.policy.readmits:
             what = "knows the future" if one.policy.oracle else "chooses its keys afresh each step"
             raise UserError(f"policy {one.text}: it {what}, so no running model can follow it")
+    return configured
+
+
+def _check(budgets: Sequence[Any], texts: Mapping[str, Any], share: str) -> None:
+    """All else that can be wrong before a model is loaded."""
     if not budgets:
         raise UserError("no budget given; expected tokens (64) or fractions of n (0.05)")
     if len(set(budgets)) < len(budgets):
@@ -202,7 +202,8 @@ def text_ids(loaded: Any, name: str, text: str | Sequence[int], n_tokens: int | 
     return ids[:count]
 
 
-def _prompt_len(name: str, n: int, asked: int | None) -> int:
+def first_step(name: str, n: int, asked: int | None) -> int:
+    """Tokens of the prompt of a text of n tokens: as asked, else a third; at least 1."""
     found = max(1, n // 3) if asked is None else asked
     if isinstance(found, bool) or not 1 <= found <= n - 2:
         raise UserError(
