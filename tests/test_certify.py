@@ -121,8 +121,8 @@ def test_wrong_files_and_traces(trace: Trace, content: Content, tmp_path: Path) 
     refused("trace", against=synth("powerlaw", 49, seed=2))
     refused("its n is", facts={"n": 7})
     refused("prompt length", facts={"prompt_len": 0})
-    refused("prompt length", facts={"prompt_len": "6"})
-    refused("share", facts={"share": "row"})
+    refused('prompt_len: found "6", expected int', facts={"prompt_len": "6"})
+    refused('share: found "row", expected', facts={"share": "row"})
     refused("tensor price", price=None)
     refused("tensor price", price=tensors["price"].astype(np.float64))
     refused("shape", kept=tensors["kept"][:, :, :1])
@@ -134,10 +134,10 @@ def test_wrong_files_and_traces(trace: Trace, content: Content, tmp_path: Path) 
     refused("below 0", price=tensors["price"] - 1)
     refused("leaves at", evicted_at=np.zeros_like(tensors["evicted_at"]))
     refused("tokens are left", evicted_at=np.full_like(tensors["evicted_at"], 48))
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="cannot be read: No such file"):
         certify(tmp_path / "none", trace)
     path.write_text("text")
-    with pytest.raises(UserError, match="not a safetensors file"):
+    with pytest.raises(UserError, match="no safetensors file"):
         certify(path, trace)
     with pytest.raises(UserError, match="format"):
         certify(write(path, {"format": "other"}, tensors), trace)

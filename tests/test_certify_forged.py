@@ -26,6 +26,7 @@ from h2osim import Trace, UserError
 from h2osim.optima import certifying
 from h2osim.optima.certifying import FORMAT, TENSORS, Certified, certify, digest
 from h2osim.optima.exact import optimal_curve
+from h2osim.traces.files import DTYPES
 from h2osim.traces.unit import Unit
 
 N, P, K = 9, 3, 2
@@ -262,7 +263,7 @@ def test_a_file_speaks_of_its_own_prompt_budgets_and_grouping(tmp_path: Path) ->
         (f"token 0 leaves at {P - 1}, expected {P}", {"prompt_len": P + 1}, {}),
         ("evicted_at has shape", {"share": "layer"}, {}),
         ("its group_size is 2", {"group_size": 2}, {}),
-        ("its sha256 is", {"sha256": ["00"]}, {}),
+        ("its sha256 is", {"sha256": ["0" * 64]}, {}),
         ("its trace is 'other'", {"trace": "other"}, {}),
     ):
         with pytest.raises(UserError, match=match):
@@ -280,7 +281,7 @@ def test_budgets_and_layers_stand_there_once(tmp_path: Path) -> None:
         old = {key: file.get_tensor(key) for key in TENSORS}
     new = {key: old[key].reshape(2, 1, *old[key].shape[2:]) for key in old if old[key].ndim > 1}
     new["layers"] = np.array([0, 0])
-    with pytest.raises(UserError, match="layers has an entry twice"):
+    with pytest.raises(UserError, match="layers: found 2 of them, expected 1 to 1"):
         certify(altered(path, tmp_path / "other", {"sha256": [None, None]}, new), TRACE)
 
 
@@ -309,7 +310,8 @@ def altered(
     """A certificate with some facts and tensors replaced, under a checksum that fits."""
     with safe_open(path, framework="numpy") as file:
         metadata, old = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    new = {**old, **{name: np.asarray(some, TENSORS[name]) for name, some in tensors.items()}}
+    given = {name: np.asarray(some, DTYPES[TENSORS[name]]) for name, some in tensors.items()}
+    new = {**old, **given}
     save_file(new, to, metadata=sealed({**json.loads(metadata["facts"]), **facts}, new))
     return to
 

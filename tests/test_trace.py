@@ -748,7 +748,7 @@ def test_too_long_and_other_size(saved: Path) -> None:
     data = file.read_bytes()
     file.write_bytes(data + b"x")
     with pytest.raises(
-        UserError, match=f"too long: found {len(data) + 1} bytes, expected {len(data)}"
+        UserError, match=f"too long: found {len(data) + 1} bytes, trace.json says {len(data)}"
     ):
         open_trace(saved)
     file.write_bytes(data)
@@ -803,6 +803,8 @@ def test_damaged_header(saved: Path, damage: Callable[[dict[str, Any]], Any]) ->
     text = damage(header)
     text = text if isinstance(text, bytes) else json.dumps(text).encode()
     file.write_bytes(len(text).to_bytes(8, "little") + text + rest)
+    entries = json.loads((saved / "trace.json").read_text())["layers"]
+    edit(saved, layers=[{**entries[0], "bytes": file.stat().st_size}, *entries[1:]])
     with refuses("layer-002.safetensors: its safetensors header is damaged"):
         open_trace(saved)
 
@@ -836,7 +838,7 @@ def test_wrong_tensors(saved: Path, tensors: dict[str, Any], message: str) -> No
 
 def test_missing_file(saved: Path) -> None:
     (saved / "layer-009.safetensors").unlink()
-    with refuses("layer-009.safetensors: file not found, but trace.json"):
+    with refuses("layer-009.safetensors: cannot be read: No such file"):
         open_trace(saved)
 
 
@@ -849,8 +851,8 @@ def test_not_a_trace(tmp_path: Path) -> None:
         open_trace(file)
     for text, message in [
         ("{", r"trace.json: not valid JSON: .* in line 1"),
-        ("[]", "field format: found 'list', expected \"h2osim-trace\""),
-        ("{}", "field format: found None"),
+        ("[]", r"trace.json: found \[\], expected object"),
+        ("{}", "field format: found null"),
     ]:
         (tmp_path / "trace.json").write_text(text)
         with refuses(message):
@@ -860,7 +862,7 @@ def test_not_a_trace(tmp_path: Path) -> None:
         open_trace(tmp_path)
 
 
-LAYER = {"index": 0, "file": "layer-002.safetensors", "sha256": "", "bytes": 1}
+LAYER = {"index": 0, "file": "layer-002.safetensors", "sha256": "0" * 64, "bytes": 1}
 
 
 def without(field: str) -> dict[str, Any]:
@@ -871,37 +873,37 @@ def without(field: str) -> dict[str, Any]:
     ("changes", "message"),
     [
         ({"version": 2}, "field version: found 2, this h2osim reads up to 1; upgrade"),
-        ({"version": "1"}, "field version: found '1', expected 1"),
-        ({"version": ...}, "field version: found None"),
-        ({"n": ...}, "field n is missing, expected a whole number"),
+        ({"version": "1"}, 'field version: found "1", expected 1'),
+        ({"version": ...}, "field version: found null"),
+        ({"n": ...}, "field n is missing"),
         ({"n": 40.0}, "field n: found 40.0"),
         ({"n": True}, "field n: found true"),
         ({"n": 41}, r"tensor scores: found shape|tensor row_sum: found shape"),
         ({"name": 3}, "field name: found 3"),
         ({"group_size": 3}, "field heads: found .*expected group_size 3 of them"),
-        ({"heads": [0, 1, 1, 2]}, "field heads: found .*expected a list of different"),
+        ({"heads": [0, 1, 1, 2]}, "field heads: found .*expected different head indices"),
         ({"kv_heads": []}, "field kv_heads"),
         ({"stores": ["rows"]}, "field stores"),
         ({"stores": ["qk"]}, "field head_dim: found null"),
         ({"stores": ["scores", "qk"], "head_dim": 4}, r"layers\[0\].scale: found null"),
         ({"prompt_len": 41}, "field prompt_len: found 41, expected null or 1 ... 40"),
         ({"head_dim": -1}, "field head_dim"),
-        ({"model": "smol"}, 'field model: found "smol", expected null or an object'),
+        ({"model": "smol"}, 'field model: found "smol", expected object | null'),
         ({"provenance": None}, "field provenance"),
         ({"tokens": {"text": ["a"]}}, "field tokens.text: found 1, expected 40 entries"),
         ({"tokens": {"ids": "abc"}}, "field tokens.ids"),
-        ({"layers": []}, "field layers: found .*at least one layer"),
+        ({"layers": []}, r"field layers: found \[\], expected array of length >= 1"),
         ({"layers": [3]}, r"field layers\[0\]: found 3"),
         (
             {"layers": [LAYER, LAYER]},
-            r"field layers\[1\].index: found 0, expected a layer",
+            r"field layers\[1\].index: found 0, expected one that no layer before has",
         ),
         ({"layers": [{**LAYER, "file": "../x"}]}, r"layers\[0\].file: found \"../x\""),
-        ({"layers": [without("file")]}, r"layers\[0\].file: found None"),
-        ({"layers": [without("sha256")]}, r"layers\[0\].sha256: found None, expected a str"),
-        ({"layers": [{**LAYER, "bytes": "1"}]}, r"layers\[0\].bytes: found '1', expected a int"),
+        ({"layers": [without("file")]}, r"layers\[0\].file is missing"),
+        ({"layers": [without("sha256")]}, r"layers\[0\].sha256 is missing"),
+        ({"layers": [{**LAYER, "bytes": "1"}]}, r'layers\[0\].bytes: found "1", expected int'),
         ({"layers": [{**LAYER, "window": 0}]}, r"layers\[0\].window: found 0"),
-        ({"layers": [{**LAYER, "softcap": float("inf")}]}, r"layers\[0\].softcap: found Infinity"),
+        ({"layers": [{**LAYER, "softcap": float("inf")}]}, "not valid JSON"),
     ],
 )
 def test_bad_manifest(saved: Path, changes: dict[str, Any], message: str) -> None:

@@ -23,25 +23,40 @@ from a wrong one.
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from h2osim.support.errors import UserError
+from h2osim.support.reading import Count, Sha256, parse
+from h2osim.traces.files import map_tensors, read_header
+from h2osim.traces.manifest import SHARES
 from h2osim.traces.trace import Trace
 from h2osim.traces.unit import Unit
 
 FORMAT = "h2osim-certificate 1"
 TENSORS = {
-    "evicted_at": np.int32, "price": np.int64, "kept": np.int64, "bound": np.int64,
-    "mass": np.int64, "layers": np.int64, "budgets": np.int64,
+    "evicted_at": "I32", "price": "I64", "kept": "I64", "bound": "I64", "mass": "I64",
+    "layers": "I64", "budgets": "I64",
 }  # fmt: skip
+
+
+class Facts(Struct):
+    """What a certificate says of the trace it speaks of."""
+
+    trace: str
+    n: Count
+    group_size: Count
+    sha256: list[Sha256 | None]
+    prompt_len: int
+    share: Annotated[str, Meta(pattern=rf"^({'|'.join(SHARES)})\Z")]
 
 
 @dataclass(frozen=True)
@@ -70,30 +85,26 @@ class Certified:
 def certify(path: str | os.PathLike[str], trace: Trace) -> list[Certified]:
     """Check a certificate against its trace; raises UserError at the first thing that is wrong."""
     name = f"certificate {Path(path)}"
-    facts, tensors = _read(Path(path), name)
+    facts, tensors = _read(Path(path), name, trace)
     layers, budgets = tensors["layers"].tolist(), tensors["budgets"].tolist()
+    for key, some in (("layers", layers), ("budgets", budgets)):
+        if len(set(some)) < len(some):
+            raise UserError(f"{name}: {key} has an entry twice")
     for layer in layers:
         if layer not in trace.layers:
             raise UserError(f"{name}: layer {layer} is not in trace {trace.name}")
-    found = {key: facts.get(key) for key in ("trace", "n", "group_size", "sha256")}
-    expected = trace_facts(trace, layers)
-    if found != expected:
-        wrong = next(key for key in expected if found[key] != expected[key])
-        raise UserError(
-            f"{name}: its {wrong} is {found[wrong]!r}, that of the trace {expected[wrong]!r}"
-        )
-    n, p, share = trace.n, facts.get("prompt_len"), facts.get("share")
-    if not isinstance(p, int) or not 1 <= p <= max(1, n - 1):
+    for key, expected in trace_facts(trace, layers).items():
+        if facts[key] != expected:
+            raise UserError(
+                f"{name}: its {key} is {facts[key]!r}, that of the trace {expected!r}"
+            )
+    n, p, share = trace.n, facts["prompt_len"], facts["share"]
+    if not 1 <= p <= max(1, n - 1):
         raise UserError(f"{name}: prompt length {p!r}, expected 1 to {max(1, n - 1)}")
-    if share not in ("head", "group", "layer"):
-        raise UserError(f"{name}: share {share!r}, expected head, group or layer")
-    units = [unit for unit in trace.units(share) if unit.layer in layers]
-    per_layer = len(units) // len(layers) if layers else 0
-    _shapes(name, tensors, len(layers), per_layer, len(budgets), n)
     for k in budgets:
         if not 1 <= k <= n:
             raise UserError(f"{name}: budget {k}, expected 1 to {n}")
-
+    units = [unit for unit in trace.units(share) if unit.layer in layers]
     for layer in layers:
         trace.check_layer(layer)
     checked = []
@@ -136,52 +147,42 @@ def digest(facts: str, tensors: Mapping[str, NDArray[Any]]) -> str:
     for name in sorted(tensors):
         tensor = np.ascontiguousarray(tensors[name])
         running.update(f"\n{name} {tensor.dtype.str} {tensor.shape}\n".encode())
-        running.update(tensor.tobytes())
+        running.update(tensor.data)
     return running.hexdigest()
 
 
-def _read(path: Path, name: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    from safetensors import SafetensorError, safe_open
+def _read(
+    path: Path, name: str, trace: Trace
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Facts and tensors of a certificate that is as it was written, and of the size of the trace.
 
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"{name}: no such file") from None
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{name}: not a safetensors file: {error}") from None
+    Its header is held against the trace before any memory is taken for it.
+    """
+    metadata, slots = read_header(path, name)
     if metadata.get("format") != FORMAT:
         raise UserError(f"{name}: format {metadata.get('format')!r}, expected {FORMAT!r}")
-    for key, dtype in TENSORS.items():
-        if key not in tensors or tensors[key].dtype != dtype:
-            have = tensors[key].dtype if key in tensors else "nothing"
-            raise UserError(f"{name}: tensor {key}: found {have}, expected {np.dtype(dtype)}")
+    for key in {**TENSORS, **slots}:
+        found, expected = slots[key].dtype if key in slots else "none", TENSORS.get(key, "none")
+        if found != expected:
+            raise UserError(f"{name}: tensor {key}: found {found}, expected {expected}")
     text = metadata.get("facts", "")
-    _same(f"{name}: sha256", metadata.get("sha256"), digest(text, tensors))
-    try:
-        facts = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{name}: facts are not JSON: {error}") from None
-    if not isinstance(facts, dict):
-        raise UserError(f"{name}: facts are no JSON object")
-    return facts, tensors
-
-
-def _shapes(
-    name: str, tensors: Mapping[str, NDArray[Any]], layers: int, units: int, budgets: int, n: int
-) -> None:
+    facts = parse(text.encode(), Facts, f"{name}, facts")
+    layers, budgets = (math.prod(slots[key].shape) for key in ("layers", "budgets"))
+    for key, count, most in (("layers", layers, len(trace.layers)), ("budgets", budgets, trace.n)):
+        if not 1 <= count <= most:
+            raise UserError(f"{name}: {key}: found {count} of them, expected 1 to {most}")
+    units = len(trace.units(facts["share"])) // len(trace.layers)
     block = (layers, units, budgets)
-    expected = {
-        "evicted_at": (*block, n), "price": (*block, n), "kept": block, "bound": block,
+    shapes = {
+        "evicted_at": (*block, trace.n), "price": (*block, trace.n), "kept": block, "bound": block,
         "mass": block[:2], "layers": block[:1], "budgets": block[2:],
     }  # fmt: skip
-    for key, shape in expected.items():
-        if tensors[key].shape != shape:
-            raise UserError(f"{name}: {key} has shape {tensors[key].shape}, expected {shape}")
-    for key in ("layers", "budgets"):
-        if len(set(tensors[key].tolist())) < len(tensors[key]):
-            raise UserError(f"{name}: {key} has an entry twice")
+    for key, shape in shapes.items():
+        if slots[key].shape != shape:
+            raise UserError(f"{name}: {key} has shape {slots[key].shape}, expected {shape}")
+    tensors = map_tensors(path, slots)
+    _same(f"{name}: sha256", metadata.get("sha256"), digest(text, tensors))
+    return facts, tensors
 
 
 def _feasible(

@@ -9,6 +9,7 @@ from typing import Any
 
 from h2osim.support import bundled
 from h2osim.support.errors import UserError
+from h2osim.support.reading import regular
 from h2osim.support.wording import near
 from h2osim.traces import files, manifest
 from h2osim.traces.trace import Trace
@@ -24,15 +25,7 @@ def open_trace(path_or_name: str | os.PathLike[str]) -> Trace:
     if not path.exists():
         path = _bundled(path_or_name)
     fields = manifest.read(path)
-    slots = {}
-    for i, entry in enumerate(fields["layers"]):
-        for field, kind in (("file", str), ("sha256", str), ("bytes", int)):
-            if not isinstance(entry.get(field), kind):
-                raise UserError(
-                    f"{path / 'trace.json'}: field layers[{i}].{field}: "
-                    f"found {entry.get(field)!r}, expected a {kind.__name__}"
-                )
-        slots[entry["index"]] = _check_header(path, fields, entry)
+    slots = {entry["index"]: _check_header(path, fields, entry) for entry in fields["layers"]}
     return Trace(fields, path, slots, {})
 
 
@@ -50,11 +43,13 @@ def _check_header(
 ) -> dict[str, files.Slot]:
     """The tensors of one layer's file; UserError when they are not what the manifest says."""
     path = folder / entry["file"]
-    slots = files.read_header(path)
-    size = path.stat().st_size
+    if os.path.dirname(os.path.realpath(path)) != os.path.realpath(folder):
+        raise UserError(f"{path}: found a link out of the trace's folder, expected a file in it")
+    size = regular(path, path)
     if entry["bytes"] != size:
         word = "truncated" if size < entry["bytes"] else "too long"
         raise UserError(f"{path}: {word}: found {size} bytes, trace.json says {entry['bytes']}")
+    _, slots = files.read_header(path)
     required = set(entry.get("tensors") or ())
     required |= {"scores"} if "scores" in fields["stores"] else set()
     required |= {"q", "k"} if "qk" in fields["stores"] else set()

@@ -49,7 +49,7 @@ def check_scores(
     top = np.empty((len(heads), n), dtype=np.int64)
     row_loops.scan_rows(bits, n, window or 0, sums, top)
     entries = np.arange(1, n + 1, dtype=np.float64)
-    stored = np.ones((1, n)) if row_sum is None else row_sum.astype(np.float64)
+    stored = np.ones(sums.shape) if row_sum is None else row_sum.astype(np.float64)
     found = sums / ONE
     wrong_entry = (top < 0) | (top > ONE_BITS)
     wrong_stored = ~(np.abs(stored - 1) <= summation_bound(entries))
@@ -71,7 +71,7 @@ def check_scores(
             f"{place}: found stored sum before rounding {stored[h, t]:.9g}, "
             f"expected 1 within {limit:.2g}"
         )
-    expected_sum = float(np.broadcast_to(stored, found.shape)[h, t])
+    expected_sum = float(stored[h, t])
     limit = float(rounding_bound(expected_sum, entries[t]))
     raise UserError(
         f"{place}: found sum {found[h, t]:.9g}, expected {expected_sum:.9g} within {limit:.2g} "

@@ -10,21 +10,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from h2osim.attention.triangle import tri
+from h2osim.support import reading
 from h2osim.support.errors import UserError
 
-DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8"),
+}  # fmt: skip
 ALIGNMENT = 64
+MOST_HEADER = 1 << 20
+"""A longer header is refused unread: ours take hundreds of bytes."""
+
+Size = Annotated[int, Meta(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ def expected(
 def fits(found: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
     """Whether a shape is the one wanted."""
     return len(found) == len(wanted) and all(
-        w is None or f == w for f, w in zip(found, wanted, strict=True)
+        f > 0 and w in (None, f) for f, w in zip(found, wanted, strict=True)
     )
 
 
@@ -95,48 +102,45 @@ def layout(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, d
     return len(text).to_bytes(8, "little") + text, slots
 
 
-def read_header(path: Path) -> dict[str, Slot]:
-    """Where the tensors of a file lie; reads the header only, and the file's size.
+class _Tensor(Struct):
+    """What a header says of one tensor."""
 
-    UserError when the file is missing, is no safetensors file, or is not as long as it says.
+    dtype: str
+    shape: list[Size]
+    data_offsets: tuple[Size, Size]
+
+
+def read_header(path: Path, where: object = None) -> tuple[dict[str, str], dict[str, Slot]]:
+    """The metadata of a safetensors file, and where its tensors lie; reads the header only.
+
+    UserError when the file is missing, or the safetensors package would not open it. `where` is
+    what messages call it.
     """
+    from safetensors import SafetensorError, safe_open
+
+    where = where or path
+    size = reading.regular(path, where)
     try:
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > size - 8:
+            if size < 8 or length > min(size - 8, MOST_HEADER):
                 raise UserError(
-                    f"{path}: truncated or no safetensors file: found {size} bytes, expected at "
-                    f"least the {8 + length} of its header"
+                    f"{where}: truncated or no safetensors file: found {size} bytes, and a header "
+                    f"of {length}"
                 )
             text = file.read(length)
-    except FileNotFoundError:
-        raise UserError(f"{path}: file not found, but trace.json names it") from None
+        safe_open(path, framework="numpy")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    start = 8 + length
-    try:
-        header = json.loads(text)
-        slots, end = {}, 0
-        items = [(name, item) for name, item in header.items() if name != "__metadata__"]
-        for name, item in sorted(items, key=lambda pair: pair[1]["data_offsets"]):
-            dtype, shape = item["dtype"], tuple(int(s) for s in item["shape"])
-            begin, stop = (int(x) for x in item["data_offsets"])
-            if dtype in DTYPES:
-                slots[name] = Slot(dtype, shape, start + begin)
-                if min(shape, default=0) < 0 or slots[name].nbytes != stop - begin:
-                    raise ValueError
-            else:  # a reader must be able to say "wrong dtype", so keep it, but never map it
-                slots[name] = Slot(str(dtype), shape, start + begin)
-            if begin != end or stop < begin:
-                raise ValueError
-            end = stop
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path}: its safetensors header is damaged") from None
-    if size != start + end:
-        word = "truncated" if size < start + end else "too long"
-        raise UserError(f"{path}: {word}: found {size} bytes, expected {start + end}")
-    return slots
+        raise UserError(f"{where}: cannot be read: {error.strerror}") from None
+    except SafetensorError as error:
+        raise UserError(f"{where}: its safetensors header is damaged: {error}") from None
+    header = reading.parse(text, dict[str, Any], f"{where}: its safetensors header is damaged")
+    metadata = header.pop("__metadata__", {})
+    reading.check(header, dict[str, _Tensor], f"{where}: its safetensors header is damaged")
+    return metadata, {
+        name: Slot(t["dtype"], tuple(t["shape"]), 8 + length + t["data_offsets"][0])
+        for name, t in header.items()
+    }
 
 
 def map_tensors(path: Path, slots: Mapping[str, Slot]) -> dict[str, NDArray[Any]]:
@@ -144,6 +148,7 @@ def map_tensors(path: Path, slots: Mapping[str, Slot]) -> dict[str, NDArray[Any]
 
     Reads nothing. The views are plain C-contiguous arrays; the map lives as long as one of them.
     """
+    reading.regular(path, path)
     try:
         whole = np.memmap(path, dtype=np.uint8, mode="r")
     except (OSError, ValueError) as error:
@@ -164,5 +169,6 @@ def map_tensors(path: Path, slots: Mapping[str, Slot]) -> dict[str, NDArray[Any]
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
+    reading.regular(path, path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,24 +1,99 @@
-"""trace.json: reading it, and refusing what is not one, by name of the field."""
+"""trace.json: what may stand in it, and reading it."""
 
 from __future__ import annotations
 
-import json
-from math import inf
-from pathlib import Path, PurePath
-from typing import Any, TypeGuard
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
+from msgspec import Meta, Struct, structs
+
+from h2osim.support import reading
 from h2osim.support.errors import UserError
+from h2osim.support.reading import Count, Index, Sha256, wrong
 
 FORMAT = "h2osim-trace"
 VERSION = 1
 STORES = ("scores", "qk")
 SHARES = ("head", "group", "layer")
+MOST_BYTES = 1 << 26
+"""A larger trace.json is refused unread: that of a million tokens takes half of it."""
+
+Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
+Store = Annotated[str, Meta(pattern=rf"^({'|'.join(STORES)})\Z")]
+
+
+class Layer(Struct):
+    """A layer in memory."""
+
+    index: Index
+    scale: Positive | None = None
+    softcap: Positive | None = None
+    window: Count | None = None
+    tensors: list[str] | None = None
+
+
+class StoredLayer(Layer, kw_only=True):
+    """A layer in a file of the trace's folder."""
+
+    file: Annotated[str, Meta(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*\Z", max_length=255)]
+    sha256: Sha256
+    bytes: Annotated[int, Meta(ge=1)]
+
+
+class Origin(Struct):
+    """Of a model or a text: what h2osim shows of it."""
+
+    name: str | None = None
+    revision: str | None = None
+    architecture: str | None = None
+    sha256: str | None = None
+    license: str | None = None
+
+
+class Tokens(Struct):
+    """Of each token."""
+
+    ids: list[Index] | None = None
+    text: list[str] | None = None
+
+
+class Manifest(Struct, kw_only=True):
+    """The fields of a trace; None is for what is not known."""
+
+    name: Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]+\Z")]
+    n: Count
+    group_size: Count
+    heads: Annotated[list[Index], Meta(min_length=1)]
+    kv_heads: Annotated[list[Index], Meta(min_length=1)]
+    stores: Annotated[list[Store], Meta(min_length=1)]
+    layers: Annotated[Sequence[Layer], Meta(min_length=1)]
+    created_by: str | None = None
+    command: str | None = None
+    model: Origin | None = None
+    tokenizer: str | None = None
+    text: Origin | None = None
+    tokens: Tokens | None = None
+    prompt_len: Count | None = None
+    generation: dict[str, Any] | None = None
+    model_heads: Count | None = None
+    model_kv_heads: Count | None = None
+    head_dim: Count | None = None
+    provenance: dict[str, Any] = {}
+
+
+class StoredManifest(Manifest, kw_only=True):
+    """The fields of a trace in a folder."""
+
+    layers: Annotated[Sequence[StoredLayer], Meta(min_length=1)]
+
 
 OPTIONAL: dict[str, Any] = {
-    "created_by": None, "command": None, "model": None, "tokenizer": None, "text": None,
-    "tokens": None, "prompt_len": None, "generation": None, "model_heads": None,
-    "model_kv_heads": None, "head_dim": None, "provenance": {},
-}  # fmt: skip
+    field.name: {} if field.name == "provenance" else None
+    for field in structs.fields(Manifest)
+    if not field.required
+}
 """Fields a manifest may lack, and what is meant then."""
 
 
@@ -27,113 +102,52 @@ def read(folder: Path) -> dict[str, Any]:
     path = folder / "trace.json"
     if not folder.is_dir():
         raise UserError(f"{folder}: not a folder; a trace is a folder with a trace.json")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder}: no trace.json in it, so not a trace") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON: {error.msg} in line {error.lineno}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise UserError(f'{path}: field format: found {found!r}, expected "{FORMAT}"')
+    if not (path.exists() or path.is_symlink()):
+        raise UserError(f"{folder}: no trace.json in it, so not a trace")
+    manifest = reading.json_of(path, dict[str, Any], MOST_BYTES)
     version = manifest.get("version")
-    if not _is_int(version) or version < 1:
-        raise UserError(f"{path}: field version: found {version!r}, expected {VERSION}")
-    if version > VERSION:
+    if manifest.get("format") != FORMAT:
+        raise wrong(path, "format", manifest.get("format"), f'"{FORMAT}"')
+    if type(version) is int and version > VERSION:
         raise UserError(
             f"{path}: field version: found {version}, this h2osim reads up to {VERSION}; "
             f"upgrade h2osim"
         )
-    return check({"name": folder.resolve().name, **OPTIONAL, **manifest}, str(path))
+    if type(version) is not int or version < 1:
+        raise wrong(path, "version", version, str(VERSION))
+    filled = {"name": folder.resolve().name, **OPTIONAL, **manifest}
+    return check(filled, str(path), StoredManifest)
 
 
-def check(manifest: dict[str, Any], where: str) -> dict[str, Any]:
+def check(
+    manifest: dict[str, Any], where: str, schema: type[Manifest] = Manifest
+) -> dict[str, Any]:
     """The manifest itself; UserError naming the first field at fault."""
-
-    def bad(field: str, expected: str, found: Any = ...) -> UserError:
-        if found is ...:
-            if field not in manifest:
-                return UserError(f"{where}: field {field} is missing, expected {expected}")
-            found = manifest[field]
-        text = json.dumps(found, default=repr)
-        text = text if len(text) <= 60 else text[:57] + "..."
-        return UserError(f"{where}: field {field}: found {text}, expected {expected}")
-
-    if not isinstance(manifest.get("name"), str):
-        raise bad("name", "a string")
-    for field in ("n", "group_size"):
-        if not _is_int(manifest.get(field)) or manifest[field] < 1:
-            raise bad(field, "a whole number from 1 on")
-    n, group_size = manifest["n"], manifest["group_size"]
-    for field in ("heads", "kv_heads"):
-        value = manifest.get(field)
-        if not _is_list_of_indices(value) or not value:
-            raise bad(field, "a list of different head indices")
-    if len(manifest["heads"]) != group_size * len(manifest["kv_heads"]):
-        raise bad("heads", f"group_size {group_size} of them for each of kv_heads")
-    stores = manifest.get("stores")
-    if not isinstance(stores, list) or not stores or any(s not in STORES for s in stores):
-        raise bad("stores", 'a list of "scores", "qk"')
-    prompt_len = manifest["prompt_len"]
-    if prompt_len is not None and (not _is_int(prompt_len) or not 1 <= prompt_len <= n):
-        raise bad("prompt_len", f"null or 1 ... {n}")
-    for field in ("head_dim", "model_heads", "model_kv_heads"):
-        value = manifest[field]
-        if value is not None and (not _is_int(value) or value < 1):
-            raise bad(field, "null or a whole number from 1 on")
-    if "qk" in stores and manifest["head_dim"] is None:
-        raise bad("head_dim", "a whole number, since queries and keys are stored")
-    for field in ("model", "text", "generation", "tokens"):
-        if manifest[field] is not None and not isinstance(manifest[field], dict):
-            raise bad(field, "null or an object")
-    if not isinstance(manifest["provenance"], dict):
-        raise bad("provenance", "an object")
-    if manifest["tokens"] is not None:
-        for field in ("ids", "text"):
-            listed = manifest["tokens"].get(field)
-            if listed is not None and (not isinstance(listed, list) or len(listed) != n):
-                found = len(listed) if isinstance(listed, list) else listed
-                raise bad(f"tokens.{field}", f"{n} entries", found)
-    layers = manifest.get("layers")
-    if not isinstance(layers, list) or not layers:
-        raise bad("layers", "a list of at least one layer")
-    seen: set[int] = set()
-    for i, layer in enumerate(layers):
-        label = f"layers[{i}]"
-        if not isinstance(layer, dict):
-            raise bad(label, "an object", layer)
-        index = layer.get("index")
-        if not _is_int(index) or index < 0 or index in seen:
-            raise bad(f"{label}.index", "a layer number not yet used", index)
-        seen.add(index)
-        file = layer.get("file")
-        if file is not None and (
-            not isinstance(file, str) or PurePath(file).name != file or file.startswith(".")
-        ):
-            raise bad(f"{label}.file", "the name of a file in the trace's folder", file)
-        for field in ("scale", "softcap"):
-            value = layer.get(field)
-            if value is not None and not (isinstance(value, (int, float)) and 0 < value < inf):
-                raise bad(f"{label}.{field}", "null or a positive number", value)
-        if "qk" in stores and layer.get("scale") is None:
-            raise bad(f"{label}.scale", "a number, since queries and keys are stored", None)
-        window = layer.get("window")
-        if window is not None and (not _is_int(window) or window < 1):
-            raise bad(f"{label}.window", "null or a whole number from 1 on", window)
-    return manifest
-
-
-def _is_int(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_list_of_indices(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and all(_is_int(v) and v >= 0 for v in value)
-        and len(set(value)) == len(value)
-    )
+    reading.check(manifest, schema, where)
+    m = manifest
+    for field, most in (("heads", m["model_heads"]), ("kv_heads", m["model_kv_heads"])):
+        if len(set(m[field])) < len(m[field]):
+            raise wrong(where, field, m[field], "different head indices")
+        if most is not None and max(m[field]) >= most:
+            raise wrong(where, field, m[field], f"head indices below model_{field}, {most}")
+    if len(m["heads"]) != m["group_size"] * len(m["kv_heads"]):
+        expected = f"group_size {m['group_size']} of them for each of kv_heads"
+        raise wrong(where, "heads", m["heads"], expected)
+    if (m["prompt_len"] or 0) > m["n"]:
+        raise wrong(where, "prompt_len", m["prompt_len"], f"null or 1 ... {m['n']}")
+    for field in ("ids", "text"):
+        listed = (m["tokens"] or {}).get(field)
+        if listed is not None and len(listed) != m["n"]:
+            raise wrong(where, f"tokens.{field}", len(listed), f"{m['n']} entries")
+    if "qk" in m["stores"] and m["head_dim"] is None:
+        raise wrong(where, "head_dim", None, "a number, since queries and keys are stored")
+    seen: set[Any] = set()
+    for i, layer in enumerate(m["layers"]):
+        for field in ("index", "file"):
+            if (value := layer.get(field)) in seen:
+                raise wrong(where, f"layers[{i}].{field}", value, "one that no layer before has")
+            seen |= {value} - {None}
+        if "qk" in m["stores"] and layer.get("scale") is None:
+            expected = "a number, since queries and keys are stored"
+            raise wrong(where, f"layers[{i}].scale", None, expected)
+    return m

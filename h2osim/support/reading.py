@@ -1,0 +1,102 @@
+"""Files of others: regular ones only, and JSON that one schema allows; one line says what is wrong.
+
+A schema is a msgspec type. What is read stays plain dicts and lists: fields that the schema does
+not know are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from h2osim.support.errors import UserError
+
+Index = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}\\Z")]
+
+
+def regular(path: Path, where: object) -> int:
+    """The size in bytes of a regular file; UserError for a pipe, a device or a folder.
+
+    To open one of those may wait, or never end.
+    """
+    try:
+        told = path.stat()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{where}: cannot be read: {reason}") from None
+    if not stat.S_ISREG(told.st_mode):
+        raise UserError(f"{where}: cannot be read: expected a regular file")
+    return told.st_size
+
+
+def json_of(path: Path, schema: Any, most: int) -> Any:
+    """The value of a JSON file of at most so many bytes, checked against a schema."""
+    if (size := regular(path, path)) > most:
+        raise UserError(f"{path}: found {size} bytes, expected at most {most}")
+    try:
+        return parse(path.read_bytes(), schema, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def parse(data: bytes, schema: Any, where: object) -> Any:
+    """The value of a JSON text (RFC 8259, UTF-8), checked against a schema; UserError otherwise.
+
+    Refused are also what Python's own reader lets pass: a name twice in an object, NaN, infinities,
+    halves of surrogate pairs, and what is nested or long beyond any use.
+    """
+    try:
+        value = json.loads(data.decode(), object_pairs_hook=_once)
+        msgspec.json.decode(data)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 text (byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not valid JSON: {error.msg} in line {error.lineno}") from None
+    except RecursionError:
+        raise UserError(f"{where}: not valid JSON: nested too deep") from None
+    except (ValueError, msgspec.MsgspecError) as error:
+        raise UserError(f"{where}: not valid JSON: {str(error).split(';')[0]}") from None
+    check(value, schema, where)
+    return value
+
+
+def check(value: Any, schema: Any, where: object) -> None:
+    """UserError naming the first field that the schema does not allow: found and expected."""
+    try:
+        msgspec.convert(value, schema)
+    except msgspec.ValidationError as error:
+        message, _, at = str(error).rstrip("`").partition(" - at `$")
+        if missing := re.fullmatch("Object missing required field `(.*)`?", message):
+            field = f"{at}.{missing[1]}".strip(".`")
+            raise UserError(f"{where}: field {field} is missing") from None
+        found = value
+        for key in re.findall(r"\w+|\[\.\.\.\]", at):
+            found = ... if key == "[...]" else found[int(key) if key.isdigit() else key]
+            if found is ...:  # a key of an object that may have any
+                break
+        expected = re.sub("`, got `.*", "`", message)[len("Expected ") :].replace("`", "")
+        raise wrong(where, at.lstrip("."), found, expected) from None
+
+
+def wrong(where: object, field: str, found: Any, expected: str) -> UserError:
+    """The error of a field that holds something else than expected."""
+    text = "another type" if found is ... else json.dumps(found, default=repr)
+    text = text if len(text) <= 60 else text[:57] + "..."
+    place = f"{where}: field {field}" if field else str(where)
+    return UserError(f"{place}: found {text}, expected {expected}")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's fields, each there once."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"field {next(n for n in names if names.count(n) > 1)!r} twice")
+    return fields
