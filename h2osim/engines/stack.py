@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from h2osim.engines import loop_text
 from h2osim.engines.request import Job
@@ -17,6 +19,29 @@ from h2osim.policies.roles import Rule, ask
 from h2osim.policies.to_numba import compiled, number_slots
 from h2osim.support.errors import UserError
 from h2osim.traces.unit import Block
+
+
+class Pass(NamedTuple):
+    """The arrays of a pass. The stack has m tokens, and w tokens are pending.
+
+    The first four are what rules are given. Rows are in fixed point, summed over heads.
+    """
+
+    state: NDArray[np.float64]  # [fields, n]
+    inputs: NDArray[np.float64]  # [inputs, n]
+    ints: NDArray[np.int64]  # the policy's whole parameters
+    floats: NDArray[np.float64]  # its fractional ones
+    sizes_now: NDArray[np.int64]  # m and w, between calls
+    stack: NDArray[np.uint32]  # [:m] tokens by depth; the cache of budget k is stack[:k]
+    pending: NDArray[np.uint32]  # [:w] tokens since the last eviction, oldest first; all hold them
+    hits: NDArray[np.int64]  # [d] what decode rows gave to depth d, [0] to pending tokens
+    budgets: NDArray[np.int64]  # ascending, whose evictions are recorded
+    following: NDArray[np.int64]  # [d] index of the first listed budget of at least d
+    evicted: NDArray[np.int32]  # [b, j] step after which budgets[b] has lost token j, or n
+    masses: NDArray[np.int64]  # [t - p] whole mass of each decode row
+    sizes: NDArray[np.int64]  # [:, t - p] m and w as decode step t found them
+    ranks: NDArray[np.float64]  # [j] this step's ranks
+    line: NDArray[Any]  # [j] this step's row
 
 
 class StackRun:
@@ -30,68 +55,61 @@ class StackRun:
         _check_timing(policy.name, policy.keep, policy.rank_cache is not None, p, _known(job))
         ints, floats = number_slots(policy)
         self._job = job
-        self._budgets = np.array(budgets, np.int64)
-        self._cell = np.zeros(2, np.int64)
-        self._hits = np.zeros(n + 1, np.int64)
-        self._evicted = np.full((len(budgets), n), n, np.int32)
-        self._masses = np.zeros(n - p, np.int64)
-        self._sizes = np.zeros((2, n - p), np.int64)
-        self._rules = (
-            np.zeros((max(1, len(policy.state)), n)),
-            np.array([job.inputs[name] for name in policy.inputs] or np.zeros((1, 1))),
-            np.array([job.scalars[name] for name in ints] or [0], np.int64),
-            np.array([job.scalars[name] for name in floats] or [0.0], np.float64),
+        self._advance = compiled(
+            policy, loop_text("stack_loop"), "bound" if policy.readmits else "advance"
         )
-        # A row of up to 127 heads fits 32 bits (2**24 each), twice as many of them a vector.
-        ranks = np.zeros(n)
-        line = np.zeros(n, np.int32 if len(job.unit.heads) < 128 else np.int64)
-        if policy.readmits:
-            self._arrays: tuple[np.ndarray, ...]
-            self._advance = compiled(policy, loop_text("stack_loop"), "bound")
-            self._arrays = (*self._rules, self._hits, self._masses, self._sizes, ranks, line)
-        else:
-            self._advance = compiled(policy, loop_text("stack_loop"))
-            self._arrays = (
-                *self._rules,
-                self._cell,
-                np.zeros(n, np.uint32),
-                np.zeros(n, np.uint32),
-                self._hits,
-                self._budgets,
-                np.searchsorted(self._budgets, np.arange(n + 2)),
-                self._evicted,
-                self._masses,
-                self._sizes,
-                ranks,
-                line,
-            )
+        listed = np.array(budgets, np.int64)
+        self._run = Pass(
+            state=np.zeros((max(1, len(policy.state)), n)),
+            inputs=np.array([job.inputs[name] for name in policy.inputs] or np.zeros((1, 1))),
+            ints=np.array([job.scalars[name] for name in ints] or [0], np.int64),
+            floats=np.array([job.scalars[name] for name in floats] or [0.0], np.float64),
+            sizes_now=np.zeros(2, np.int64),
+            stack=np.zeros(n, np.uint32),
+            pending=np.zeros(n, np.uint32),
+            hits=np.zeros(n + 1, np.int64),
+            budgets=listed,
+            following=np.searchsorted(listed, np.arange(n + 2)),
+            evicted=np.full((len(listed), n), n, np.int32),
+            masses=np.zeros(n - p, np.int64),
+            sizes=np.zeros((2, n - p), np.int64),
+            ranks=np.zeros(n),
+            # a row of up to 127 heads fits 32 bits (2**24 each), twice as many of them a vector
+            line=np.zeros(n, np.int32 if len(job.unit.heads) < 128 else np.int64),
+        )
 
     def feed(self, block: Block) -> None:
         """Replay the block's new rows."""
         self._advance(
-            block.bits, block.first, block.start, block.stop, self._job.prompt_len, *self._arrays
+            block.bits, block.first, block.start, block.stop, self._job.prompt_len, self._run
         )
 
     @property
     def masses(self) -> np.ndarray:
         """int64[n - p]: the whole mass of each decode row, in fixed point."""
-        return self._masses
+        return self._run.masses
 
     def result(self) -> Curve:
         """The result for every budget, once every row has been fed."""
-        return Curve(np.cumsum(self._hits)[1:], self._held(), self._evicted)
+        held = most_attended(self._job.unit.n, *self._run.sizes)
+        return Curve(np.cumsum(self._run.hits)[1:], held, self._run.evicted)
 
-    def _held(self) -> np.ndarray:
-        """Most keys attended besides the own: min(k, stacked) + pending, over the decode steps."""
-        k = np.arange(1, self._job.unit.n + 1)
-        held = np.zeros_like(k)
-        deepest = -1
-        for pending in np.unique(self._sizes[1])[::-1]:
-            stacked = int(self._sizes[0][self._sizes[1] == pending].max())
-            if stacked > deepest:  # else more pending tokens came with as deep a stack
-                held = np.maximum(held, np.minimum(k, stacked) + pending)
-                deepest = stacked
-        return held
+
+def most_attended(n: int, stacked: NDArray[np.int64], pending: NDArray[np.int64]) -> np.ndarray:
+    """int64 [n]: for budgets k = 1 … n the most keys that a decode step attends besides its own.
+
+    A step that finds so many tokens in the stack, and so many pending, attends min(k, stacked) +
+    pending of them.
+    """
+    k = np.arange(1, n + 1)
+    held = np.zeros_like(k)
+    deepest = -1
+    for many in np.unique(pending)[::-1]:
+        depth = int(stacked[pending == many].max())
+        if depth > deepest:  # else more pending tokens came with as deep a stack
+            held = np.maximum(held, np.minimum(k, depth) + many)
+            deepest = depth
+    return held
 
 
 def _known(job: Job) -> tuple[tuple[str, float], ...]:

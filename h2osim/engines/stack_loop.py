@@ -4,16 +4,8 @@
 
 Never imported: `to_numba` compiles it behind a policy's rules. Where ranks and
 their timing do not depend on the cache, the caches of growing budgets are nested
-(proofs/14-inclusion.md), and one order of the tokens holds them all:
-
-    stack[:m]        tokens by depth; the cache of budget k is stack[:k]
-    pending[:w]      tokens that came since the last eviction, oldest first; every budget holds them
-    hits[d]          mass that decode rows gave to whatever lay at depth d; hits[0]: to pending ones
-    evicted[b, j]    step after which token j is not in the cache of budgets[b], n if it stays
-    following[d]     index of the first listed budget of at least d
-    line, ranks      this step's row in fixed point, summed over heads, and rank of each token
-    sizes[:, t - p]  m and w as decode step t found them
-    cell             m and w, between calls
+(proofs/14-inclusion.md), and one order of the tokens holds them all.
+The arrays of a run are those of `stack.Pass`.
 """
 
 
@@ -49,13 +41,14 @@ def percolate(x, t, m, stack, ranks, following, budgets, evicted):
 
 
 @njit(**OPTIONS)
-def advance(
-    bits, first, start, stop, p, state, inputs, ints, floats,
-    cell, stack, pending, hits, budgets, following, evicted, masses, sizes, ranks, line,
-):  # fmt: skip
+def advance(bits, first, start, stop, p, run):
     """Replay rows start … stop - 1; `bits` hold rows first … stop - 1, packed."""
+    state, inputs, ints, floats = run.state, run.inputs, run.ints, run.floats
+    stack, pending, ranks, line = run.stack, run.pending, run.ranks, run.line
+    hits, masses, sizes = run.hits, run.masses, run.sizes
+    budgets, following, evicted = run.budgets, run.following, run.evicted
     heads, n = bits.shape[0], ranks.shape[0]
-    m, w = cell[0], cell[1]
+    m, w = run.sizes_now
     base = first * (first + 1) // 2
     most = n + 1
     for t in range(start, stop):
@@ -102,15 +95,14 @@ def advance(
                 percolate(x, t, m, stack, ranks, following, budgets, evicted)
                 m += 1
         w = 0
-    cell[0], cell[1] = m, w
+    run.sizes_now[0], run.sizes_now[1] = m, w
 
 
 @njit(**OPTIONS)
-def bound(
-    bits, first, start, stop, p,
-    state, inputs, ints, floats, hits, masses, sizes, ranks, line,
-):  # fmt: skip
+def bound(bits, first, start, stop, p, run):
     """The same sums where every step chooses its keys afresh: by rank, the newest among equals."""
+    state, inputs, ints, floats = run.state, run.inputs, run.ints, run.floats
+    hits, masses, sizes, ranks, line = run.hits, run.masses, run.sizes, run.ranks, run.line
     heads, n = bits.shape[0], line.shape[0]
     base = first * (first + 1) // 2
     for t in range(start, stop):

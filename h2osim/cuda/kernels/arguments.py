@@ -10,6 +10,7 @@ import numpy as np
 
 from h2osim.cuda.device import Device
 from h2osim.engines.request import Job
+from h2osim.engines.stack import most_attended
 from h2osim.policies.arithmetic import accumulate, fade, guarded_score
 from h2osim.policies.roles import arguments
 from h2osim.policies.to_numba import number_slots
@@ -107,19 +108,10 @@ def held_keys(evicts: np.ndarray, p: int) -> np.ndarray:
     ``evicts``: the steps in which the policy evicts. p: prompt length.
     """
     n = len(evicts)
-    k = np.arange(1, n + 1)
-    held = np.zeros(n, np.int64)
     steps = np.arange(n)
     last = np.maximum.accumulate(np.where(evicts, steps, -1))
     stacked = np.concatenate([[0], last[:-1] + 1])[p:]
-    pending = steps[p:] - stacked
-    deepest = -1
-    for many in np.unique(pending)[::-1]:
-        depth = int(stacked[pending == many].max())
-        if depth > deepest:
-            held = np.maximum(held, np.minimum(k, depth) + many)
-            deepest = depth
-    return held
+    return most_attended(n, stacked, steps[p:] - stacked)
 
 
 def window(job: Job) -> int:
