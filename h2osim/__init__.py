@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from h2osim.optima.certifying import certify
     from h2osim.optima.solving import optimum
     from h2osim.policies.declaration import Policy
-    from h2osim.policies.parameters import Param
     from h2osim.policies.registry import all_policies
     from h2osim.replays.curves import budget_for_recall
     from h2osim.replays.replaying import replay
     from h2osim.support.errors import UserError
+    from h2osim.support.parameters import Param
     from h2osim.sweeps.sweeping import open_sweep, sweep
     from h2osim.traces.catalogue import open_trace
     from h2osim.traces.synthetic import synth
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 # Public name -> the module that defines it.
 _PUBLIC = {
-    "Param": "h2osim.policies.parameters",
+    "Param": "h2osim.support.parameters",
     "Policy": "h2osim.policies.declaration",
     "Stepper": "h2osim.engines.stepper",
     "Trace": "h2osim.traces.trace",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from strategies import qk_traces, sixteenth_traces, softmax_traces
 
 from h2osim.policies.declaration import Configured, Policy
-from h2osim.policies.parameters import Param
+from h2osim.support.parameters import Param
 from h2osim.traces.catalogue import bundled_traces
 from h2osim.traces.trace import Trace
 

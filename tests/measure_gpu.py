@@ -17,7 +17,7 @@ import numpy as np
 import h2osim
 from h2osim import cuda
 from h2osim.attention.triangle import tri
-from h2osim.bench import Measurement
+from h2osim.bench import Measurement, fed
 from h2osim.bench.gpu import (
     DECAYS,
     FINE,
@@ -135,10 +135,7 @@ def cached_scores(device: cuda.Gpu, n: int) -> list[Measurement]:
         direct.feed(rows, masses)
 
     again()
-    run = DirectRun(job)
-    for block in unit.blocks():
-        run.feed(block)
-    expected, outcome = run.result(), direct.outcomes()[100]
+    expected, outcome = fed(DirectRun(job), unit), direct.outcomes()[100]
     assert np.array_equal(outcome.kept, expected.kept)
     assert np.array_equal(outcome.evicted_at, expected.evicted_at)
     name = f"cached H2O, {UNITS} units of {n} tokens, budget {k}"

@@ -20,9 +20,10 @@ from strategies import examples, qk_traces
 
 from h2osim.policies.arithmetic import accumulate
 from h2osim.policies.declaration import Array, Configured, Policy
-from h2osim.policies.parameters import Param, shared
+from h2osim.policies.parameters import shared
 from h2osim.policies.registry import all_policies
 from h2osim.replays.replaying import replay
+from h2osim.support.parameters import Param
 from h2osim.traces import unit
 from h2osim.traces.catalogue import open_trace
 from h2osim.traces.trace import Trace

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 import h2osim.policies.library
 from h2osim.policies.declaration import Configured, Policy
-from h2osim.policies.parameters import Param, resolve_window
+from h2osim.policies.parameters import resolve_window
 from h2osim.policies.registry import all_policies, find
 from h2osim.policies.text import parse, split_policies
 from h2osim.support.errors import UserError
+from h2osim.support.parameters import Param
 
 
 def fails(call: Callable[[], object], *parts: str) -> None:
@@ -146,7 +147,7 @@ def test_any_text_is_read_or_refused_in_one_line(name: str, key: str, value: str
 
 def test_values_have_the_type_of_their_kind() -> None:
     def read(param: Param, text: str) -> Any:
-        value = param.read(text, "p")
+        value = param.read(text, "policy p")
         return value, type(value)
 
     assert read(Param("x", 0, "", "int"), "4.0") == (4, int)

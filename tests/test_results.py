@@ -20,8 +20,8 @@ from commands import Run
 
 import h2osim
 from h2osim import Policy, Trace, UserError, replay, report, sweep, synth
-from h2osim.policies.parameters import Param
 from h2osim.replays import results
+from h2osim.support.parameters import Param
 
 TRACE = synth("powerlaw", 40, seed=3, heads=4, group_size=2, layers=2)
 

@@ -455,7 +455,7 @@ PARTS = {
 MINE = """
 import numpy as np
 from h2osim.policies.declaration import Policy
-from h2osim.policies.parameters import Param
+from h2osim.support.parameters import Param
 
 STEP = {constant}
 SCALE = {{"by": [{scale}]}}

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from h2osim.attention.fixed_point import ONE
 from h2osim.attention.triangle import unpack
 from h2osim.support.errors import UserError
+from h2osim.support.parameters import split_call
 from h2osim.traces.catalogue import open_trace
 from h2osim.traces.generators import GENERATORS
-from h2osim.traces.synthetic import find, parse, synth
+from h2osim.traces.synthetic import find, synth
 from h2osim.traces.trace import Trace
 
 
@@ -185,7 +186,7 @@ def test_coverage_ratio(k: int, copies: int) -> None:
     [
         ("powrlaw", {}, r"unknown generator 'powrlaw'; did you mean powerlaw\?"),
         ("nothing", {}, r"unknown generator 'nothing'; there are powerlaw, drift"),
-        ("powerlaw", {"exponen": 1}, r"no parameter exponen; did you mean exponent\?"),
+        ("powerlaw", {"exponen": 1}, r"unknown parameter \'exponen\'; did you mean exponent\?"),
         ("powerlaw:exponent", {}, "not of the form parameter=value"),
         ("powerlaw:sink=0,sink=1", {}, "sink given twice"),
         ("powerlaw:sink=0", {"sink": 1}, "sink given twice"),
@@ -214,8 +215,9 @@ def test_n_is_checked() -> None:
 
 
 def test_parse() -> None:
-    assert parse("trap") == ("trap", {})
-    assert parse(" drift:topics=3, leak=0 ") == ("drift", {"topics": "3", "leak": "0"})
+    assert split_call("trap", "generator") == ("trap", {})
+    found = split_call(" drift:topics=3, leak=0 ", "generator")
+    assert found == ("drift", {"topics": "3", "leak": "0"})
 
 
 @pytest.mark.parametrize("name", GENERATORS)

@@ -82,13 +82,3 @@ def round_to_bits(probabilities: Any) -> NDArray[np.uint16]:
 def float_from_bits(bits: NDArray[np.uint16]) -> NDArray[np.float16]:
     """The float16 numbers with these bit patterns: a view, nothing is copied."""
     return bits.view(np.float16)
-
-
-
-
-
-
-
-
-
-

@@ -8,39 +8,22 @@ import numpy as np
 from numba import njit
 
 _TILE = 512
-
 _LANES = 16
-
 _LOG2E = np.float32(1.44269504)
-
 _LN2_HIGH = np.float32(0.693359375)
-
 _LN2_LOW = np.float32(-2.12194440e-4)
-
 _ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-
 _SUBNORMAL = np.float32(8388608.0)  # 2^23
-
 _TO_FIXED = np.float32(16777216.0)  # 2^24
-
 _SMALLEST = np.float32(-87.0)
-
 _LEAST_POWER = np.float32(-126.0)
-
 _ZERO = np.float32(0.0)
-
 _ONE = np.float32(1.0)
-
 _HALF = np.float32(0.5)
-
 _TWO = np.float32(2.0)
-
 _C3 = np.float32(1.0 / 6)
-
 _C4 = np.float32(1.0 / 24)
-
 _C5 = np.float32(1.0 / 120)
-
 _C6 = np.float32(1.0 / 720)
 
 

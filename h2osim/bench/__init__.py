@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from h2osim.traces.unit import Unit
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -30,16 +32,24 @@ class Measurement:
         return self.value >= self.goal if self.at_least else self.value <= self.goal
 
 
-def core_seconds(work: Callable[[], Any], repeats: int = 5) -> float:
-    """Median processor time of this thread over some repeats, after one that does not count.
+def median_seconds(
+    work: Callable[[], Any], repeats: int = 5, clock: Callable[[], float] = time.thread_time
+) -> float:
+    """Median time of some repeats of work, after one that does not count.
 
-    Processor time of a thread, not the clock: other work on the machine does not count, and
-    nothing that is timed here runs on more than one core.
+    By default processor time of this thread: other work on the machine does not count.
     """
     work()
     times = []
     for _ in range(repeats):
-        start = time.thread_time()
+        start = clock()
         work()
-        times.append(time.thread_time() - start)
+        times.append(clock() - start)
     return statistics.median(times)
+
+
+def fed(run: Any, unit: Unit) -> Any:
+    """The result of an engine's run that is fed all rows of a unit, on this thread."""
+    for block in unit.blocks():
+        run.feed(block)
+    return run.result()

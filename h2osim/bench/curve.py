@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2osim.attention.fixed_point import UNIT
-from h2osim.bench import Measurement, core_seconds
+from h2osim.bench import Measurement, fed, median_seconds
 from h2osim.engines.direct import DirectRun
 from h2osim.engines.request import Job
 from h2osim.engines.results import Curve, Outcome
@@ -41,10 +41,10 @@ def measure(unit: Unit) -> list[Measurement]:
     for k in sampled:
         assert int(one_budget(unit, k).kept.sum()) == int(curve.kept[k - 1])
 
-    passed = core_seconds(lambda: one_pass(unit))
-    single = core_seconds(lambda: one_budget(unit, fifth))
-    every = sum(core_seconds(partial(one_budget, unit, k), 3) for k in sampled) * n / SAMPLE
-    plain = core_seconds(lambda: numpy_h2o(rows, fifth, RECENT), 3)
+    passed = median_seconds(lambda: one_pass(unit))
+    single = median_seconds(lambda: one_budget(unit, fifth))
+    every = sum(median_seconds(partial(one_budget, unit, k), 3) for k in sampled) * n / SAMPLE
+    plain = median_seconds(lambda: numpy_h2o(rows, fifth, RECENT), 3)
     return [
         Measurement(f"one pass, all {n} budgets", passed * 1e3, "ms"),
         Measurement(f"direct run, budget {fifth} (20 %)", single * 1e3, "ms"),
@@ -58,18 +58,14 @@ def measure(unit: Unit) -> list[Measurement]:
 
 def one_pass(unit: Unit) -> Curve:
     """Every budget by the stack engine, on this thread."""
-    run = StackRun(Job(unit, parse(POLICY), unit.n, 1))
-    for block in unit.blocks():
-        run.feed(block)
-    return run.result()
+    found: Curve = fed(StackRun(Job(unit, parse(POLICY), unit.n, 1)), unit)
+    return found
 
 
 def one_budget(unit: Unit, budget: int) -> Outcome:
     """One budget by the direct engine, on this thread."""
-    run = DirectRun(Job(unit, parse(POLICY), budget, 1))
-    for block in unit.blocks():
-        run.feed(block)
-    return run.result()
+    found: Outcome = fed(DirectRun(Job(unit, parse(POLICY), budget, 1)), unit)
+    return found
 
 
 def numpy_h2o(

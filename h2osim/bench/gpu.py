@@ -19,7 +19,7 @@ import h2osim
 from h2osim import cuda
 from h2osim.attention.fixed_point import UNIT
 from h2osim.attention.triangle import tri
-from h2osim.bench import Measurement, core_seconds
+from h2osim.bench import Measurement, fed, median_seconds
 from h2osim.cuda.kernels.depths import Depths
 from h2osim.cuda.rows import DeviceRows
 from h2osim.engines.request import Job
@@ -59,7 +59,7 @@ def accumulated(device: cuda.Gpu, n: int, copy: float) -> list[Measurement]:
 
     gpu = seconds(lambda: run.feed(rows))
     read = UNITS * tri(n) * 2 / gpu
-    core = core_seconds(lambda: on_one_core(job), 3)
+    core = median_seconds(lambda: on_one_core(job), 3)
     name = f"H2O, {UNITS} units of {n} tokens, every budget"
     lines = [
         Measurement(name, gpu * 1e3, "ms"),
@@ -132,6 +132,11 @@ def pytorch_seconds(rows: DeviceRows, n: int, budget: int, found: Any) -> float 
     return spent
 
 
+def clock(work: Callable[[], Any]) -> float:
+    """Median seconds of three calls by the clock."""
+    return median_seconds(work, 3, time.perf_counter)
+
+
 # --- rows, timers, and the reference on one CPU core ----------------------------------------
 
 
@@ -148,17 +153,6 @@ def seconds(work: Callable[[], Any], repeats: int = 7) -> float:
         end.record()
         end.synchronize()
         times.append(cupy.cuda.get_elapsed_time(start, end) / 1e3)
-    return statistics.median(times)
-
-
-def clock(work: Callable[[], Any]) -> float:
-    """Median seconds of three calls by the clock, after one that does not count."""
-    work()
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
@@ -197,7 +191,5 @@ def host_trace(device: cuda.Gpu, n: int, units: int) -> Trace:
 
 def on_one_core(job: Job) -> Curve:
     """The numba stack engine, on this thread."""
-    run = StackRun(job)
-    for block in job.unit.blocks():
-        run.feed(block)
-    return run.result()
+    found: Curve = fed(StackRun(job), job.unit)
+    return found

@@ -45,8 +45,9 @@ def synth(
     ] = False,
 ) -> None:
     """Make a synthetic trace, or list the generators and their parameters."""
+    from h2osim.support.parameters import split_call
     from h2osim.traces.generators import GENERATORS
-    from h2osim.traces.synthetic import find, parse
+    from h2osim.traces.synthetic import find
     from h2osim.traces.synthetic import synth as make
 
     if name is None:
@@ -54,7 +55,7 @@ def synth(
 
         console().print(generators_table(list(GENERATORS.values())))
         return
-    find(parse(name)[0])
+    find(split_call(name, "generator")[0])
     if n is None or out is None:
         missing = "--n" if n is None else "--output (-o)"
         raise UserError(f"synth {name}: {missing} is missing")

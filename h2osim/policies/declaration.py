@@ -40,10 +40,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from h2osim.policies.parameters import Param, Value, resolve_window
+from h2osim.policies.parameters import resolve_window
 from h2osim.policies.roles import ROLES, Rule, arguments
-from h2osim.support.errors import UserError
-from h2osim.support.wording import near
+from h2osim.support.parameters import Param, Value, values_of
 
 INF = math.inf
 
@@ -177,14 +176,7 @@ class Policy:
 
     def with_params(self, **given: Value) -> Configured:
         """This policy with some parameters set, the rest at their defaults."""
-        known = {p.name: p for p in self.params}
-        for name in given:
-            if name not in known:
-                raise UserError(
-                    f"policy {self.name}: unknown parameter {name!r}"
-                    + (near(name, known) or f"; it takes {', '.join(known) or 'none'}")
-                )
-        values = {n: p.read(given.get(n, p.default), self.name) for n, p in known.items()}
+        values = values_of(self.params, given, f"policy {self.name}")
         written = ",".join(f"{name}={value}" for name, value in given.items())
         return Configured(self, values, f"{self.name}:{written}" if written else self.name)
 

@@ -1,62 +1,12 @@
-"""Parameters of policies: their kinds, ranges and defaults."""
+"""Parameters that several policies share, and windows in tokens."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
-from h2osim.support.errors import UserError
-
-Value = int | float | str
-
-
-@dataclass(frozen=True)
-class Param:
-    """A typed, ranged, documented parameter of a policy.
-
-    ``kind`` is ``int``, ``float``, ``choice`` or ``window``: a number of tokens from 1 on, a share
-    of the budget below 1 (rounded down to tokens).
-    """
-
-    name: str
-    default: Value
-    doc: str
-    kind: Literal["int", "float", "choice", "window"] = "int"
-    low: float = 0
-    high: float = 2**31 - 1
-    choices: tuple[str, ...] = ()
-
-    @property
-    def range(self) -> str:
-        """The accepted values, in words."""
-        if self.kind == "choice":
-            return " | ".join(self.choices)
-        kind = {"int": "whole number", "float": "number", "window": "tokens, or share below 1"}
-        top = "" if self.high == 2**31 - 1 else f" to {self.high:g}"
-        return f"{kind[self.kind]}, {self.low:g}{top or ' up'}"
-
-    def read(self, text: Value, policy: str) -> Value:
-        """Turn what the user wrote into a value, or raise :class:`UserError`."""
-        if self.kind == "choice":
-            if text in self.choices:
-                return text
-            raise self._wrong(text, policy)
-        try:
-            number = float(text)
-        except ValueError:
-            raise self._wrong(text, policy) from None
-        whole = number.is_integer()
-        fits = self.low <= number <= self.high
-        if self.kind == "int" or (self.kind == "window" and number >= 1):
-            fits = fits and whole
-        if not fits or math.isnan(number):
-            raise self._wrong(text, policy)
-        return number if self.kind == "float" or not whole else int(number)
-
-    def _wrong(self, found: Value, policy: str) -> UserError:
-        return UserError(f"policy {policy}: {self.name}={found}: expected {self.range}")
+from h2osim.support.parameters import Param, Value
 
 
 def resolve_window(window: float, k: int) -> int:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 
 from h2osim.policies.declaration import Configured, Policy
-from h2osim.policies.parameters import Value
 from h2osim.policies.registry import all_policies, find
-from h2osim.support.errors import UserError
+from h2osim.support.parameters import split_call
 
 
 def parse(text: str | Policy | Configured) -> Configured:
@@ -16,15 +15,7 @@ def parse(text: str | Policy | Configured) -> Configured:
         return text
     if isinstance(text, Policy):
         return text.with_params()
-    name, _, rest = text.strip().partition(":")
-    given: dict[str, Value] = {}
-    for part in filter(None, (s.strip() for s in rest.split(","))):
-        key, equals, value = part.partition("=")
-        if not equals or not value:
-            raise UserError(f"policy {text!r}: {part!r} is not of the form parameter=value")
-        if key in given:
-            raise UserError(f"policy {text!r}: parameter {key} given twice")
-        given[key] = value
+    name, given = split_call(text, "policy")
     configured = find(name).with_params(**given)
     return Configured(configured.policy, configured.values, text.strip())
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from h2osim.policies.parameters import Value
 from h2osim.report.best import Summary
 from h2osim.report.files import require_matplotlib
 from h2osim.support.errors import UserError
+from h2osim.support.parameters import Value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

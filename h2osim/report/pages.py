@@ -124,7 +124,7 @@ def generators_table(generators: Sequence[Generator]) -> Table:
     for generator in generators:
         table.add_row(generator.name, "", "", "", generator.summary)
         for p in generator.params:
-            default = "from n" if callable(p.default) else f"{p.default:g}"
+            default = "from n" if p.name in generator.sized else f"{p.default:g}"
             table.add_row("", p.name, default, p.range, p.doc)
         table.add_section()
     return table

@@ -39,5 +39,3 @@ def proofs() -> Path:
 def gpu() -> Path:
     """The folder of the CUDA C kernels."""
     return folder("gpu")
-
-

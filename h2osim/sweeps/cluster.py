@@ -27,7 +27,6 @@ from h2osim.traces.trace import Trace
 _PATIENCE = 10.0
 
 
-
 def connect(address: str) -> Any:
     """A client of a running Dask cluster; UserError where there is none."""
     try:

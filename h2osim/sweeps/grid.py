@@ -23,11 +23,10 @@ from collections.abc import Iterator, Sequence
 from decimal import Decimal, InvalidOperation
 
 from h2osim.policies.declaration import Configured, Policy
-from h2osim.policies.parameters import Param
 from h2osim.policies.registry import find
 from h2osim.policies.text import split_policies
 from h2osim.support.errors import UserError
-from h2osim.support.wording import near
+from h2osim.support.parameters import Param, named, split_call
 
 #: More configurations than this are taken for a slip in a step.
 MOST = 1_000_000
@@ -72,7 +71,7 @@ def _configurations(one: Wanted) -> Iterator[Configured]:
 
 
 def _product(text: str) -> Iterator[Configured]:
-    name, _, rest = text.partition(":")
+    name, given = split_call(text, "policy")
     if _number(name) is not None:
         raise UserError(
             f"--policies: {name!r} stands alone after a comma; write alternatives with |: "
@@ -81,20 +80,10 @@ def _product(text: str) -> Iterator[Configured]:
     policy = find(name)
     if name.endswith(".py"):  # other processes may run in another folder
         name = os.path.abspath(name)
-    known = {param.name: param for param in policy.params}
-    axes: dict[str, list[str]] = {}
-    for part in filter(None, (word.strip() for word in rest.split(","))):
-        key, equals, values = (word.strip() for word in part.partition("="))
-        if not equals or not values:
-            raise UserError(f"policy {text!r}: {part!r} is not of the form parameter=value")
-        if key in axes:
-            raise UserError(f"policy {text!r}: parameter {key} given twice")
-        if key not in known:
-            raise UserError(
-                f"policy {policy.name}: unknown parameter {key!r}"
-                + (near(key, known) or f"; it takes {', '.join(known) or 'none'}")
-            )
-        axes[key] = _values(known[key], values, policy.name)
+    axes = {
+        key: _values(named(policy.params, key, f"policy {policy.name}"), values, policy.name)
+        for key, values in given.items()
+    }
     if math.prod(map(len, axes.values())) > MOST:
         raise UserError(f"policy {text!r}: more than {MOST:,} configurations; check the steps")
     for point in itertools.product(*axes.values()):

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Context, Decimal
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from h2osim.support.errors import UserError
-from h2osim.support.wording import near
+from h2osim.support.parameters import Param, values_of
 
 Value = int | float
 HeadRows = Callable[[int, int], NDArray[np.float64]]
@@ -28,48 +27,20 @@ diagonal; called for consecutive ranges from 0 on."""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A typed, ranged, documented parameter of a generator; the default may depend on n."""
-
-    name: str
-    default: Value | Callable[[int], Value]
-    doc: str
-    kind: type = float
-    low: float = 0.0
-    high: float = math.inf
-
-    @property
-    def range(self) -> str:
-        """The accepted values, in words."""
-        word = "whole number" if self.kind is int else "number"
-        return f"{word}, {self.low:g} {'up' if self.high == math.inf else f'to {self.high:g}'}"
-
-    def read(self, given: Any, generator: str) -> Value:
-        """A value from what the user gave (text or number); UserError when it does not fit."""
-        try:
-            number = float(given)
-        except (TypeError, ValueError):
-            number = math.nan
-        whole = self.kind is int
-        if not self.low <= number <= self.high or (whole and not number.is_integer()):
-            raise UserError(f"generator {generator}: {self.name}={given}: expected {self.range}")
-        return int(number) if whole else number
-
-
-@dataclass(frozen=True)
 class Generator:
     """A family of traces.
 
-    make(n, source, values) -> HeadRows makes one head; source is that head's random numbers. heads
-    (values) gives the number of heads where the instance fixes it (they share one cache then);
-    prompt_len (values) the prompt's length where decoding starts later than at token 1; least
-    (values) the fewest tokens the instance needs.
+    make(n, source, values) -> HeadRows makes one head; source is that head's random numbers. sized
+    has the defaults that depend on n. heads (values) gives the number of heads where the instance
+    fixes it (they share one cache then); prompt_len (values) the prompt's length where decoding
+    starts later than at token 1; least (values) the fewest tokens the instance needs.
     """
 
     name: str
     summary: str
     make: Callable[[int, RandomSource, Mapping[str, Value]], HeadRows]
-    params: tuple[Setting, ...] = ()
+    params: tuple[Param, ...] = ()
+    sized: Mapping[str, Callable[[int], Value]] = field(default_factory=dict)
     heads: Callable[[Mapping[str, Value]], int] | None = None
     prompt_len: Callable[[Mapping[str, Value]], int] | None = None
     least: Callable[[Mapping[str, Value]], int] = lambda values: 1
@@ -81,19 +52,8 @@ class Generator:
 
     def values(self, n: int, given: Mapping[str, Any]) -> dict[str, Value]:
         """All parameters, the defaults filled in; UserError for one that does not exist."""
-        names = [p.name for p in self.params]
-        for name in given:
-            if name not in names:
-                has = f"it has {', '.join(names)}" if names else "it has none"
-                raise UserError(
-                    f"generator {self.name}: no parameter {name}{near(name, names)}; {has}"
-                )
-        return {
-            p.name: p.read(given[p.name], self.name)
-            if p.name in given
-            else (p.default(n) if callable(p.default) else p.default)
-            for p in self.params
-        }
+        sized = {name: default(n) for name, default in self.sized.items()}
+        return values_of(self.params, {**sized, **given}, f"generator {self.name}")
 
 
 class RandomSource:

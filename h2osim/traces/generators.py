@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2osim.support.errors import UserError
+from h2osim.support.parameters import Param
 from h2osim.traces.generator import (
     Generator,
     HeadRows,
     RandomSource,
-    Setting,
     Value,
     normalised,
     power,
@@ -222,10 +222,10 @@ def _coverage_heads(values: Mapping[str, Value]) -> int:
 
 
 _PATTERN = (
-    Setting("sink", 0.2, "share of each row on the first tokens", float, 0, 1),
-    Setting("sinks", 4, "how many first tokens are sinks", int, 1),
-    Setting("local", 0.3, "share of each row on near tokens", float, 0, 1),
-    Setting("halflife", 8.0, "tokens back over which locality falls by half", float, 0.01),
+    Param("sink", 0.2, "share of each row on the first tokens", "float", 0, 1),
+    Param("sinks", 4, "how many first tokens are sinks", "int", 1),
+    Param("local", 0.3, "share of each row on near tokens", "float", 0, 1),
+    Param("halflife", 8.0, "tokens back over which locality falls by half", "float", 0.01),
 )
 
 GENERATORS: dict[str, Generator] = {
@@ -236,9 +236,9 @@ GENERATORS: dict[str, Generator] = {
             "heavy hitters with power-law weights, plus sinks and locality",
             _powerlaw,
             (
-                Setting("exponent", 1.0, "of the power law; 0: all tokens alike", float, 0, 16),
+                Param("exponent", 1.0, "of the power law; 0: all tokens alike", "float", 0, 16),
                 *_PATTERN,
-                Setting("noise", 0.5, "relative spread of every entry", float, 0, 1),
+                Param("noise", 0.5, "relative spread of every entry", "float", 0, 1),
             ),
         ),
         Generator(
@@ -246,42 +246,44 @@ GENERATORS: dict[str, Generator] = {
             "topics that change over time, each with its own heavy hitters",
             _drift,
             (
-                Setting("topics", 8, "number of topics", int, 1),
-                Setting("period", lambda n: max(1, n // 16), "tokens on one topic", int, 1),
-                Setting("leak", 0.02, "weight of tokens of another topic", float, 0.0, 1),
-                Setting("exponent", 1.0, "of the power law within a topic", float, 0, 16),
+                Param("topics", 8, "number of topics", "int", 1),
+                Param("period", 1, "tokens on one topic", "int", 1),
+                Param("leak", 0.02, "weight of tokens of another topic", "float", 0.0, 1),
+                Param("exponent", 1.0, "of the power law within a topic", "float", 0, 16),
                 *_PATTERN,
             ),
+            sized={"period": lambda n: max(1, n // 16)},
         ),
         Generator(
             "needle",
             "C4: tokens nothing tells apart, then all attention on one of them",
             _needle,
             (
-                Setting("tokens", lambda n: max(1, n // 2), "symmetric tokens, the prompt", int, 1),
-                Setting("at", -1, "position of the needle; -1: at random", int, -1),
+                Param("tokens", 1, "symmetric tokens, the prompt", "int", 1),
+                Param("at", -1, "position of the needle; -1: at random", "int", -1),
             ),
+            sized={"tokens": lambda n: max(1, n // 2)},
             prompt_len=lambda values: int(values["tokens"]),
         ),
         Generator(
             "freeze",
             "C1: attention one token back, where the printed Algorithm 1 keeps the first k",
             _freeze,
-            (Setting("own", 0.25, "share of a row on its own token", float, 0, 1),),
+            (Param("own", 0.25, "share of a row on its own token", "float", 0, 1),),
         ),
         Generator(
             "trap",
             "C2: one early row makes H2O with k = 1 drop the token that will matter",
             _trap,
-            (Setting("d", 0.001, "what the trapped token does not get", float, 0, 1),),
+            (Param("d", 0.001, "what the trapped token does not get", "float", 0, 1),),
         ),
         Generator(
             "coverage",
             "C3: heads sharing a cache, where the one-swap greedy keeps k/(2k-1) of the best",
             _coverage,
             (
-                Setting("k", 3, "slots of the cache the instance is made for", int, 1, 64),
-                Setting("copies", 8, "M heads an x, M+1 a y; 0: one each, all tie", int, 0, 256),
+                Param("k", 3, "slots of the cache the instance is made for", "int", 1, 64),
+                Param("copies", 8, "M heads an x, M+1 a y; 0: one each, all tie", "int", 0, 256),
             ),
             heads=_coverage_heads,
             least=lambda values: 2 * int(values["k"]) + 1,

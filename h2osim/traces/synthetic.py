@@ -15,26 +15,13 @@ import numpy as np
 from h2osim.attention.fixed_point import ONE_BITS, round_to_bits
 from h2osim.attention.triangle import pack, tri
 from h2osim.support.errors import UserError
+from h2osim.support.parameters import split_call
 from h2osim.support.wording import near
 from h2osim.traces.generator import Generator, RandomSource
 from h2osim.traces.generators import GENERATORS
 from h2osim.traces.trace import Trace
 
 _ROWS_AT_A_TIME = 256
-
-
-def parse(text: str) -> tuple[str, dict[str, str]]:
-    """Read ``powerlaw:exponent=1.2,sink=0``: the generator's name and its parameters as texts."""
-    name, _, rest = text.strip().partition(":")
-    given: dict[str, str] = {}
-    for part in filter(None, (s.strip() for s in rest.split(","))):
-        key, equals, value = part.partition("=")
-        if not equals or not value:
-            raise UserError(f"generator {text!r}: {part!r} is not of the form parameter=value")
-        if key in given:
-            raise UserError(f"generator {text!r}: parameter {key} given twice")
-        given[key] = value
-    return name, given
 
 
 def find(name: str) -> Generator:
@@ -64,7 +51,7 @@ def synth(
     that share a cache (default 1, or all where the instance is about a shared cache). params: the
     generator's parameters, also as ``name:parameter=value,...``. UserError when one does not fit.
     """
-    name, written = parse(name)
+    name, written = split_call(name, "generator")
     generator = find(name)
     if twice := sorted(set(written) & set(params)):
         raise UserError(f"generator {name}: parameter {twice[0]} given twice")

@@ -6,7 +6,8 @@ import numpy as np
 
 from h2osim.policies.arithmetic import log1p
 from h2osim.policies.declaration import INF, Array, Policy
-from h2osim.policies.parameters import Param, shared
+from h2osim.policies.parameters import shared
+from h2osim.support.parameters import Param
 
 OBJECTIVES = ("mass", "sqrt", "log", "coverage", "facility")
 

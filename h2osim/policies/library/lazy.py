@@ -2,7 +2,8 @@
 
 from h2osim.policies.arithmetic import sigmoid
 from h2osim.policies.declaration import INF, Policy
-from h2osim.policies.parameters import Param, shared
+from h2osim.policies.parameters import shared
+from h2osim.support.parameters import Param
 
 
 def init(t: int) -> tuple[float, float]:

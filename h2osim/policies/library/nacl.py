@@ -5,7 +5,8 @@ import numpy as np
 from h2osim.policies.arithmetic import once_after_prompt
 from h2osim.policies.declaration import INF, Array, Policy
 from h2osim.policies.inputs import gumbel
-from h2osim.policies.parameters import Param, shared
+from h2osim.policies.parameters import shared
+from h2osim.support.parameters import Param
 
 
 def update(score: float, a: float, t: int, p: int, heads: int, window: int) -> float:

@@ -3,7 +3,8 @@
 import numpy as np
 
 from h2osim.policies.declaration import INF, Array, Policy
-from h2osim.policies.parameters import Param, shared
+from h2osim.policies.parameters import shared
+from h2osim.support.parameters import Param
 
 
 def update(score: float, square: float, a: float) -> tuple[float, float]:
