@@ -34,7 +34,8 @@ from torch.autograd import forward_ad
 
 from h2osim.closed_loop.attention import EvictingSession, NoRows, PromptSession
 from h2osim.models import loading
-from h2osim.models.hook import Call, Session, hooked
+from h2osim.models.hook import Session, hooked
+from h2osim.models.rows import Call
 from h2osim.policies.declaration import Configured
 from h2osim.policies.text import parse
 from h2osim.replays.budgets import budget_tokens

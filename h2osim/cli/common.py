@@ -10,8 +10,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from h2osim.cli.output import console
+from h2osim.cli.output import console, notice
 from h2osim.support.errors import UserError
+from h2osim.support.given import decode
 from h2osim.support.progress import Progress
 
 if TYPE_CHECKING:
@@ -85,13 +86,22 @@ def parse_assignments(words: Sequence[str], option: str) -> dict[str, str]:
 
 
 def read_text(path: Path, option: str) -> str:
-    """The UTF-8 text of a file."""
+    """The UTF-8 text of a file, line ends as they are."""
+    return decode(read_bytes(path, option), f"{option} {path}")[0]
+
+
+def read_bytes(path: Path, option: str) -> bytes:
+    """A UTF-8 text's bytes, from a file or, for ``-``, from standard input.
+
+    Says on standard error when the text begins with a byte-order mark, which no model should read.
+    """
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{option} {path}: not UTF-8 text (byte {error.start})") from None
+        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
         raise UserError(f"{option} {path}: {error.strerror}") from None
+    if decode(data, f"{option} {path}")[1]:
+        notice(f"{option} {path}: a byte-order mark at its start is left out")
+    return data
 
 
 def command_line(context: typer.Context) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from h2osim.cli.common import command_line, parse_integers, progress_bar, read_text
+from h2osim.cli.common import command_line, parse_integers, progress_bar, read_bytes
 from h2osim.cli.output import notice
 
 
@@ -34,7 +34,10 @@ def record(
             help="smollm2, a local Hugging Face folder, a hub id, or a .gguf file.",
         ),
     ],
-    text: Annotated[Path, typer.Option("--text", help="The UTF-8 text that the model reads.")],
+    text: Annotated[
+        Path,
+        typer.Option("--text", help="The UTF-8 text that the model reads; - reads standard input."),
+    ],
     out: Annotated[Path, typer.Option("--output", "-o", help="The trace's folder, made here.")],
     tokens: Annotated[
         int | None,
@@ -85,7 +88,7 @@ def record(
 
     only_layers = parse_integers(layers, "--layers")
     only_heads = parse_integers(kv_heads, "--kv-heads")
-    content = read_text(text, "--text")
+    content = read_bytes(text, "--text")
     with progress_bar() as progress:
         path = make(
             model,
@@ -100,7 +103,7 @@ def record(
             sample=sample,
             seed=seed,
             temperature=temperature,
-            text_name=text.name,
+            text_name="standard input" if str(text) == "-" else text.name,
             text_license=text_license,
             name=name,
             command=command_line(context),

@@ -29,15 +29,8 @@ from h2osim.attention.row_loops import pack
 from h2osim.attention.triangle import tri
 from h2osim.engines.request import Job
 from h2osim.engines.stepper import Stepper
-from h2osim.models.hook import (
-    BLOCK_BYTES,
-    Call,
-    Layer,
-    RowBlock,
-    Session,
-    mix,
-    softmax_blocks,
-)
+from h2osim.models.hook import Session
+from h2osim.models.rows import BLOCK_BYTES, Call, Layer, RowBlock, mix, softmax_blocks
 from h2osim.policies.declaration import Configured
 from h2osim.policies.roles import arguments
 from h2osim.traces.unit import split_layer

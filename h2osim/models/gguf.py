@@ -105,7 +105,7 @@ def load(path: Path, tokenizer_class: str = "AutoTokenizer") -> tuple[Any, Any]:
     import torch
     import transformers
 
-    options: dict[str, Any] = {"gguf_file": path.name}
+    options: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
     # transformers draws bars of its own on standard error.
     with contextlib.redirect_stderr(io.StringIO()):
         try:
@@ -119,10 +119,11 @@ def load(path: Path, tokenizer_class: str = "AutoTokenizer") -> tuple[Any, Any]:
                 output_loading_info=True,
                 **options,
             )
-        except (ValueError, KeyError, NotImplementedError) as error:
+        except Exception as error:  # whatever a damaged file leads to
+            said = (str(error).strip().splitlines() or [""])[0]
             raise UserError(
                 f"{path}: architecture {architecture!r} cannot be loaded from GGUF by "
-                f"transformers {transformers.__version__}: {str(error).splitlines()[0]}"
+                f"transformers {transformers.__version__}: {type(error).__name__}: {said}"
             ) from None
     refuse_missing(str(path), report)
     if metadata.get("tokenizer.ggml.pre") in _SINGLE_DIGITS:
@@ -131,7 +132,10 @@ def load(path: Path, tokenizer_class: str = "AutoTokenizer") -> tuple[Any, Any]:
 
 
 def refuse_missing(where: str, report: dict[str, Any]) -> None:
-    """UserError when transformers filled weights it did not find with random numbers."""
+    """UserError when transformers filled weights with random numbers: absent or of a wrong size."""
+    odd = sorted(str(key[0]) for key in report.get("mismatched_keys") or ())
+    if odd:
+        raise UserError(f"{where}: {len(odd)} of its weights have another size, such as {odd[0]}")
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(

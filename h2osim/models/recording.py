@@ -7,11 +7,14 @@ Needs PyTorch and transformers (``pip install 'h2osim[record]'``), which are imp
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from hashlib import sha256
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat, SupportsIndex
 
 from h2osim.support.errors import UserError
+from h2osim.support.given import decode, whole
 from h2osim.support.progress import Progress
 
 __all__ = ["STORES", "record"]
@@ -25,17 +28,17 @@ def record(
     model: Any,
     *,
     out: str | os.PathLike[str],
-    text: str | None = None,
-    tokens: Iterable[int] | None = None,
-    n_tokens: int | None = None,
+    text: str | bytes | None = None,
+    tokens: Iterable[SupportsIndex] | None = None,
+    n_tokens: SupportsIndex | None = None,
     store: str = "scores",
-    layers: Sequence[int] | None = None,
-    kv_heads: Sequence[int] | None = None,
+    layers: Iterable[SupportsIndex] | None = None,
+    kv_heads: Iterable[SupportsIndex] | None = None,
     values: bool = False,
-    generate: int = 0,
+    generate: SupportsIndex = 0,
     sample: bool = False,
-    seed: int = 0,
-    temperature: float = 1.0,
+    seed: SupportsIndex = 0,
+    temperature: SupportsFloat = 1.0,
     tokenizer: Any = None,
     text_name: str | None = None,
     text_license: str | None = None,
@@ -50,14 +53,18 @@ def record(
     With x_j = scale * <q_t, k_j> (after rotary embedding; x <- c tanh(x / c) under a softcap c),
     row t of a head is a_j = exp(x_j) / sum exp(x) over the keys j <= t that the layer's mask
     allows, computed in float32 block by block while the layer runs and written at once: memory is
-    the model, one layer's queries, keys and values and a block of rows. The weights are used in
-    float32. The rows are those the model attends with; its outputs do not change.
+    the model, one layer's queries, keys and values and a block of rows. The rows are those the
+    model attends with; its outputs do not change. Models that h2osim loads have their weights in
+    float32; one given as an object keeps its own type, which the manifest names. The trace is read
+    back and checked before it gets its name. Program code in a model's folder or repository is
+    never run.
 
     model: `smollm2`, a local folder of transformers, a .gguf file, a Hugging Face hub id, or a
         loaded transformers model (then bring `tokenizer`, or `tokens`).
     out: the trace's folder; must not exist unless `overwrite` is set and it is a trace.
     text, tokens: what the model reads, exactly one of them. A text is tokenised as the model's
-        tokenizer does it, special tokens included.
+        tokenizer does it, special tokens included. Bytes, a file's content, are decoded as UTF-8;
+        the sha256 in the manifest is theirs, a byte-order mark is left out of the text.
     n_tokens: how many tokens of it to take, from the start; all of them by default.
     store: "scores" (float16 rows, n(n+1) bytes a head), "qk" (float32 queries and keys,
         O(n d) bytes) or "both". Scores come with each row's log-sum-exp and its sum before the
@@ -76,19 +83,21 @@ def record(
 
     Raises UserError, leaving nothing behind: a text with too few tokens, more tokens than the
     model's context, a layer or head the model does not have, a model that is no causal decoder,
-    has no softmax attention behind transformers' attention interface, or passes that interface
-    something that changes the rows in a way not known here (attention sinks, position biases).
+    has no softmax attention behind transformers' attention interface, passes that interface
+    something that changes the rows in a way not known here (position biases, sparse indices), or
+    whose attention is not finite.
     """
     if (text is None) == (tokens is None):
         raise UserError("record: expected a text or token ids, exactly one of them")
     if store not in STORES:
         raise UserError(f"store: found {store!r}, expected one of {', '.join(STORES)}")
-    if n_tokens is not None and n_tokens < 1:
-        raise UserError(f"tokens: found {n_tokens}, expected at least 1")
-    if generate < 0:
-        raise UserError(f"generate: found {generate}, expected at least 0")
-    if sample and not temperature > 0:
-        raise UserError(f"temperature: found {temperature}, expected a number above 0")
+    if sample and not 0 < float(temperature) < inf:
+        raise UserError(f"temperature: found {temperature}, expected a finite number above 0")
+    digest = None
+    if text is not None:
+        digest = sha256(text.encode() if isinstance(text, str) else text).hexdigest()
+        if isinstance(text, bytes):
+            text, _ = decode(text, f"text {text_name}" if text_name else "text")
     from h2osim.models import loading as models
 
     models.require()
@@ -99,16 +108,17 @@ def record(
         run.Wanted(
             path=Path(out),
             text=text,
-            tokens=None if tokens is None else [int(token) for token in tokens],
-            n_tokens=n_tokens,
+            text_sha256=digest,
+            tokens=_all_whole("tokens", tokens),
+            n_tokens=None if n_tokens is None else whole("tokens", n_tokens, 1),
             stores=STORES[store],
-            layers=layers,
-            kv_heads=kv_heads,
+            layers=_all_whole("layers", layers),
+            kv_heads=_all_whole("kv-heads", kv_heads),
             values=values,
-            generate=generate,
+            generate=whole("generate", generate),
             sample=sample,
-            seed=seed,
-            temperature=temperature,
+            seed=whole("seed", seed, 0, 2**64 - 1),
+            temperature=float(temperature),
             tokenizer=tokenizer,
             text_name=text_name,
             text_license=text_license,
@@ -119,3 +129,7 @@ def record(
             block_bytes=block_bytes,
         ),
     )
+
+
+def _all_whole(what: str, numbers: Iterable[SupportsIndex] | None) -> list[int] | None:
+    return None if numbers is None else [whole(what, number) for number in numbers]

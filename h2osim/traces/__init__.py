@@ -15,7 +15,8 @@ of one KV head stand together. Optional in both: ``v`` [G, n, d'], ``v_norm1``, 
 trace.json (format version 1): format, version, name, created_by, command, model, tokenizer, text,
 tokens {ids, text}, n, prompt_len (null for given text), generation, stores, heads, kv_heads,
 group_size, model_heads, model_kv_heads, head_dim, provenance, and layers, each with index, file,
-sha256, bytes, scale, window, softcap and the names of its tensors.
+sha256, bytes, scale, window, softcap, the names of its tensors, and cache_of: the layer whose keys
+and values it attends to, where these are not its own.
 """
 
 from h2osim.traces.catalogue import open_trace

@@ -31,6 +31,7 @@ class Layer(Struct):
     scale: Positive | None = None
     softcap: Positive | None = None
     window: Count | None = None
+    cache_of: Index | None = None
     tensors: list[str] | None = None
 
 

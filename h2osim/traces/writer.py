@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -97,13 +97,20 @@ class TraceWriter:
 
     fields: the manifest's fields, see the package's docstring. n, heads, kv_heads and head_dim may
     also be given with the first layer. ``writer.manifest`` can be amended until the block ends, so
-    that what is known late (tokens, prompt_len) can be put in late.
+    that what is known late (tokens, prompt_len) can be put in late. before_naming: called with the
+    hidden folder once everything is in it; what it raises leaves no trace behind.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, overwrite: bool = False, **fields: Any
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        before_naming: Callable[[Path], None] | None = None,
+        **fields: Any,
     ) -> None:
         self.path = Path(path)
+        self._before_naming = before_naming
         self._overwrite = overwrite
         known = {*manifest.OPTIONAL, "name", "n", "heads", "group_size", "kv_heads", "stores"}
         if unknown := set(fields) - known:
@@ -263,6 +270,8 @@ class TraceWriter:
         file.write_text(text + "\n", encoding="utf-8")
         flush(file)
         flush(self._folder)
+        if self._before_naming is not None:
+            self._before_naming(self._folder)
         self._refuse_existing()
         old = None
         if self.path.exists():

@@ -1,0 +1,172 @@
+"""Rows of attention, as the models' layers make them: what a call of a layer is, and its softmax.
+
+For query t and key j of one head,
+
+    x_j = scale * <q_t, k_j>,  x_j <- c tanh(x_j / c) when the layer has a softcap c,
+    a_j = exp(x_j - max x) / sum exp(x - max x)  over the keys the mask allows, else 0,
+
+in float32 whatever the model's dtype (float64 for a float64 model), a block of rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+BLOCK_BYTES = 4 << 20
+"""Memory for the logits of one block of rows: few enough that they stay in the cache."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What is known of one attention layer; a call that says otherwise is refused.
+
+    index: its number in the model's cache. heads, kv_heads: how many attend and how many different
+    keys a token has. head_dim, value_dim: sizes. scale, softcap: of the logits.
+
+    window: keys a row sees, its own included, None for all. chunk: tokens attend within chunks of
+    this many, by the model's configuration. regular: whether causality and the window are all there
+    is to the masks seen so far.
+
+    latent: the cache keeps one vector a token, from which all heads make their own keys and values
+    (multi-head latent attention, arXiv:2405.04434), so all heads share one cache. order: the
+    model's number of each head, where heads of one KV head do not stand together in the model.
+    cache_of: the earlier layer whose keys and values this one attends to, None for its own.
+    """
+
+    index: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    scale: float
+    softcap: float | None
+    window: int | None
+    regular: bool = True
+    chunk: int | None = None
+    latent: bool = False
+    order: tuple[int, ...] | None = None
+    cache_of: int | None = None
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that attend to the same keys."""
+        return self.heads // self.kv_heads
+
+    @property
+    def caches(self) -> int:
+        """How many caches the layer's heads share: its KV heads, or one latent cache."""
+        return 1 if self.latent else self.kv_heads
+
+
+@dataclass(frozen=True)
+class Call:
+    """One layer's call of its attention, without the batch axis.
+
+    q [heads, rows, d] of rows `start` on; k [kv_heads, keys, d] and v [kv_heads, keys, dv] of
+    positions `origin` on. allowed: bool [rows, keys], or None for causal rows with the layer's
+    window. mask: the model's own, where it gave one.
+    """
+
+    layer: Layer
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    start: int
+    origin: int
+    allowed: torch.Tensor | None
+    mask: torch.Tensor | None
+
+    def empty_output(self) -> torch.Tensor:
+        """Room for the output, [rows, heads, dv], float32 (float64 for a float64 model)."""
+        shape = self.q.shape[1], self.layer.heads, self.v.shape[2]
+        return self.q.new_empty(shape, dtype=_precision(self.q))
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Consecutive rows of one layer.
+
+    p: float32 [heads, rows, columns] of rows `start` on and keys `first` on; all other entries are
+    0. lse: log sum exp x_j, row_sum: sum of p, float32 [heads, rows].
+    """
+
+    start: int
+    first: int
+    p: torch.Tensor
+    lse: torch.Tensor
+    row_sum: torch.Tensor
+
+
+def _precision(q: torch.Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def softmax_blocks(call: Call, block_bytes: int = BLOCK_BYTES) -> Iterator[RowBlock]:
+    """The rows of a call, block by block, in float32 (float64 for a float64 model).
+
+    Memory: one block of logits of `block_bytes` and as much again.
+    """
+    layer, start, origin, allowed = call.layer, call.start, call.origin, call.allowed
+    q, k = call.q.to(_precision(call.q)), call.k.to(_precision(call.q))
+    heads, rows, _ = q.shape
+    kv_heads, keys, _ = k.shape
+    step = max(1, block_bytes // (4 * heads * keys))
+    for top in range(0, rows, step):
+        stop = min(top + step, rows)
+        low = 0
+        if allowed is None and layer.window is not None:
+            low = max(0, start + top - layer.window + 1 - origin)
+        high = start + stop - origin
+        count, width = stop - top, high - low
+        x = torch.bmm(
+            q[:, top:stop].reshape(kv_heads, layer.group_size * count, -1),
+            k[:, low:high].transpose(1, 2),
+        ).view(heads, count, width)
+        x.mul_(layer.scale)
+        if layer.softcap is not None:
+            x.div_(layer.softcap).tanh_().mul_(layer.softcap)
+        if allowed is not None:
+            x.masked_fill_(~allowed[top:stop, low:high], -torch.inf)
+        elif count > 1:
+            t = torch.arange(start + top, start + stop, device=x.device)[:, None]
+            # Without a window only the last keys, those of the block's own rows, can be too late.
+            free = width - count if layer.window is None else 0
+            j = torch.arange(origin + low + free, origin + high, device=x.device)
+            blocked = j > t
+            if layer.window is not None:
+                blocked |= j <= t - layer.window
+            x[:, :, free:].masked_fill_(blocked, -torch.inf)
+        largest = x.amax(dim=2, keepdim=True)
+        x.sub_(largest).exp_()
+        total = x.sum(dim=2, keepdim=True)
+        x.div_(total)
+        lse = (largest + total.log()).squeeze(2)
+        yield RowBlock(start + top, origin + low, x, lse, x.sum(dim=2))
+
+
+def mix(block: RowBlock, call: Call, output: torch.Tensor) -> None:
+    """Put the outputs of a block of rows into their place in the call's output."""
+    heads, rows, width = block.p.shape
+    low, here = block.first - call.origin, block.start - call.start
+    mixed = torch.bmm(
+        block.p.reshape(call.layer.kv_heads, call.layer.group_size * rows, width),
+        call.v[:, low : low + width].to(block.p.dtype),
+    )
+    output[here : here + rows] = mixed.view(heads, rows, -1).transpose(0, 1)
+
+
+def output_only(call: Call) -> torch.Tensor:
+    """Attention output [rows, heads, dv] without the rows, by PyTorch's own function."""
+    output = torch.nn.functional.scaled_dot_product_attention(
+        call.q[None],
+        call.k[None],
+        call.v[None],
+        attn_mask=call.mask,
+        is_causal=call.mask is None and call.q.shape[1] > 1,
+        scale=call.layer.scale,
+        enable_gqa=call.layer.group_size > 1,
+    )
+    return output[0].transpose(0, 1)

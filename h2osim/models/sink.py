@@ -1,0 +1,177 @@
+"""Where the rows of a recording go: into the layers' files of a trace."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from h2osim.attention.triangle import pack, tri
+from h2osim.models.rows import Layer, RowBlock
+from h2osim.support.errors import UserError
+from h2osim.support.progress import Progress
+from h2osim.traces.writer import LayerWriter, TraceWriter
+
+
+@dataclass(frozen=True)
+class RecordingPlan:
+    """What is written: n rows of some heads in some layers.
+
+    order: the layers as the model calls them. layers: the ones recorded. heads: places of the heads
+    among those of a layer. caches: which of the caches that the heads share.
+    """
+
+    n: int
+    order: tuple[int, ...]
+    layers: frozenset[int]
+    heads: tuple[int, ...]
+    caches: tuple[int, ...]
+    stores: tuple[str, ...]
+    values: bool
+
+
+class Enough(Exception):
+    """Ends a pass of the model after the last layer that matters."""
+
+
+@dataclass
+class _LayerFile:
+    """A layer's open file, and how many rows are in it."""
+
+    context: AbstractContextManager[LayerWriter]
+    file: LayerWriter
+    rows: int = 0
+
+
+@dataclass
+class TraceSink:
+    """Writes the layers of a plan.
+
+    Without `hold` every layer comes once, whole: its file is closed at its end, and the pass is
+    ended after the last one. With it the files stay open for the rows of later calls.
+    windows: each layer's window, known for certain after its last row.
+    """
+
+    writer: TraceWriter
+    plan: RecordingPlan
+    progress: Progress
+    hold: bool
+    windows: dict[int, int | None] = field(default_factory=dict)
+    _open: dict[int, _LayerFile] = field(default_factory=dict)
+    _whole: set[int] = field(default_factory=set)
+    _done: int = 0
+
+    def wants(self, layer: Layer) -> bool:
+        """Whether the rows are to be made; opens the layer's file."""
+        index = layer.index
+        if index not in self.plan.layers:
+            return False
+        if "qk" in self.plan.stores and not layer.regular:
+            raise UserError(
+                f"layer {index}: its mask is neither causal nor a sliding window, so rows cannot "
+                f"be made from queries and keys; expected store scores"
+            )
+        if index not in self._open:
+            context = self._file(layer)
+            self._open[index] = _LayerFile(context, context.__enter__())
+        self.windows[index] = layer.window
+        return "scores" in self.plan.stores
+
+    def block(self, layer: Layer, block: RowBlock) -> None:
+        """Write rows, rounded to float16."""
+        file = self._open[layer.index].file
+        heads = list(self.plan.heads)
+        rows = block.p.shape[1]
+        stop = block.start + rows
+        file["lse"][:, block.start : stop] = block.lse[heads].cpu().numpy()
+        file["row_sum"][:, block.start : stop] = block.row_sum[heads].cpu().numpy()
+        square = np.zeros((rows, stop), dtype=np.float16)
+        for place, head in enumerate(heads):
+            square[:, block.first :] = block.p[head].to(torch.float16).cpu().numpy()
+            file.write_rows("scores", place, block.start, pack(square, block.start))
+        self._tell(layer, rows)
+
+    def end(
+        self, layer: Layer, start: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> None:
+        """Write what is kept of queries, keys and values."""
+        rows = q.shape[1]
+        if layer.index not in self.plan.layers:
+            self._tell(layer, rows)
+            return
+        if "scores" not in self.plan.stores:
+            self._tell(layer, rows)
+        opened = self._open[layer.index]
+        if start != opened.rows:
+            raise UserError(f"layer {layer.index}: found row {start}, expected row {opened.rows}")
+        opened.rows += rows
+        if not layer.latent:
+            self._write_vectors(opened.file, slice(start, start + rows), q, k, v)
+        if self.hold:
+            return
+        self._end(layer.index)
+        if self._whole == self.plan.layers:
+            raise Enough
+
+    def finish(self) -> None:
+        """Close the files; UserError when a layer has not every row."""
+        for index in list(self._open):
+            self._end(index)
+        if missing := sorted(self.plan.layers - self._whole):
+            raise UserError(
+                f"layer {missing[0]}: the model did not compute all of its {self.plan.n} rows"
+            )
+
+    def close(self) -> None:
+        """Close the files still open."""
+        while self._open:
+            self._open.popitem()[1].context.__exit__(None, None, None)
+
+    def _end(self, index: int) -> None:
+        opened = self._open.pop(index)
+        opened.context.__exit__(None, None, None)
+        if opened.rows == self.plan.n:
+            self._whole.add(index)
+
+    def _write_vectors(
+        self, file: LayerWriter, here: slice, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> None:
+        """Norms of keys and values, and the vectors that are wanted, of some rows."""
+        caches = list(self.plan.caches)
+        keys, values = k[caches].float(), v[caches].float()
+        file["v_norm1"][:, here] = values.abs().sum(dim=2).cpu().numpy()
+        file["v_norm2"][:, here] = values.norm(dim=2).cpu().numpy()
+        file["k_norm2"][:, here] = keys.norm(dim=2).cpu().numpy()
+        if "qk" in self.plan.stores:
+            file["q"][:, here] = q[list(self.plan.heads)].float().cpu().numpy()
+            file["k"][:, here] = keys.cpu().numpy()
+        if self.plan.values:
+            file["v"][:, here] = values.cpu().numpy()
+
+    def _tell(self, layer: Layer, rows: int) -> None:
+        order = self.plan.order
+        last = max(order.index(index) for index in self.plan.layers)
+        total = self.plan.n * (len(order) if self.hold else last + 1)
+        self._done += rows
+        place = order.index(layer.index) + 1
+        self.progress(self._done, total, f"layer {layer.index} ({place} of {len(order)})")
+
+    def _file(self, layer: Layer) -> AbstractContextManager[LayerWriter]:
+        n, heads, caches = self.plan.n, len(self.plan.heads), len(self.plan.caches)
+        tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+        if not layer.latent:
+            for name in ("v_norm1", "v_norm2", "k_norm2"):
+                tensors[name] = ("F32", (caches, n))
+        if "scores" in self.plan.stores:
+            tensors["scores"] = ("F16", (heads, tri(n)))
+            tensors["lse"] = tensors["row_sum"] = ("F32", (heads, n))
+        if "qk" in self.plan.stores:
+            tensors["q"] = ("F32", (heads, n, layer.head_dim))
+            tensors["k"] = ("F32", (caches, n, layer.head_dim))
+        if self.plan.values:
+            tensors["v"] = ("F32", (caches, n, layer.value_dim))
+        return self.writer.layer(
+            layer.index, tensors=tensors, scale=layer.scale, softcap=layer.softcap
+        )

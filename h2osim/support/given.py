@@ -1,0 +1,34 @@
+"""What callers give: whole numbers, and the bytes of a text."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from h2osim.support.errors import UserError
+
+
+def whole(what: str, value: Any, least: int = 0, most: int | None = None) -> int:
+    """A whole number as an int, also one of NumPy's; UserError naming what it is for.
+
+    Refused: a fraction, a truth value, text, and numbers outside least ... most.
+    """
+    expected = f"a whole number from {least} on" if most is None else f"{least} ... {most}"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise UserError(f"{what}: found {value!r}, expected {expected}") from None
+    if isinstance(value, bool) or number < least or (most is not None and number > most):
+        raise UserError(f"{what}: found {value}, expected {expected}")
+    return number
+
+
+def decode(data: bytes, where: str) -> tuple[str, bool]:
+    """The UTF-8 text of a file's bytes, line ends as they are, and whether a byte-order mark was
+    left out in front of it.
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 text (byte {error.start})") from None
+    return text.removeprefix("\ufeff"), text.startswith("\ufeff")
