@@ -73,6 +73,28 @@ def test_a_bracket_holds_the_exact_optimum(run: Run, folder: Path) -> None:
         assert other["gap"] <= 0.01
 
 
+@pytest.mark.parametrize("words", [("optimum", "-b", "6,12"), ("allocate", "--slots", "40")])
+def test_optimum_and_allocate_save_what_compare_saves(
+    run: Run, folder: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    import pandas as pd
+    import xarray as xr
+
+    command, *rest = words
+    for ending in ("nc", "parquet", "csv", "json"):
+        assert run(command, folder, *rest, "-o", tmp_path / f"found.{ending}").code == 0
+    with xr.open_dataset(tmp_path / "found.nc") as dataset:
+        expected = dataset["recall"].values.ravel().tolist()
+    for table in (
+        pd.read_parquet(tmp_path / "found.parquet"),
+        pd.read_csv(tmp_path / "found.csv"),
+        pd.DataFrame(json.loads((tmp_path / "found.json").read_text())),
+    ):
+        assert table["recall"].tolist() == expected
+        assert set(table["trace"]) == {h2osim.open_trace(folder).name}
+    fails(run(command, folder, *rest, "-o", tmp_path / "found.xls"), "found.xls", ".parquet")
+
+
 def test_optimum_of_every_budget_and_what_it_refuses(
     run: Run, folder: Path, tmp_path: Path
 ) -> None:

@@ -63,6 +63,19 @@ def test_nothing_proved_is_violated(trace: Trace, data: st.DataObject) -> None:
     )
 
 
+def test_a_policy_object_that_no_registry_knows() -> None:
+    own = dataclasses.replace(all_policies()["h2o"], name="mine")
+    trace = synth("powerlaw", 24, seed=3)
+    lines = verify(trace, [own, own.with_params(recent=0)], [4, 8], engine="naive")
+    assert list(dict.fromkeys(line.policy for line in lines)) == ["mine", "mine:recent=0", OFFLINE]
+    first = next(line.result for line in lines if line.result.guarantee == "T1")
+    assert (first.verdict, first.note) == (Verdict.FAILS, "mine ranks otherwise")
+    series = over_time(trace, own, 8, engine="naive", proved=True)
+    assert "ratio" in series and "t2" not in series
+    alone = verify(trace, own, 4, engine="naive", offline=False)
+    assert {line.policy for line in alone} == {"mine"}
+
+
 @pytest.mark.parametrize("name", sorted(all_policies()))
 def test_no_policy_of_the_library_violates_anything(name: str) -> None:
     """Rules that hold more than the budget, look ahead or re-admit are outside, never wrong."""

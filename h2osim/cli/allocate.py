@@ -8,8 +8,23 @@ from typing import Annotated
 
 import typer
 
-from h2osim.cli.common import Share, command_line, parse_integers, progress_bar
-from h2osim.cli.options import FormatOption, Layers, PromptLen, ShareOption, TraceName
+from h2osim.cli.common import (
+    Share,
+    checked_trace,
+    command_line,
+    parse_integers,
+    progress_bar,
+)
+from h2osim.cli.options import (
+    FormatOption,
+    Layers,
+    Output,
+    PromptLen,
+    ShareOption,
+    TraceName,
+    plot_option,
+    policies_option,
+)
 from h2osim.cli.output import Format, check_files, draw, save, show
 
 
@@ -21,11 +36,6 @@ class Split(StrEnum):
     hull = "hull"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command("allocate")(allocate)
-
-
 def allocate(
     context: typer.Context,
     trace: TraceName,
@@ -33,8 +43,7 @@ def allocate(
         int, typer.Option("--slots", min=1, help="Cache slots in all, over every unit.")
     ],
     policies: Annotated[
-        str | None,
-        typer.Option("--policies", "-p", help="Policies whose own curves are split as well."),
+        str | None, policies_option("Policies whose own curves are split as well.")
     ] = None,
     prompt_len: PromptLen = None,
     share: ShareOption = Share.group,
@@ -43,24 +52,19 @@ def allocate(
         Split, typer.Option("--method", help="For policies: exact (dp) or by concave hulls.")
     ] = Split.auto,
     format_: FormatOption = Format.table,
-    plot: Annotated[
-        Path | None,
-        typer.Option("--plot", help="Heat map of slots over layer and unit (.png, .pdf, .svg)."),
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Save it all: .nc")] = None,
+    plot: Annotated[Path | None, plot_option("slots over layer and unit")] = None,
+    output: Output = None,
 ) -> None:
     """Split cache slots over units: the best split, against equal, PyramidKV's and Ada-KV's."""
     from h2osim import report
     from h2osim.optima.allocating import allocate as split
     from h2osim.policies.text import parse, split_policies
-    from h2osim.traces.catalogue import open_trace
 
     chosen = split_policies(policies) if policies else []
     for text in chosen:
         parse(text)
     check_files(plot, output)
-    recorded = open_trace(trace)
-    recorded.verify()
+    recorded = checked_trace(trace)
     with progress_bar() as progress:
         found = split(
             recorded,

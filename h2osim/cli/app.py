@@ -53,7 +53,10 @@ def _root(
         typer.echo(context.get_help())
 
 
-for _group in (
-    record, synth, traces, policies, compare, evaluate, optimum, allocate, verify, sweep, bench,
+for _command in (
+    record.record, synth.synth, traces.traces, traces.info, policies.policies, compare.compare,
+    evaluate.evaluate, optimum.optimum, optimum.certify, allocate.allocate, verify.verify,
+    sweep.sweep,
 ):  # fmt: skip
-    _group.register(app)
+    app.command()(_command)
+app.add_typer(bench.bench, name="bench")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from h2osim.cli.common import parse_budgets, read_text
+from h2osim.cli.common import checked_trace, parse_budgets, read_text
 from h2osim.cli.options import DeviceOption
 from h2osim.cli.output import console, notice, print_json
 from h2osim.support.errors import UserError
@@ -28,11 +28,6 @@ Where = Annotated[
 Layer = Annotated[
     int | None, typer.Option("--layer", help="The layer whose first unit is measured.")
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the application."""
-    app.add_typer(bench, name="bench")
 
 
 @bench.callback(invoke_without_command=True)
@@ -115,11 +110,9 @@ def closed_loop(
 
 
 def _unit(trace: str | None, n: int, layer: int | None) -> Unit:
-    from h2osim.traces.catalogue import open_trace
     from h2osim.traces.synthetic import synth
 
-    recorded = open_trace(trace) if trace else synth("powerlaw", n, seed=0)
-    recorded.verify()
+    recorded = checked_trace(trace) if trace else synth("powerlaw", n, seed=0)
     if layer is not None:
         recorded.check_layer(layer)
     unit = next(u for u in recorded.units("group") if layer in (None, u.layer))

@@ -18,6 +18,9 @@ from h2osim.support.progress import Progress
 if TYPE_CHECKING:
     import typer
 
+    from h2osim.traces.trace import Trace
+
+
 class Share(StrEnum):
     """Which heads share one cache."""
 
@@ -83,6 +86,15 @@ def parse_assignments(words: Sequence[str], option: str) -> dict[str, str]:
             raise UserError(f"{option}: {name!r} is given twice")
         pairs[name] = value
     return pairs
+
+
+def checked_trace(name: str) -> Trace:
+    """A trace by its folder or name, of which every file is as it was written."""
+    from h2osim.traces.catalogue import open_trace
+
+    opened = open_trace(name)
+    opened.verify()
+    return opened
 
 
 def read_text(path: Path, option: str) -> str:

@@ -26,11 +26,6 @@ if TYPE_CHECKING:
     from h2osim.traces.trace import Trace
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command("compare")(compare)
-
-
 def compare(
     context: typer.Context,
     trace: TraceName,

@@ -20,11 +20,6 @@ from h2osim.cli.output import Format, check_files, draw, save, show
 from h2osim.support.errors import UserError
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command("evaluate")(evaluate)
-
-
 def evaluate(
     context: typer.Context,
     model: Annotated[
@@ -71,7 +66,7 @@ def evaluate(
     if prompt_len != "auto" and not (prompt_len.isascii() and prompt_len.isdecimal()):
         raise UserError(f"--prompt-len: found {prompt_len!r}, expected a number of tokens or auto")
     only = parse_integers(layers, "--layers")
-    check_files(plot, output)
+    check_files(plot, output, (".nc",))
     texts: dict[str, str] = {}
     for path in [*text, *(more or [])]:
         name = path.name if path.name not in texts else str(path)

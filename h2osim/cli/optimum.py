@@ -8,8 +8,24 @@ from typing import Annotated
 
 import typer
 
-from h2osim.cli.common import Share, command_line, parse_budgets, parse_integers, progress_bar
-from h2osim.cli.options import FormatOption, Layers, PromptLen, ShareOption, TraceName
+from h2osim.cli.common import (
+    Share,
+    checked_trace,
+    command_line,
+    parse_budgets,
+    parse_integers,
+    progress_bar,
+)
+from h2osim.cli.options import (
+    Budgets,
+    FormatOption,
+    Layers,
+    Output,
+    PromptLen,
+    ShareOption,
+    TraceName,
+    plot_option,
+)
 from h2osim.cli.output import Format, check_files, draw, notice, save, show
 from h2osim.support.errors import UserError
 
@@ -29,18 +45,10 @@ class Solver(StrEnum):
     cuda = "cuda"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the application."""
-    app.command("optimum")(optimum)
-    app.command("certify")(certify)
-
-
 def optimum(
     context: typer.Context,
     trace: TraceName,
-    budgets: Annotated[
-        str, typer.Option("--budgets", "-b", help="As for compare.")
-    ] = "0.05,0.1,0.2",
+    budgets: Budgets = "0.05,0.1,0.2",
     prompt_len: PromptLen = None,
     share: ShareOption = Share.group,
     layers: Layers = None,
@@ -56,18 +64,12 @@ def optimum(
         Path | None,
         typer.Option("--certificate", help="Save schedules and prices for `h2osim certify`."),
     ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option("--plot", help="Draw the price of a cache slot over time (.png, .pdf, .svg)."),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Save everything: .nc")
-    ] = None,
+    plot: Annotated[Path | None, plot_option("the price of a cache slot over time")] = None,
+    output: Output = None,
 ) -> None:
     """Find the most attention mass that any eviction schedule could have kept."""
     from h2osim import report
     from h2osim.optima.solving import optimum as solve
-    from h2osim.traces.catalogue import open_trace
 
     wanted = parse_budgets(budgets)
     check_files(plot, output)
@@ -76,8 +78,7 @@ def optimum(
             raise UserError(
                 f"{option}: schedules of all budgets are n² numbers; name a few budgets"
             )
-    recorded = open_trace(trace)
-    recorded.verify()
+    recorded = checked_trace(trace)
     with progress_bar() as progress:
         found = solve(
             recorded,
@@ -110,10 +111,8 @@ def certify(
     """Check a certificate against its trace, in integers; exit code 2 at the first thing wrong."""
     from h2osim import report
     from h2osim.optima.certifying import certify as check
-    from h2osim.traces.catalogue import open_trace
 
-    recorded = open_trace(trace)
-    recorded.verify()
+    recorded = checked_trace(trace)
     checked = check(certificate, recorded)
     records = [
         {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -24,8 +25,35 @@ ShareOption = Annotated[Share, typer.Option("--share", help="Which heads share o
 EngineOption = Annotated[
     Engine, typer.Option("--engine", help="What replays; every engine evicts the same.")
 ]
+Budgets = Annotated[
+    str,
+    typer.Option(
+        "--budgets", "-b", help="Tokens (64), fractions of the trace (0.05), percent (5%), or all."
+    ),
+]
 Layers = Annotated[str | None, typer.Option("--layers", help="Only these model layers: 0,9,16")]
 FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to print.")]
 DeviceOption = Annotated[
     str, typer.Option("--device", help="Where the model runs: cpu, cuda or cuda:1.")
 ]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Save the results: .nc, .parquet, .csv or .json"),
+]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="smollm2, a local Hugging Face folder, a hub id, or a .gguf file."
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing trace.")]
+
+
+def policies_option(help_: str) -> Any:
+    """--policies, and what a command does with them."""
+    return typer.Option("--policies", "-p", help=help_)
+
+
+def plot_option(what: str) -> Any:
+    """--plot, and what a command draws."""
+    return typer.Option("--plot", help=f"Draw {what} into this .png, .pdf or .svg.")

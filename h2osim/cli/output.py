@@ -99,7 +99,7 @@ def output_path(text: Path, option: str, suffixes: Sequence[str]) -> Path:
 
 
 def check_files(
-    plot: Path | None = None, output: Path | None = None, suffixes: Sequence[str] = (".nc",)
+    plot: Path | None = None, output: Path | None = None, suffixes: Sequence[str] | None = None
 ) -> None:
     """Check, before any work is done, that --plot and --output can be written."""
     from h2osim import report
@@ -108,7 +108,7 @@ def check_files(
         output_path(plot, "--plot", report.PLOT_SUFFIXES)
         report.require_matplotlib()
     if output is not None:
-        output_path(output, "--output", suffixes)
+        output_path(output, "--output", suffixes or report.SAVE_SUFFIXES)
         report.require_writer(output)
 
 

@@ -6,19 +6,15 @@ from typing import Annotated
 
 import typer
 
+from h2osim.cli.options import FormatOption
 from h2osim.cli.output import Format, show
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command("policies")(policies)
 
 
 def policies(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="One policy to show in full.")
     ] = None,
-    format_: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.table,
+    format_: FormatOption = Format.table,
 ) -> None:
     """List the eviction policies, or show one: its rule, parameters, source and facts."""
     from h2osim import report

@@ -20,11 +20,6 @@ class Store(StrEnum):
     both = "both"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command("record")(record)
-
-
 def record(
     context: typer.Context,
     model: Annotated[

@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from h2osim.cli.common import Share, command_line, parse_budgets, parse_integers
-from h2osim.cli.options import FormatOption, Layers, PromptLen, ShareOption
+from h2osim.cli.common import Share, checked_trace, command_line, parse_budgets, parse_integers
+from h2osim.cli.options import (
+    Budgets,
+    FormatOption,
+    Layers,
+    PromptLen,
+    ShareOption,
+    plot_option,
+    policies_option,
+)
 from h2osim.cli.output import Format, check_files, console, draw, notice, show
 from h2osim.support.progress import Progress
 
 if TYPE_CHECKING:
     from h2osim.replays.plan import WorkPlan
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command("sweep")(sweep)
 
 
 def sweep(
@@ -33,19 +36,12 @@ def sweep(
     ],
     policies: Annotated[
         str,
-        typer.Option(
-            "--policies",
-            "-p",
-            help="Policies with ranges (ends included) and alternatives: "
-            "'h2o:recent=0..128:16,scores=full|cached,tova'",
+        policies_option(
+            "Policies with ranges (ends included) and alternatives: "
+            "'h2o:recent=0..128:16,scores=full|cached,tova'"
         ),
     ],
-    budgets: Annotated[
-        str,
-        typer.Option(
-            "--budgets", "-b", help="all, or tokens (64), fractions (0.05) and percent (5%)."
-        ),
-    ] = "all",
+    budgets: Budgets = "all",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -68,10 +64,7 @@ def sweep(
             help="Work on this running Dask cluster: tcp://host:8786",
         ),
     ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option("--plot", help="Draw recall over two parameters into this .png, .pdf, .svg."),
-    ] = None,
+    plot: Annotated[Path | None, plot_option("recall over two parameters")] = None,
     format_: FormatOption = Format.table,
     best: Annotated[
         int, typer.Option("--best", min=1, help="How many settings to print for each budget.")
@@ -81,18 +74,15 @@ def sweep(
     from h2osim import report
     from h2osim.sweeps.grid import expand
     from h2osim.sweeps.sweeping import sweep as run
-    from h2osim.traces.catalogue import open_trace
 
     # All that can be wrong about the request is found before a trace is read.
     configured = expand(policies)
-    wanted = "all" if budgets.strip() == "all" else parse_budgets(budgets)
+    wanted = parse_budgets(budgets)
     only = parse_integers(layers, "--layers")
     check_files(plot)
     if plot is not None:
         report.axes_of([(one.policy.name, one.values) for one in configured])
-    opened = [open_trace(trace) for trace in traces]
-    for trace in opened:
-        trace.verify()
+    opened = [checked_trace(trace) for trace in traces]
     with _bar() as (progress, planned):
         results = run(
             opened,

@@ -8,13 +8,9 @@ from typing import Annotated
 import typer
 
 from h2osim.cli.common import command_line, parse_assignments
+from h2osim.cli.options import Overwrite
 from h2osim.cli.output import console, notice
 from h2osim.support.errors import UserError
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command("synth")(synth)
 
 
 def synth(
@@ -40,9 +36,7 @@ def synth(
         list[str] | None,
         typer.Option("--param", metavar="NAME=VALUE", help="A parameter; may be repeated."),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing trace.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Make a synthetic trace, or list the generators and their parameters."""
     from h2osim.support.parameters import split_call

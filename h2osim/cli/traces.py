@@ -7,18 +7,13 @@ from typing import Annotated
 
 import typer
 
-from h2osim.cli.common import parse_integers
+from h2osim.cli.common import checked_trace, parse_integers
+from h2osim.cli.options import FormatOption, Layers, TraceName, plot_option
 from h2osim.cli.output import Format, check_files, draw, show
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the application."""
-    app.command("traces")(traces)
-    app.command("info")(info)
-
-
 def traces(
-    format_: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.table,
+    format_: FormatOption = Format.table,
 ) -> None:
     """List the bundled traces (and those in traces/local/): the names other commands take."""
     from h2osim import report
@@ -32,19 +27,12 @@ def traces(
 
 
 def info(
-    trace: Annotated[
-        str, typer.Argument(metavar="TRACE", help="A trace folder, or the name of a bundled trace.")
-    ],
-    layers: Annotated[
-        str | None, typer.Option("--layers", help="Only these model layers: 0,9,16")
-    ] = None,
+    trace: TraceName,
+    layers: Layers = None,
     format_: Annotated[
         Format, typer.Option("--format", "-f", help="How to print; csv: the layers only.")
     ] = Format.table,
-    plot: Annotated[
-        Path | None,
-        typer.Option("--plot", help="Draw the attention of every layer into this file."),
-    ] = None,
+    plot: Annotated[Path | None, plot_option("the attention of every layer")] = None,
 ) -> None:
     """Show what is in a trace, after checking all of it: shape, origin, where the mass lies."""
     from h2osim import report
@@ -52,11 +40,9 @@ def info(
     only = parse_integers(layers, "--layers")
     check_files(plot)
 
-    from h2osim.traces.catalogue import open_trace
     from h2osim.traces.description import describe
 
-    recorded = open_trace(trace)
-    recorded.verify()
+    recorded = checked_trace(trace)
     facts = describe(recorded, None if only is None else tuple(only))
     draw(plot, lambda: report.attention_figure(recorded))
     show(

@@ -3,45 +3,54 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from h2osim.cli.common import Engine, Share, parse_budgets, parse_integers, progress_bar
-from h2osim.cli.options import EngineOption, FormatOption, Layers, PromptLen, ShareOption, TraceName
+from h2osim.cli.common import (
+    Engine,
+    Share,
+    checked_trace,
+    parse_budgets,
+    parse_integers,
+    progress_bar,
+)
+from h2osim.cli.options import (
+    Budgets,
+    EngineOption,
+    FormatOption,
+    Layers,
+    PromptLen,
+    ShareOption,
+    TraceName,
+    plot_option,
+    policies_option,
+)
 from h2osim.cli.output import Format, check_files, draw, notice, show
 from h2osim.support.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
+    from rich.text import Text
 
     from h2osim.guarantees import Verdict
     from h2osim.guarantees.verify import Line
     from h2osim.traces.trace import Trace
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command("verify")(verify)
-
-
 def verify(
     trace: TraceName,
     policies: Annotated[
         str | None,
-        typer.Option(
-            "--policies",
-            "-p",
-            help="Policies to verify; default: H2O in the setting of the proofs, on cached scores, "
-            "and as deployed.",
+        policies_option(
+            "Policies to verify; default: H2O in the setting of the proofs, on cached scores, "
+            "and as deployed."
         ),
     ] = None,
-    budgets: Annotated[
-        str, typer.Option("--budgets", "-b", help="As for compare.")
-    ] = "0.05,0.1,0.2",
+    budgets: Budgets = "0.05,0.1,0.2",
     prompt_len: PromptLen = None,
     share: ShareOption = Share.group,
     engine: EngineOption = Engine.auto,
@@ -51,8 +60,7 @@ def verify(
         bool, typer.Option("--details", help="One line for each budget, with ranges and notes.")
     ] = False,
     plot: Annotated[
-        Path | None,
-        typer.Option("--plot", help="Draw the ratio over time with its certificates (.png, …)."),
+        Path | None, plot_option("the ratio over time with its certificates")
     ] = None,
 ) -> None:
     """Hold every proved statement against a trace; exit code 1 if one is violated.
@@ -64,7 +72,6 @@ def verify(
     from h2osim import report
     from h2osim.guarantees import verify as module
     from h2osim.policies.text import parse, split_policies
-    from h2osim.traces.catalogue import open_trace
 
     wanted = parse_budgets(budgets)
     if wanted == "all":
@@ -73,8 +80,7 @@ def verify(
     for text in chosen:
         parse(text)
     check_files(plot)
-    recorded = open_trace(trace)
-    recorded.verify()
+    recorded = checked_trace(trace)
     only = parse_integers(layers, "--layers")
     with progress_bar() as progress:
         lines = module.verify(
@@ -126,9 +132,6 @@ def _page(trace: Trace, lines: list[Line], show_details: bool) -> RenderableType
     )
 
 
-WIDTHS = (15, 14, 5, 5, 6, 29)
-"""Of the columns of the summary: with a blank after each, 80 together."""
-
 SAYS = {
     "paper-theorem": "the paper's D.32",
     "T1": "the cache is the top k",
@@ -153,15 +156,44 @@ that was kept (T6: of the offline optimum's attention). slack: the least
 distance from what the statement promises. More: proofs/README.md; --details."""
 
 
-def _columns(widths: Sequence[int], names: Sequence[str], right: Sequence[str]) -> Table:
-    """An empty table of fixed widths, so that those of several policies stand below each other."""
-    from rich.table import Table
+SUMMARY = {"statement": 15, "verdict": 14, "cases": 5, "ratio": 5, "slack": 6, "": 29}
+DETAILS = {"statement": 15, "budget": 6, "verdict": 16, "ratio": 11, "bound": 11, "note": 16}
+"""Columns and their widths: with a blank after each, 80 together."""
 
-    shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
-    for name, width in zip(names, widths, strict=True):
-        side: Literal["left", "right"] = "right" if name in right else "left"
-        shown.add_column(name, width=width, justify=side, no_wrap=True, overflow="ellipsis")
-    return shown
+
+def _sheet(
+    lines: list[Line],
+    columns: Mapping[str, int],
+    key: Callable[[Line], Hashable],
+    row: Callable[[list[Line]], Sequence[str | Text]],
+    wrap: bool = False,
+) -> Iterator[RenderableType]:
+    """A table a policy, with a row for all lines of equal `key`; the columns stand in line."""
+    from rich.table import Table
+    from rich.text import Text
+
+    def table() -> Table:
+        made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
+        for name, width in columns.items():
+            number = name in ("cases", "ratio", "slack", "budget", "bound")
+            made.add_column(
+                name, width=width, justify="right" if number else "left", no_wrap=not wrap,
+                overflow="fold" if wrap else "ellipsis",
+            )  # fmt: skip
+        return made
+
+    heading = table()
+    heading.add_row(*(Text(name, style="dim") for name in columns))
+    yield heading
+    groups: dict[str, dict[Hashable, list[Line]]] = {}
+    for line in lines:
+        groups.setdefault(line.policy, {}).setdefault(key(line), []).append(line)
+    for policy, statements in groups.items():
+        yield Text(policy, style="bold")
+        shown = table()
+        for group in statements.values():
+            shown.add_row(f"  {group[0].result.guarantee}", *row(group))
+        yield shown
 
 
 def summary(lines: list[Line]) -> Iterator[RenderableType]:
@@ -170,29 +202,18 @@ def summary(lines: list[Line]) -> Iterator[RenderableType]:
 
     from h2osim.guarantees import Verdict
 
-    names = ("statement", "verdict", "cases", "ratio", "slack", "")
-    heading = _columns(WIDTHS, names, names[2:5])
-    heading.add_row(*(Text(name, style="dim") for name in names))
-    yield heading
-    groups: dict[str, dict[str, list[Line]]] = {}
-    for line in lines:
-        groups.setdefault(line.policy, {}).setdefault(line.result.guarantee, []).append(line)
-    for policy, statements in groups.items():
-        yield Text(policy, style="bold")
-        shown = _columns(WIDTHS, names, names[2:5])
-        for name, group in statements.items():
-            outside = [line for line in group if line.result.verdict == Verdict.FAILS]
-            worst = next((x for x in group if x.result.verdict == Verdict.VIOLATED), None)
-            reason = worst.result.note if worst else outside[0].result.note if outside else ""
-            shown.add_row(
-                f"  {name}",
-                _verdict([line.result.verdict for line in group]),
-                str(len(group)),
-                _least(line.result.numbers.get("ratio") for line in group),
-                _least(line.slack for line in group),
-                Text(reason or SAYS.get(name, "")),
-            )
-        yield shown
+    def row(group: list[Line]) -> Sequence[str | Text]:
+        notes = {line.result.verdict: line.result.note for line in reversed(group)}
+        reason = notes.get(Verdict.VIOLATED, notes.get(Verdict.FAILS, ""))
+        return (
+            _verdict([line.result.verdict for line in group]),
+            str(len(group)),
+            _least(line.result.numbers.get("ratio") for line in group),
+            _least(line.slack for line in group),
+            Text(reason or SAYS.get(group[0].result.guarantee, "")),
+        )
+
+    yield from _sheet(lines, SUMMARY, lambda line: line.result.guarantee, row)
     yield Text(LEGEND, style="dim")
 
 
@@ -235,35 +256,24 @@ def details(lines: list[Line]) -> Iterator[RenderableType]:
     """What --details prints: a row for each statement and budget, with ranges over the units."""
     from rich.text import Text
 
-    names = ("statement", "budget", "verdict", "ratio", "bound", "note")
-    widths = (15, 6, 16, 11, 11, 16)
-    heading = _columns(widths, names, ("budget", "ratio", "bound"))
-    heading.add_row(*(Text(name, style="dim") for name in names))
-    yield heading
-    groups: dict[str, dict[tuple[str, int | None], list[Line]]] = {}
-    for line in lines:
-        at = (line.result.guarantee, line.budget)
-        groups.setdefault(line.policy, {}).setdefault(at, []).append(line)
-    for policy, statements in groups.items():
-        yield Text(policy, style="bold")
-        shown = _columns(widths, names, ("budget", "ratio", "bound"))
-        for column in shown.columns:
-            column.no_wrap, column.overflow = False, "fold"
-        for (name, budget), group in statements.items():
-            verdicts = [str(line.result.verdict) for line in group]
-            counted = [
-                word if len(set(verdicts)) == 1 else f"{word} ({verdicts.count(word)})"
-                for word in dict.fromkeys(verdicts)
-            ]
-            shown.add_row(
-                f"  {name}",
-                "all" if budget is None else str(budget),
-                ", ".join(counted),
-                _range(line.result.numbers.get("ratio", math.nan) for line in group),
-                _range(line.result.numbers.get("bound", math.nan) for line in group),
-                Text(group[0].result.note),
-            )
-        yield shown
+    def row(group: list[Line]) -> Sequence[str | Text]:
+        verdicts = Counter(str(line.result.verdict) for line in group)
+        counted = [
+            word if len(verdicts) == 1 else f"{word} ({count})" for word, count in verdicts.items()
+        ]
+        budget = group[0].budget
+        return (
+            "all" if budget is None else str(budget),
+            ", ".join(counted),
+            _range(line.result.numbers.get("ratio", math.nan) for line in group),
+            _range(line.result.numbers.get("bound", math.nan) for line in group),
+            Text(group[0].result.note),
+        )
+
+    def key(line: Line) -> Hashable:
+        return line.result.guarantee, line.budget
+
+    yield from _sheet(lines, DETAILS, key, row, wrap=True)
 
 
 def _range(values: Iterable[float]) -> str:

@@ -21,6 +21,7 @@ from h2osim.guarantees.findings import CACHED, against, of_optimum, of_run, outs
 from h2osim.guarantees.history import Rows, Run, follow_all
 from h2osim.guarantees.results import Result, Verdict
 from h2osim.optima.solving import optimum
+from h2osim.policies.declaration import Configured, Policy
 from h2osim.policies.text import parse
 from h2osim.replays.budgets import decode_start
 from h2osim.replays.replaying import replay
@@ -87,7 +88,7 @@ class Line:
 
 def verify(
     trace: Trace,
-    policies: str | Sequence[str] = POLICIES,
+    policies: str | Policy | Configured | Sequence[str | Policy | Configured] = POLICIES,
     budgets: float | Sequence[float] = (0.05, 0.1, 0.2),
     *,
     prompt_len: int | None = None,
@@ -110,12 +111,13 @@ def verify(
     than all the rest on long traces). Lines come policy by policy, layer by layer, unit by unit,
     budgets rising. UserError as in `replay`.
     """
-    chosen = [policies] if isinstance(policies, str) else list(policies)
+    given = [policies] if isinstance(policies, str | Policy | Configured) else policies
+    configured = {one.text: one for one in map(parse, given)}
+    chosen = list(configured)
     layers = None if layers is None else list(layers)
-    configured = {text: parse(text) for text in chosen}
     found = replay(
         trace,
-        chosen,
+        list(configured.values()),
         budgets,
         prompt_len=prompt_len,
         share=share,
@@ -210,7 +212,7 @@ def write_counterexample(
 
 def over_time(
     trace: Trace,
-    policy: str,
+    policy: str | Policy | Configured,
     budget: float,
     *,
     prompt_len: int | None = None,
