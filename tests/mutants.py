@@ -14,10 +14,10 @@ could have gone into it: numba recognises a stale result only by the file that a
 not by the files it calls into, so a change to a file that reaches compiled code starts with empty
 caches.
 
-A change is KILLED when a test fails, or when the tests hang. One that names why it is `equivalent`
-changes nothing that could be observed; it is run as well, must survive, and is not counted. Before
-a change is made, its tests must pass on the unchanged copy. Verdicts are kept in the user's cache
-folder until any file changes, so that an interrupted run goes on where it was.
+A change is KILLED when a test fails, or when the tests hang or crash. One that names why it is
+`equivalent` changes nothing that could be observed; it is run as well, must survive, and is not
+counted. Before a change is made, its tests must pass on the unchanged copy. Verdicts are kept in
+the user's cache folder until any file changes, so that an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class Copy:
             raise
         if process.returncode == 0:
             return SURVIVED, said
-        if process.returncode == 1:
+        if process.returncode == 1 or process.returncode < 0:  # a test failed, or all crashed
             return KILLED, said
         return f"ERROR (pytest ended with {process.returncode})", said
 

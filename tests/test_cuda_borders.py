@@ -17,6 +17,7 @@ from h2osim.engines import naive
 from h2osim.engines.request import Job
 from h2osim.policies.declaration import Policy
 from h2osim.policies.parameters import shared
+from h2osim.policies.text import parse
 from h2osim.traces.trace import Trace
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
@@ -83,14 +84,37 @@ def test_policies_that_do_several_unusual_things(
     check()
 
 
+def random_rows(n: int, seed: int = 0) -> np.ndarray:
+    """Attention [1, 2, n, n] of two heads in which little is equal."""
+    scores = np.tril(np.random.default_rng(seed).gamma(0.3, size=(1, 2, n, n)) + 1e-3)
+    return scores / scores.sum(-1, keepdims=True)
+
+
 def test_jobs_that_look_back_by_different_numbers_of_rows_share_a_launch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Rows are sent to the device a few at a time, with as many older ones as any job asks for."""
+    """Rows made on the device come a few at a time, with as many older ones as any job asks for."""
     monkeypatch.setattr(run, "block_rows", lambda n: 4)
     rng = np.random.default_rng(0)
-    scores = np.tril(rng.gamma(0.3, size=(1, 2, 30, 30)) + 1e-3)
-    unit = Trace.from_scores(scores / scores.sum(-1, keepdims=True)).units("layer")[0]
+    q, k = rng.normal(size=(2, 1, 2, 30, 4)).astype(np.float16)
+    unit = Trace.from_qk(q, k, scale=0.5).units("layer")[0]
     for sizes in ((1, 9), (9, 1)):
         ones = [POLICIES["looks back"].with_params(window=window) for window in sizes]
         check_direct([Job(unit, one, 4, 1) for one in ones])
+
+
+def test_full_and_cached_rows_share_a_launch() -> None:
+    """A row is renormalised over what is cached only for the job that observes it so."""
+    unit = Trace.from_scores(random_rows(30)).units("layer")[0]
+    text = "decay:gamma=0.5,recent=1,scores="
+    jobs = [Job(unit, parse(text + scores), 6, 1) for scores in ("full", "cached")]
+    assert len({tuple(naive.run(job).evicted_at.tolist()) for job in jobs}) == 2
+    check_direct(jobs)
+
+
+def test_units_with_inputs_of_their_own_share_a_launch() -> None:
+    """Value norms of the second unit follow those of the first in one array."""
+    norms = np.random.default_rng(1).gamma(0.3, size=(1, 2, 30))
+    trace = Trace.from_scores(random_rows(30), v_norm1=norms, group_size=1)
+    jobs = [Job(unit, parse("vatp:recent=2"), 6, 1) for unit in trace.units("head")]
+    check_direct(jobs)

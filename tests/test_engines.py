@@ -117,6 +117,10 @@ def band(k: int) -> int:
     return 1 + k // 2
 
 
+def by_thirds(pos: int) -> float:
+    return float(pos % 3)  # a third of all tokens ties, whatever attention they get
+
+
 LAG = Param("lag", 2, "", "int", 1)
 SCORES = shared("scores", "cached")
 #: Rules that no registered policy puts together.
@@ -133,6 +137,7 @@ MIXED: dict[str, dict[str, Any]] = {
         update=accumulate, rank=spent, expires=True, visible=seen_now_and_then, keep=two_short
     ),
     "re-admits and looks back": dict(update=changes, rank=least, readmits=True, lag="lag"),
+    "re-admits among equals": dict(rank=by_thirds, readmits=True),
 }
 
 

@@ -61,6 +61,7 @@ class Slow:
 MODULE = """
 import functools, helpers
 RATE = {rate}
+FIRST, LAST = {first}, {last}
 class Kind:
     width = {width}
     def value(self, x):
@@ -71,10 +72,11 @@ def cached(x):
 def made(offset):
     return lambda x: x + offset
 rule = made({offset})
-def top(x, *, by={by}):
+def top(x, y=FIRST, *, by={by}, z=LAST):
     return cached(x) + rule(x) + helpers.used(x)  # {comment}
 """
 SAME = {"rate": "1.5", "width": "3", "offset": "1", "by": "None", "comment": ""}
+SAME |= {"first": "1", "last": "1"}
 
 
 def print_of(folder: Path, used: str = "x", **changed: str) -> str:
@@ -92,7 +94,10 @@ def print_of(folder: Path, used: str = "x", **changed: str) -> str:
 
 @pytest.mark.parametrize(
     "changed",
-    [{"used": "-x"}, {"rate": "2"}, {"width": "4"}, {"offset": "2"}, {"by": "0"}],
+    [
+        {"used": "-x"}, {"rate": "2"}, {"width": "4"}, {"offset": "2"}, {"by": "0"},
+        {"first": "2"}, {"last": "2"},
+    ],
     ids=str,
 )
 def test_a_fingerprint_changes_with_anything_reached(

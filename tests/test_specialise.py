@@ -156,11 +156,15 @@ def twice(k: int) -> int:
     return 2 * k
 
 
+def at_most_five(k: int) -> int:
+    return min(k, 5)
+
+
 def now_and_then(k: int, size: int, t: int) -> int:
     return k if t % 3 == 0 else size
 
 
 def test_a_keep_that_is_not_k_for_every_budget_is_refused() -> None:
-    for keep in (half, all_but_two, twice):
+    for keep in (half, all_but_two, twice, at_most_five):
         assert "keep gives" in refused(policy(keep=keep, inclusive=True), "all")
     assert replay(TRACE, policy(keep=now_and_then, inclusive=True), "all").one_pass.all()

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from strategies import examples, qk_traces
 
 import h2osim
-from h2osim.policies.declaration import Configured
+from h2osim.policies.arithmetic import accumulate
+from h2osim.policies.declaration import Configured, Policy
+from h2osim.policies.parameters import shared
 from h2osim.policies.registry import all_policies
 from h2osim.policies.text import parse
 from h2osim.replays.plan import one_pass_pays
@@ -110,6 +112,24 @@ def test_many_heads_that_all_attend_one_token(heads: int) -> None:
 def sparse(n: int) -> Trace:
     scores = np.tril(np.random.default_rng(n).gamma(0.1, size=(1, 2, n, n)) + 1e-4)
     return Trace.from_scores(scores / scores.sum(-1, keepdims=True), group_size=2)
+
+
+def every_fourth(k: int, size: int, t: int) -> int:
+    return k if t % 4 == 0 else size
+
+
+def by_score(score: float) -> float:
+    return score
+
+
+def test_tokens_that_wait_for_the_next_eviction_are_held() -> None:
+    """A rule that evicts in every fourth step has up to three tokens beyond its budget."""
+    rare = Policy(
+        "rare", "", "", by_score, state=("score",), update=accumulate, keep=every_fourth,
+        params=(shared("scores", "full"),), inclusive=True,
+    )  # fmt: skip
+    curve = assert_one_pass_is_many_runs((sparse(24), rare.with_params(), 1, "group"))
+    assert curve.held.sel(budget=5).values.tolist() == [[[8]]]
 
 
 def test_all_budgets_are_the_default_way_for_all() -> None:

@@ -33,6 +33,7 @@ from strategies import examples, traces
 import h2osim
 from h2osim import cli
 from h2osim.policies.text import parse
+from h2osim.replays import tasks
 from h2osim.replays.execute import ENGINES, compute
 from h2osim.replays.plan import plan_work
 from h2osim.replays.replaying import replay
@@ -626,6 +627,24 @@ def test_a_layer_swapped_under_an_open_trace_is_refused(tmp_path: Path) -> None:
         sweep(trace, "tova", [4])
 
 
+def test_a_layer_swapped_during_a_replay_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Good when the work began: what was read after that is nobody's."""
+    trace = h2osim.open_trace(random_trace(name="x").save(tmp_path / "x"))
+    file = next((tmp_path / "x").glob("*.safetensors"))
+    other = random_trace(seed=3).save(tmp_path / "other") / file.name
+    compute = tasks._numba
+
+    def swap(*given: Any) -> None:
+        file.write_bytes(other.read_bytes())
+        compute(*given)
+
+    monkeypatch.setattr(tasks, "_numba", swap)
+    with pytest.raises(UserError, match="sha256 found"):
+        replay(trace, "tova", [4], engine="numba")
+
+
 def test_what_is_no_store_is_left_alone(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "other").mkdir()
@@ -683,8 +702,9 @@ def test_swapped_chunks_are_seen(folder: Path, tmp_path: Path) -> None:
     """Results and mark of one chunk in the place of another's."""
     path = tmp_path / "s.zarr"
     sweep(folder, GRID, [2, 9], path, chunk=(5, 2))
+    # of the same units, so that their mass, which is stored once, is the same
     for name in ("recall", "kept", "held", "done"):
-        shutil.copy(path / name / "c/0/0/0", path / name / "c/1/1/0")
+        shutil.copy(path / name / "c/0/1/0", path / name / "c/1/1/0")
     with pytest.raises(UserError, match="chunk 3 is damaged"):
         open_sweep(path)
 

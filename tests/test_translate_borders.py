@@ -50,6 +50,14 @@ def quotient_of_long(pos: int) -> float:
     return (pos * pos) // 7 + (1 - pos * pos) // 7
 
 
+def large_quotient(pos: int) -> float:
+    return (pos * pos) // 7
+
+
+def quotients_by_negatives(pos: int) -> float:
+    return pos // -7 * 3 + (1 - pos) // -2 + (pos * pos) // -5 + (3 - pos * pos) // -11
+
+
 def quotient_by_long(pos: int) -> float:
     return (3 - pos) // (pos * pos + 1)
 
@@ -114,6 +122,14 @@ def quotient_of_floats(score: float, pos: int) -> float:
     return score // 0.7 + (score / 3) // -0.7 if score < 1e17 else score // (pos + 1)
 
 
+def quotient_that_may_be_zero(score: float) -> float:
+    return score // 4.0
+
+
+def quotient_that_may_be_minus_zero(score: float) -> float:
+    return score // -4.0
+
+
 def remainder_of_floats(score: float, pos: int) -> float:
     return score % (pos + 0.5)
 
@@ -126,7 +142,9 @@ def negative_remainder_of_floats(score: float, pos: int) -> float:
 @pytest.mark.parametrize(
     "rule",
     [
-        product_just_fits, sum_just_fits, thirty_second_power, quotient_of_long, quotient_by_long,
+        product_just_fits, sum_just_fits, thirty_second_power, quotient_of_long, large_quotient,
+        quotients_by_negatives, quotient_by_long, quotient_that_may_be_zero,
+        quotient_that_may_be_minus_zero,
         remainder_of_long, remainder_by_long, exact_quotient, compared_with_long, chosen_long,
         size_of_long, long_variable, loops_that_end_before_their_ends, least_of_zeros,
         most_of_zeros, least_of_three, most_of_long,
