@@ -116,5 +116,5 @@ def test_units_with_inputs_of_their_own_share_a_launch() -> None:
     """Value norms of the second unit follow those of the first in one array."""
     norms = np.random.default_rng(1).gamma(0.3, size=(1, 2, 30))
     trace = Trace.from_scores(random_rows(30), v_norm1=norms, group_size=1)
-    jobs = [Job(unit, parse("vatp:recent=2"), 6, 1) for unit in trace.units("head")]
+    jobs = [Job(unit, parse("vatp:recent=2,sinks=0"), 6, 1) for unit in trace.units("head")]
     check_direct(jobs)

@@ -630,15 +630,15 @@ def test_a_layer_swapped_under_an_open_trace_is_refused(tmp_path: Path) -> None:
 def test_a_layer_swapped_during_a_replay_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Good when the work began: what was read after that is nobody's."""
+    """Good when the work began and bad at its end: nobody knows when it was read."""
     trace = h2osim.open_trace(random_trace(name="x").save(tmp_path / "x"))
     file = next((tmp_path / "x").glob("*.safetensors"))
     other = random_trace(seed=3).save(tmp_path / "other") / file.name
     compute = tasks._numba
 
     def swap(*given: Any) -> None:
-        file.write_bytes(other.read_bytes())
         compute(*given)
+        file.write_bytes(other.read_bytes())
 
     monkeypatch.setattr(tasks, "_numba", swap)
     with pytest.raises(UserError, match="sha256 found"):

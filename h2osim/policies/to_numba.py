@@ -107,7 +107,7 @@ def _reserved(loop: str) -> frozenset[str]:
             names.add(getattr(node, "asname", None) or node.name)
         elif isinstance(node, ast.Name) and node.id.isupper():
             names.add(node.id)
-    return frozenset(names - {"INF"})
+    return frozenset(names)
 
 
 def wrapper(policy: Policy, role: str) -> str:
