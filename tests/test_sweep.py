@@ -630,19 +630,20 @@ def test_a_layer_swapped_under_an_open_trace_is_refused(tmp_path: Path) -> None:
 def test_a_layer_swapped_during_a_replay_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Good when the work began and bad at its end: nobody knows when it was read."""
+    """Good when the work began and another at its end: nobody knows which one was read."""
     trace = h2osim.open_trace(random_trace(name="x").save(tmp_path / "x"))
-    file = next((tmp_path / "x").glob("*.safetensors"))
+    layer = trace.layers[0]
+    file = tmp_path / "x" / trace.layer_entry(layer)["file"]
     other = random_trace(seed=3).save(tmp_path / "other") / file.name
     compute = tasks._numba
 
     def swap(*given: Any) -> None:
         compute(*given)
-        file.write_bytes(other.read_bytes())
+        os.replace(other, file)
 
     monkeypatch.setattr(tasks, "_numba", swap)
     with pytest.raises(UserError, match="sha256 found"):
-        replay(trace, "tova", [4], engine="numba")
+        replay(trace, "tova", [4], layers=[layer], share="layer", engine="numba")
 
 
 def test_what_is_no_store_is_left_alone(folder: Path, tmp_path: Path) -> None:
