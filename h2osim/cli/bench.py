@@ -45,6 +45,22 @@ def curve(trace: Where = None, n: Tokens = 4096, layer: Layer = None, json: AsJs
     show(measure(_unit(trace, n, layer)), json)
 
 
+@bench.command("errors")
+def errors(
+    trace: Where = None, n: Tokens = 4096, layer: Layer = None, json: AsJson = False
+) -> None:
+    """The output error of all budgets in one pass, against their recall, on one core."""
+    from h2osim.bench.errors import measure, with_values
+    from h2osim.support.errors import UserError
+
+    unit = _unit(trace, n, layer)
+    if not trace:
+        unit = with_values(unit)
+    if not unit.has_values:
+        raise UserError(f"bench errors: {unit.label} has no values to measure")
+    show(measure(unit), json)
+
+
 @bench.command("optimum")
 def optimum(
     trace: Where = None, n: Tokens = 2048, layer: Layer = None, json: AsJson = False

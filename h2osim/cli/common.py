@@ -38,6 +38,15 @@ class Engine(StrEnum):
     cuda = "cuda"
 
 
+class Measure(StrEnum):
+    """What policies are compared by."""
+
+    recall = "recall"
+    error = "error"
+    both = "both"
+    attention_error = "attention-error"
+
+
 def parse_budgets(text: str) -> list[int | float] | Literal["all"]:
     """Read ``64,0.05,5%``: tokens, fractions of the trace's length, percentages; or ``all``."""
     if text.strip() == "all":

@@ -9,6 +9,7 @@ import typer
 
 from h2osim.cli.common import (
     Engine,
+    Measure,
     Share,
     command_line,
     parse_budgets,
@@ -62,17 +63,25 @@ def compare(
             "--optimum", help="Compare with the exact offline optimum: regret and gap closed."
         ),
     ] = False,
+    measure: Annotated[
+        Measure,
+        typer.Option(
+            "--measure",
+            help="What to rank by: recall; error of the attention's output (the trace needs "
+            "values), both; or attention-error, which needs scores only.",
+        ),
+    ] = Measure.recall,
     format_: FormatOption = Format.table,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", help="Draw recall against budget into this .png, .pdf or .svg."),
+        typer.Option("--plot", help="Draw what is ranked by against budget (.png, .pdf, .svg)."),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Save the results: .nc, .parquet, .csv or .json"),
     ] = None,
 ) -> None:
-    """Replay policies on a trace and compare their attention-mass recall."""
+    """Replay policies on a trace and compare their recall, or what their outputs lose."""
     from h2osim import report
     from h2osim.policies.text import parse, split_policies
 
@@ -85,6 +94,8 @@ def compare(
         parse(text)
     if target_recall is not None and not 0 < target_recall <= 1:
         raise UserError(f"--target-recall: {target_recall:g}: expected above 0 and up to 1")
+    if target_recall is not None and measure is not Measure.recall:
+        raise UserError("--target-recall asks for recall; leave --measure out")
     only = parse_integers(layers, "--layers")
     check_files(plot, output, report.SAVE_SUFFIXES)
 
@@ -104,6 +115,7 @@ def compare(
             share=share.value,
             engine=engine.value,
             layers=only,
+            measure=measure.value,
             evictions=output is not None and output.suffix == ".nc",
             progress=progress,
         )
@@ -119,7 +131,8 @@ def compare(
         results = _beside_optimum(recorded, results, wanted, options)
     results.attrs["command"] = command_line(context)
     save(results, output)
-    draw(plot, lambda: report.recall_figure(results, title, asked))
+    first = next(name for name in report.MEASURED if name in results)
+    draw(plot, lambda: report.recall_figure(results, title, asked, measure=first))
     if target_recall is not None:
         reached = budget_for_recall(results, target_recall)
         show(
@@ -131,20 +144,28 @@ def compare(
     show(
         format_,
         lambda: report.comparison_records(results),
-        lambda: _fitting_table(results, title, asked),
+        lambda: _fitting_table(results, title, asked, first, first),
     )
+    if measure is Measure.both and format_ is Format.table:
+        console().print(_fitting_table(results, None, asked, "recall", first))
     if optimum and format_ is Format.table:
         console().print(report.regret_table(results))
 
 
-def _fitting_table(results: xarray.Dataset, title: str, asked: dict[int, float]) -> Table:
+def _fitting_table(
+    results: xarray.Dataset,
+    title: str | None,
+    asked: dict[int, float],
+    measure: str,
+    ranked_by: str,
+) -> Table:
     """The table of a comparison, with as much of the spread as the screen is wide enough for."""
     from h2osim.report import comparison_table
 
     screen = console()
     unbounded = screen.options.update(max_width=10_000)
     for spread in ("beside", "below", "none"):
-        table = comparison_table(results, title, asked, spread)
+        table = comparison_table(results, title, asked, spread, measure, ranked_by)
         if screen.measure(table, options=unbounded).maximum <= screen.width:
             break
     return table

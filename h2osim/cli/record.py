@@ -55,6 +55,10 @@ def record(
     values: Annotated[
         bool, typer.Option("--values", help="Keep the value vectors too; norms are always kept.")
     ] = False,
+    values_8bit: Annotated[
+        bool,
+        typer.Option("--values-8bit", help="Keep them in 8 bits a number and a scale a vector."),
+    ] = False,
     generate: Annotated[
         int,
         typer.Option(
@@ -93,7 +97,7 @@ def record(
             store=store.value,
             layers=only_layers,
             kv_heads=only_heads,
-            values=values,
+            values="8bit" if values_8bit else values,
             generate=generate,
             sample=sample,
             seed=seed,

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from h2osim.engines.errors import Outputs, RunErrors
 from h2osim.engines.request import Job
-from h2osim.engines.results import Outcome
+from h2osim.engines.results import Errors, Outcome
 from h2osim.engines.stepper import Stepper
 from h2osim.traces.unit import Block
 
 
 class DirectRun:
-    """A replay that is fed blocks of rows, in order, and keeps O(n) state between them."""
+    """A replay that is fed blocks of rows, in order, and keeps O(n) state between them.
 
-    def __init__(self, job: Job):
+    ``outputs``: what has read each block before, where errors are wanted.
+    """
+
+    def __init__(self, job: Job, outputs: Outputs | None = None):
         n, p = job.unit.n, job.prompt_len
         self._p = p
         self._stepper = Stepper(
@@ -21,11 +25,15 @@ class DirectRun:
             inputs=job.inputs, n=n,
         )  # fmt: skip
         self._found = np.zeros((2, n), np.int64)
+        self._errors = None if outputs is None else RunErrors(outputs, every=False)
 
     def feed(self, block: Block) -> None:
         """Replay the block's new rows."""
         stepper, new = self._stepper, slice(block.start, block.stop)
-        stepper.feed(block.bits[None], block.first, block.start, block.stop)
+        lists = None if self._errors is None else self._errors.room(block)
+        stepper.feed(block.bits[None], block.first, block.start, block.stop, lists)
+        if self._errors is not None and lists is not None:
+            self._errors.add(block, *lists)
         self._found[:, new] = stepper.kept[0], stepper.masses[0]
 
     @property
@@ -35,4 +43,6 @@ class DirectRun:
 
     def result(self) -> Outcome:
         """What the replay found, once every row has been fed."""
-        return Outcome(self._found[0, self._p :], self._stepper.evicted_at, self._stepper.held)
+        errors = Errors() if self._errors is None else self._errors.result()
+        kept, stepper = self._found[0, self._p :], self._stepper
+        return Outcome(kept, stepper.evicted_at, stepper.held, errors)

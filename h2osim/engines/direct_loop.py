@@ -36,10 +36,14 @@ def renormalised(x, whole, seen):
 
 
 @njit(**OPTIONS)
-def advance(bits, first, start, stop, p, n, kind, lag, rules, cache, room, kept, masses):
+def advance(
+    bits, first, start, stop, p, n, kind, lag, rules, cache, room, kept, masses, missing, counts
+):
     """Feed rows start … stop - 1 to every unit; `bits` hold rows first … stop - 1, packed.
 
     kept, masses int64 [units, stop - start]: what each row gave to what it attended, and in all.
+    missing uint32 [stop - start, stop], counts [stop - start]: what each decode row of the only
+    unit did not attend, unless they have no rows.
     """
     heads = bits.shape[1]
     ranks, line, rows, head_row = room.ranks, room.line, room.rows, room.head_row
@@ -121,6 +125,20 @@ def advance(bits, first, start, stop, p, n, kind, lag, rules, cache, room, kept,
             if READMITS:
                 mass = readmitted(line, t, k, ranks)
                 seen = min(t, k) + 1
+            if counts.shape[0] and not dense:
+                many = 0
+                for j in range(t):
+                    there = left[j] == STAYS
+                    if HIDES and there:
+                        there = _visible(ints, floats, j, t, k, p, n, heads)
+                    elif LINGERS and not there:
+                        there = t - j <= _linger(ints, floats, t, k, p, n, heads)
+                    if not there:
+                        missing[t - start, many] = j
+                        many += 1
+                if READMITS:
+                    many = passed_over(t, k, ranks, missing[t - start])
+                counts[t - start] = many
             kept[u, t - start] = mass
             masses[u, t - start] = whole[:heads].sum()
             if not dense:
@@ -169,3 +187,12 @@ def readmitted(line, t, k, ranks):
             mass += line[j]
             room -= 1
     return mass
+
+
+@njit(**OPTIONS)
+def passed_over(t, k, ranks, missing):
+    """List the t - k earlier keys that `readmitted` does not choose; gives how many there are."""
+    spare = max(0, t - k)
+    order = np.argsort(ranks[:t], kind="mergesort")
+    missing[:spare] = order[:spare]
+    return spare

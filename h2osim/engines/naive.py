@@ -6,28 +6,43 @@ Every other engine is compared with this one: the same evictions and the same in
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from h2osim.attention.fixed_point import UNIT
+from h2osim.engines.errors import NEEDS_VALUES, head_values
 from h2osim.engines.request import Job
-from h2osim.engines.results import Outcome
+from h2osim.engines.results import Errors, Outcome
 from h2osim.policies.declaration import INF, Configured
 from h2osim.policies.roles import ask
 
 
-def run(job: Job, tick: Callable[[], None] = lambda: None) -> Outcome:
-    """Replay ``job.unit`` under ``job.configured`` at ``job.budget``; ``tick`` follows each row."""
+def run(
+    job: Job, tick: Callable[[], None] = lambda: None, errors: Collection[str] = ()
+) -> Outcome:
+    """Replay ``job.unit`` under ``job.configured`` at ``job.budget``; ``tick`` follows each row.
+
+    ``errors``: variables of :mod:`h2osim.engines.errors` that are wanted too.
+    """
     replay = NaiveStepper(job.configured, job.scalars, job.inputs)
+    values, kv = np.zeros((1, job.unit.n, 0)), np.zeros(len(job.unit.heads), np.int64)
+    if NEEDS_VALUES.intersection(errors):
+        values, kv = head_values(job.unit)
+    steps = []
     for t in range(job.unit.n):
-        replay.step([[int(x) for x in row] for row in job.unit.head_rows(t)])
+        rows = [[int(x) for x in row] for row in job.unit.head_rows(t)]
+        replay.step(rows)
+        if errors and t >= job.prompt_len:
+            found = zip(rows, kv, strict=True)
+            steps.append([lost(row, replay.seen, values[g]) for row, g in found])
         tick()
     evicted_at = np.full(job.unit.n, job.unit.n, np.int32)
     for j, t in replay.last_attended().items():
         evicted_at[j] = min(job.unit.n, t)
-    return Outcome(np.array(replay.kept, np.int64), evicted_at, replay.held)
+    kept = np.array(replay.kept, np.int64)
+    return Outcome(kept, evicted_at, replay.held, errors_of(steps, errors))
 
 
 class NaiveStepper:
@@ -35,8 +50,9 @@ class NaiveStepper:
 
     ``scalars`` are what rules may name in every step (parameters, k, p, heads), ``inputs`` the
     policy's numbers per token. ``cache`` are the positions cached, oldest first; ``left[j]`` the
-    step after which token j left it; ``kept`` the mass attended in each decode step; ``held`` the
-    most keys that a decode step attended besides its own.
+    step after which token j left it; ``seen`` what the last step attended; ``kept`` the mass
+    attended in each decode step; ``held`` the most keys that a decode step attended besides its
+    own.
     """
 
     def __init__(
@@ -50,6 +66,7 @@ class NaiveStepper:
         self.t = 0
         self.cache: list[int] = []
         self.left: dict[int, int] = {}
+        self.seen: set[int] = set()
         self.kept: list[int] = []
         self.held = 0
         self.state: dict[str, dict[int, float]] = {f: {} for f in configured.policy.state}
@@ -110,6 +127,7 @@ class NaiveStepper:
         if policy.readmits:
             earlier = [j for _, j in self.worst_first() if j != t]
             seen = {t, *earlier[max(0, len(earlier) - k) :]}
+        self.seen = seen
         if not prompt:
             self.kept.append(sum(row[j] for row in rows for j in seen))
             self.held = max(self.held, len(seen) - 1)
@@ -159,3 +177,44 @@ def observe(kind: str, row: Sequence[int], cache: list[int], seen: set[int]) -> 
         elif j in seen and mass:
             found[j] = row[j] * whole / mass * UNIT
     return found
+
+
+def lost(row: Sequence[int], seen: set[int], values: np.ndarray) -> tuple[float, float, float]:
+    """|o|^2, |o - o_S|^2 and sum (a - â)^2 of one head's row of which ``seen`` is attended."""
+    full, part = softmax(row, set(range(len(row)))), softmax(row, seen)
+    o = (full[:, None] * values[: len(row)]).sum(axis=0)
+    o_s = (part[:, None] * values[: len(row)]).sum(axis=0)
+    return (
+        float((o**2).sum()), float(((o - o_s) ** 2).sum()), float(((full - part) ** 2).sum())
+    )  # fmt: skip
+
+
+def softmax(row: Sequence[int], seen: set[int]) -> np.ndarray:
+    """The row over what is attended alone, renormalised; 0 where that has no mass."""
+    mass = sum(row[j] for j in seen)
+    return np.array([x / mass if j in seen and mass else 0.0 for j, x in enumerate(row)])
+
+
+def errors_of(
+    steps: Sequence[Sequence[tuple[float, float, float]]], names: Collection[str]
+) -> Errors:
+    """The variables wanted, of a run and of each step, from |o|^2, |o - o_S|^2 and sum (a - â)^2.
+
+    A step's relative error is divided by the mean of |o|^2, so that its mean over steps is the
+    run's. A head whose output is 0 throughout has an error of 0 if nothing is lost, else NaN.
+    """
+    if not steps:
+        return Errors({name: np.array(np.nan) for name in names})
+    power, squared, attention = np.moveaxis(np.array(steps), 2, 0)  # [steps, heads] each
+    with np.errstate(invalid="ignore", divide="ignore"):
+        relative = squared / power.mean(axis=0)
+    relative[squared == 0] = 0.0
+    relative[np.isinf(relative)] = np.nan
+    found = {
+        "output_error": relative, "output_error_abs": np.sqrt(squared),
+        "attention_error": attention,
+    }  # fmt: skip
+    return Errors(
+        {name: found[name].mean() for name in names},
+        {name: found[name].mean(axis=1) for name in names},
+    )

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors that were asked for, by variable: float64 [budgets], and [steps] where they are known.
+    """
+
+    of: Mapping[str, np.ndarray] = field(default_factory=dict)
+    steps: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -19,6 +29,7 @@ class Outcome:
     kept: np.ndarray
     evicted_at: np.ndarray
     held: int
+    errors: Errors = Errors()
 
 
 @dataclass(frozen=True)
@@ -33,3 +44,4 @@ class Curve:
     kept: np.ndarray
     held: np.ndarray
     evicted_at: np.ndarray
+    errors: Errors = Errors()

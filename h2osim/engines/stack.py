@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2osim.engines import loop_text
+from h2osim.engines.errors import Outputs, RunErrors
 from h2osim.engines.request import Job
-from h2osim.engines.results import Curve
+from h2osim.engines.results import Curve, Errors
+from h2osim.engines.stepper import NO_LISTS
 from h2osim.policies.roles import Rule, ask
 from h2osim.policies.to_numba import compiled, number_slots
 from h2osim.support.errors import UserError
@@ -47,14 +49,16 @@ class Pass(NamedTuple):
 class StackRun:
     """A pass that is fed blocks of rows, in order, and keeps O(n) state between them.
 
-    ``job.budget`` plays no part; ``budgets`` (ascending) are those whose evictions are recorded.
+    ``job.budget`` plays no part; ``budgets`` (ascending) are those whose evictions are recorded;
+    ``outputs`` is what has read each block before, where errors are wanted.
     """
 
-    def __init__(self, job: Job, budgets: Sequence[int] = ()):
+    def __init__(self, job: Job, budgets: Sequence[int] = (), outputs: Outputs | None = None):
         policy, n, p = job.configured.policy, job.unit.n, job.prompt_len
         _check_timing(policy.name, policy.keep, policy.rank_cache is not None, p, _known(job))
         ints, floats = number_slots(policy)
         self._job = job
+        self._errors = None if outputs is None else RunErrors(outputs, every=True)
         self._advance = compiled(
             policy, loop_text("stack_loop"), "bound" if policy.readmits else "advance"
         )
@@ -80,9 +84,13 @@ class StackRun:
 
     def feed(self, block: Block) -> None:
         """Replay the block's new rows."""
+        lists = NO_LISTS if self._errors is None else self._errors.room(block)
         self._advance(
-            block.bits, block.first, block.start, block.stop, self._job.prompt_len, self._run
-        )
+            block.bits, block.first, block.start, block.stop, self._job.prompt_len, self._run,
+            *lists,
+        )  # fmt: skip
+        if self._errors is not None:
+            self._errors.add(block, *lists)
 
     @property
     def masses(self) -> np.ndarray:
@@ -92,7 +100,8 @@ class StackRun:
     def result(self) -> Curve:
         """The result for every budget, once every row has been fed."""
         held = most_attended(self._job.unit.n, *self._run.sizes)
-        return Curve(np.cumsum(self._run.hits)[1:], held, self._run.evicted)
+        errors = Errors() if self._errors is None else self._errors.result()
+        return Curve(np.cumsum(self._run.hits)[1:], held, self._run.evicted, errors)
 
 
 def most_attended(n: int, stacked: NDArray[np.int64], pending: NDArray[np.int64]) -> np.ndarray:

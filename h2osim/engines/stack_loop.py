@@ -41,8 +41,11 @@ def percolate(x, t, m, stack, ranks, following, budgets, evicted):
 
 
 @njit(**OPTIONS)
-def advance(bits, first, start, stop, p, run):
-    """Replay rows start … stop - 1; `bits` hold rows first … stop - 1, packed."""
+def advance(bits, first, start, stop, p, run, orders, counts):
+    """Replay rows start … stop - 1; `bits` hold rows first … stop - 1, packed.
+
+    orders, counts: stack[:m] and m as each decode row found them, unless they have no rows.
+    """
     state, inputs, ints, floats = run.state, run.inputs, run.ints, run.floats
     stack, pending, ranks, line = run.stack, run.pending, run.ranks, run.line
     hits, masses, sizes = run.hits, run.masses, run.sizes
@@ -60,6 +63,9 @@ def advance(bits, first, start, stop, p, run):
         # Attend: what lies at depth d is seen by every budget from d on.
         if t >= p:
             sizes[0, t - p], sizes[1, t - p] = m, w - 1
+            if counts.shape[0]:
+                orders[t - start, :m] = stack[:m]
+                counts[t - start] = m
             whole = np.int64(0)
             for j in range(t + 1):
                 whole += line[j]
@@ -99,7 +105,7 @@ def advance(bits, first, start, stop, p, run):
 
 
 @njit(**OPTIONS)
-def bound(bits, first, start, stop, p, run):
+def bound(bits, first, start, stop, p, run, orders, counts):
     """The same sums where every step chooses its keys afresh: by rank, the newest among equals."""
     state, inputs, ints, floats = run.state, run.inputs, run.ints, run.floats
     hits, masses, sizes, ranks, line = run.hits, run.masses, run.sizes, run.ranks, run.line
@@ -121,4 +127,7 @@ def bound(bits, first, start, stop, p, run):
             x = line[order[t - 1 - i]]
             hits[i + 1] += x
             whole += x
+            if counts.shape[0]:
+                orders[t - start, i] = order[t - 1 - i]
+                counts[t - start] = t
         masses[t - p] = whole

@@ -30,6 +30,7 @@ Numbers = NDArray[Any] | Callable[[int, int], Any]
 
 STAYS = 2**31 - 1  # what `left` holds for a token that is cached
 FIRST = 256  # tokens that there is room for at first
+NO_LISTS = np.zeros((0, 0), np.uint32), np.zeros(0, np.int64)
 MINUS_ZERO = 0x8000  # a float16 pattern; what is a little below 0 rounds to it
 
 
@@ -196,11 +197,19 @@ class Stepper:
         gone = [np.flatnonzero((last >= start) & (last < self.t)) for last in self._last()]
         return gone[0] if self._single else gone
 
-    def feed(self, bits: NDArray[np.uint16], first: int, start: int, stop: int) -> None:
+    def feed(
+        self,
+        bits: NDArray[np.uint16],
+        first: int,
+        start: int,
+        stop: int,
+        lists: tuple[NDArray[np.uint32], NDArray[np.int64]] | None = None,
+    ) -> None:
         """Feed rows start … stop-1; ``bits`` hold rows first … stop-1, packed and read-only.
 
         uint16 [units, heads, packed]: row t begins at tri(t) - tri(first), and its entries are
-        patterns of float16 numbers in [0, 1]; neither is checked.
+        patterns of float16 numbers in [0, 1]; neither is checked. ``lists``, for one unit: room for
+        the tokens that each decode row does not attend, uint32 [rows, stop], and their number.
         """
         if start != self.t:
             raise ValueError(f"row {start}: expected row {self.t}")
@@ -212,7 +221,7 @@ class Stepper:
         self._advance(
             bits, first, start, stop, self._p, self._n,
             SCORE_KINDS.index(self._configured.scores), self._lag,
-            self._rules, self._cache, self._room, self.kept, self.masses,
+            self._rules, self._cache, self._room, self.kept, self.masses, *(lists or NO_LISTS),
         )  # fmt: skip
         self.t = stop
 

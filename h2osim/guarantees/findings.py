@@ -63,7 +63,7 @@ def of_run(how: Configured, history: History, unit: Unit, run: Run) -> Iterator[
     if how.policy.name == "h2o" and how.values["when"] == "always":
         recent = int(how.numbers(run.k)["recent"])
         yield checks.freezing(Rows.of_unit(unit), run, recent, cached=how.scores == "cached")
-    if "v" in unit.trace.tensors(unit.layer):
+    if unit.has_values:
         yield output_errors(unit, run)
     if how.policy.name == "greedy":
         yield greedy_ratio(how, unit, run)

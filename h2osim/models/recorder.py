@@ -35,7 +35,7 @@ class Wanted:
     stores: tuple[str, ...]
     layers: Sequence[int] | None
     kv_heads: Sequence[int] | None
-    values: bool
+    values: bool | str
     generate: int
     sample: bool
     seed: int

@@ -34,7 +34,7 @@ def record(
     store: str = "scores",
     layers: Iterable[SupportsIndex] | None = None,
     kv_heads: Iterable[SupportsIndex] | None = None,
-    values: bool = False,
+    values: bool | str = False,
     generate: SupportsIndex = 0,
     sample: bool = False,
     seed: SupportsIndex = 0,
@@ -69,7 +69,7 @@ def record(
     store: "scores" (float16 rows, n(n+1) bytes a head), "qk" (float32 queries and keys,
         O(n d) bytes) or "both". Scores come with each row's log-sum-exp and its sum before the
         rounding, and every store with the norms of keys (L2) and values (L1, L2); `values` adds
-        the values themselves.
+        the values themselves, in float32 (True) or in 8 bits and a scale a vector ("8bit").
     layers, kv_heads: indices to record, all by default; a KV head brings all its query heads.
     generate: M > 0 makes a decoding run: the text is the prompt (p tokens, in one pass), then M
         tokens are chosen and fed one at a time against the cache. All M are fed, the last one too,
@@ -91,6 +91,8 @@ def record(
         raise UserError("record: expected a text or token ids, exactly one of them")
     if store not in STORES:
         raise UserError(f"store: found {store!r}, expected one of {', '.join(STORES)}")
+    if values not in (False, True, "8bit"):
+        raise UserError(f"values: found {values!r}, expected False, True or '8bit'")
     if sample and not 0 < float(temperature) < inf:
         raise UserError(f"temperature: found {temperature}, expected a finite number above 0")
     digest = None

@@ -12,6 +12,7 @@ from h2osim.attention.triangle import pack, tri
 from h2osim.models.rows import Layer, RowBlock
 from h2osim.support.errors import UserError
 from h2osim.support.progress import Progress
+from h2osim.traces.eight_bit import to_eight_bits
 from h2osim.traces.writer import LayerWriter, TraceWriter
 
 
@@ -29,7 +30,7 @@ class RecordingPlan:
     heads: tuple[int, ...]
     caches: tuple[int, ...]
     stores: tuple[str, ...]
-    values: bool
+    values: bool | str
 
 
 class Enough(Exception):
@@ -147,7 +148,9 @@ class TraceSink:
         if "qk" in self.plan.stores:
             file["q"][:, here] = q[list(self.plan.heads)].float().cpu().numpy()
             file["k"][:, here] = keys.cpu().numpy()
-        if self.plan.values:
+        if self.plan.values == "8bit":
+            file["v_q8"][:, here], file["v_scale"][:, here] = to_eight_bits(values.cpu().numpy())
+        elif self.plan.values:
             file["v"][:, here] = values.cpu().numpy()
 
     def _tell(self, layer: Layer, rows: int) -> None:
@@ -170,7 +173,10 @@ class TraceSink:
         if "qk" in self.plan.stores:
             tensors["q"] = ("F32", (heads, n, layer.head_dim))
             tensors["k"] = ("F32", (caches, n, layer.head_dim))
-        if self.plan.values:
+        if self.plan.values == "8bit":
+            tensors["v_q8"] = ("I8", (caches, n, layer.value_dim))
+            tensors["v_scale"] = ("F32", (caches, n))
+        elif self.plan.values:
             tensors["v"] = ("F32", (caches, n, layer.value_dim))
         return self.writer.layer(
             layer.index, tensors=tensors, scale=layer.scale, softcap=layer.softcap

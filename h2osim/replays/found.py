@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,7 +19,7 @@ class Found:
     a trace is shorter than the budget. held: int32, as kept, the most keys that a step attended
     besides its own. mass: int64 [units], the mass of all decode rows. On request evicted_at: int32
     [..., tokens], and of every decode step kept_steps: int64 [..., steps] and mass_steps: int64
-    [units, steps].
+    [units, steps]; the errors wanted, by variable: float64, as kept, and of every step.
     """
 
     kept: np.ndarray
@@ -27,12 +28,20 @@ class Found:
     evicted_at: np.ndarray | None = None
     kept_steps: np.ndarray | None = None
     mass_steps: np.ndarray | None = None
+    errors: dict[str, np.ndarray] = field(default_factory=dict)
+    error_steps: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def empty(
-        cls, shape: tuple[int, int, int], tokens: int | None = None, steps: int | None = None
+        cls,
+        shape: tuple[int, int, int],
+        tokens: int | None = None,
+        steps: int | None = None,
+        errors: Collection[str] = (),
     ) -> Found:
-        """Nothing found yet; with evictions of ``tokens``, and with masses of decode ``steps``."""
+        """Nothing found yet; with evictions of ``tokens``, with what there is of each of ``steps``,
+        and with errors.
+        """
         return cls(
             np.full(shape, -1, np.int64),
             np.zeros(shape, np.int32),
@@ -40,12 +49,15 @@ class Found:
             None if tokens is None else np.zeros((*shape, tokens), np.int32),
             None if steps is None else np.zeros((*shape, steps), np.int64),
             None if steps is None else np.zeros((shape[1], steps), np.int64),
+            {name: np.full(shape, np.nan) for name in errors},
+            {name: np.zeros((*shape, steps)) for name in errors if steps is not None},
         )
 
     def part(self, at: tuple[slice, slice]) -> Found:
         """The part of some configurations and units, sharing the memory."""
         assert self.evicted_at is None and self.kept_steps is None
-        return Found(self.kept[at], self.held[at], self.mass[at[1]])
+        errors = {name: values[at] for name, values in self.errors.items()}
+        return Found(self.kept[at], self.held[at], self.mass[at[1]], errors=errors)
 
     def recorded(self, run: Run) -> list[int]:
         """The budgets of a pass whose evictions are wanted, ascending."""
@@ -58,6 +70,11 @@ class Found:
         """Enter what a run found, and the masses of its unit's decode rows (or their sum)."""
         u = run.at[1]
         self.mass[u] = np.sum(masses)
+        for name, values in self.errors.items():
+            one = result.errors.of[name]
+            values[run.at][run.places] = one[run.entries] if isinstance(result, Curve) else one
+        for name, values in self.error_steps.items():
+            values[run.at][run.places] = result.errors.steps[name]
         if isinstance(result, Curve):
             self.kept[run.at][run.places] = result.kept[run.entries]
             self.held[run.at][run.places] = result.held[run.entries]

@@ -13,6 +13,7 @@ from h2osim.replays import results
 from h2osim.replays.budgets import Budgets
 from h2osim.replays.execute import Memory, engine_here, execute
 from h2osim.replays.found import Found, quotient
+from h2osim.replays.measures import variables_of
 from h2osim.replays.plan import plan_work
 from h2osim.support.errors import UserError
 from h2osim.support.progress import Progress
@@ -32,6 +33,8 @@ def replay(
     engine: str = "auto",
     layers: Iterable[int] | None = None,
     step_recall: bool = False,
+    measure: str = "recall",
+    step_errors: bool = False,
     evictions: bool | None = None,
     progress: Progress | None = None,
 ) -> xarray.Dataset:
@@ -69,6 +72,12 @@ def replay(
         exactly.
     layers
         Model layers to replay; default all.
+    measure
+        What to measure beside recall. ``error`` (or ``both``, which is the same here): the output
+        error, for which the trace needs values. ``attention-error``: needs scores only. See
+        :mod:`h2osim.engines.errors` for the formulas; numba and naive only.
+    step_errors
+        Whether to return the errors of every step too (not from one pass over all budgets).
     step_recall, evictions
         Whether to return every step's recall (not from one pass over all budgets) and every
         token's eviction (default: unless all budgets are asked for, which takes n * n numbers).
@@ -84,6 +93,8 @@ def replay(
         * ``kept`` and ``mass[layer, unit]``: the masses it is the quotient of, int64 in multiples
           of 2^-24;
         * ``held``: most keys that a decode step attended besides its own;
+        * ``output_error``, ``output_error_abs`` or ``attention_error``, as measured; with a suffix
+          ``_step`` those of each decode step, whose mean over steps is the run's;
         * ``step_recall[..., step]``: recall of each decode step, for steps ``prompt_len`` … n-1;
         * ``evicted_at[..., token]``: the step after which a token is never attended again, n if it
           stays.
@@ -97,7 +108,7 @@ def replay(
     ------
     UserError
         Unknown policy, parameter, engine, layer or share; a budget or prompt length out of range;
-        data that a policy needs and the trace lacks; a trace with broken rows.
+        data that a policy or measure needs and the trace lacks; a trace with broken rows.
     """
     if isinstance(policies, (str, Policy, Configured)):
         policies = [policies]
@@ -112,12 +123,18 @@ def replay(
     plan = plan_work(
         [trace], configured, budgets, prompt_len=prompt_len, share=share, layers=layers
     )
+    errors = variables_of(measure, [trace], engine)
+    if errors and engine == "auto":
+        engine = "numba"
     kind = engine_here(engine, float(plan.seconds.sum()))
-    if step_recall or kind.name == "naive":
+    each = step_recall or bool(errors and step_errors)
+    if each or kind.name == "naive":
         plan = plan.budget_by_budget()
     (p,), chosen = plan.prompt_lens, plan.layers(0)
     n = trace.n
-    found = Found.empty(plan.shape, n if evictions else None, n - p if step_recall else None)
+    found = Found.empty(
+        plan.shape, n if evictions else None, n - p if each else None, errors
+    )
     execute(plan, kind, Memory(plan, found), progress)
 
     def by_layer(values: np.ndarray) -> np.ndarray:
@@ -125,12 +142,14 @@ def replay(
         return values.reshape(*values.shape[:1], *shape, *values.shape[2:])
 
     steps = None
-    if found.kept_steps is not None and found.mass_steps is not None:
+    if step_recall and found.kept_steps is not None and found.mass_steps is not None:
         steps = quotient(found.kept_steps, found.mass_steps[:, None])
     per_policy = {
         "recall": found.recall, "kept": found.kept, "held": found.held, "step_recall": steps,
-        "evicted_at": found.evicted_at,
+        "evicted_at": found.evicted_at, **found.errors,
     }  # fmt: skip
+    if step_errors:
+        per_policy |= {f"{name}_step": values for name, values in found.error_steps.items()}
     data = {name: None if x is None else by_layer(x) for name, x in per_policy.items()}
     engines, one_pass = kind.names(plan.part(0)), plan.one_pass.all(axis=1)
     coords = {

@@ -34,6 +34,7 @@ Labels = tuple[tuple[str, ...], np.ndarray]
 
 FIXED = "2**-24 of a row's attention mass"
 RECALL = "share of attention mass"
+ERROR = "share of the output's squared norm"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,24 @@ VARIABLES = {
     "mass": Variable("int64", FIXED, "mass of all decode rows, attended or not"),
     "held": Variable("int32", "keys", "most keys that a decode step attended besides its own"),
     "step_recall": Variable("float64", RECALL, "recall of each decode step"),
+    "output_error": Variable(
+        "float64", ERROR, "sum over decode steps of |o - o_S|^2 / sum of |o|^2, mean over the heads"
+    ),
+    "output_error_abs": Variable(
+        "float64", "norm of a head's output", "mean over decode steps and heads of |o - o_S|"
+    ),
+    "attention_error": Variable(
+        "float64", "", "mean over decode steps and heads of sum (a - â)^2, â renormalised"
+    ),
+    "output_error_step": Variable(
+        "float64", ERROR, "a decode step's |o - o_S|^2 / mean of |o|^2, mean over the heads"
+    ),
+    "output_error_abs_step": Variable(
+        "float64", "norm of a head's output", "a decode step's |o - o_S|, mean over the heads"
+    ),
+    "attention_error_step": Variable(
+        "float64", "", "a decode step's sum (a - â)^2, mean over the heads"
+    ),
     "evicted_at": Variable(
         "int32", "step", "step after which a token is never attended again, n if it stays"
     ),
@@ -125,6 +144,9 @@ COORDINATES = {
     "token_text": (("token",), Variable("text", "", "text of a token, where the trace has it")),
 }  # fmt: skip
 
+#: What may be measured beside recall: what a step's output or attention loses.
+ERRORS = ("output_error", "output_error_abs", "attention_error")
+
 _REPLAY = ("policy", "layer", "unit", "budget")
 _SWEEP = ("policy", "unit", "budget")
 _EVALUATION = ("text", "policy", "budget")
@@ -143,6 +165,8 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
         "optimum": _OPTIMUM,
         "regret": _REPLAY,
         "closed": _REPLAY,
+        **{name: _REPLAY for name in ERRORS},
+        **{f"{name}_step": (*_REPLAY, "step") for name in ERRORS},
     },
     "sweep": {"recall": _SWEEP, "kept": _SWEEP, "mass": ("unit",), "held": _SWEEP},
     "optimum": {
@@ -180,7 +204,8 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
     "target": {"least_budget": ("policy", "layer", "unit"), "least_budget_overall": ("policy",)},
 }
 OPTIONAL = {
-    "kl_step", "step_recall", "evicted_at", "price", "price_fixed", "optimum", "regret", "closed"
+    "kl_step", "step_recall", "evicted_at", "price", "price_fixed", "optimum", "regret", "closed",
+    *ERRORS, *(f"{name}_step" for name in ERRORS),
 }  # fmt: skip
 """Variables that a result may lack."""
 

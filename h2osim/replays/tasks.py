@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from h2osim.attention.softmax import BLOCK_ROWS
 from h2osim.attention.triangle import tri
 from h2osim.replays.found import Found
 from h2osim.replays.plan import Chunk, Run
@@ -123,24 +124,32 @@ def _naive(runs: Sequence[Run], found: Found, tick: Tick) -> None:
     share = 1 / len(runs) / unit.n
     for run in runs:
         masses = unit.row_masses()[run.job.prompt_len :]
-        found.put(run, naive.run(run.job, lambda: tick(share)), masses)
+        found.put(run, naive.run(run.job, lambda: tick(share), found.errors), masses)
 
 
 def _numba(runs: Sequence[Run], found: Found, tick: Tick) -> None:
     """All runs are fed the unit's rows block by block, so that rows are read or made once."""
     from h2osim.engines.direct import DirectRun
+    from h2osim.engines.errors import Outputs
     from h2osim.engines.stack import StackRun
 
     unit = runs[0].job.unit
+    outputs = Outputs(unit, runs[0].job.prompt_len, found.errors) if found.errors else None
     fed = [
-        StackRun(run.job, found.recorded(run)) if run.one_pass else DirectRun(run.job)
+        StackRun(run.job, found.recorded(run), outputs)
+        if run.one_pass
+        else DirectRun(run.job, outputs)
         for run in runs
     ]
     rows = None
     if "scores" in unit.trace.stores:
         size = _BLOCK_BYTES if len(runs) > 1 else _ALONE_BYTES
         rows = max(32, size // (2 * unit.n * len(unit.heads)))
+    if outputs is not None:
+        rows = min(rows or BLOCK_ROWS, outputs.rows_at_a_time())
     for block in unit.blocks(rows=rows):
+        if outputs is not None:
+            outputs.read(block)
         share = (tri(block.stop) - tri(block.start)) / tri(unit.n) / len(runs)
         for one in fed:
             one.feed(block)

@@ -23,6 +23,7 @@ from h2osim.report.files import (
     save_results,
 )
 from h2osim.report.frames import (
+    MEASURED,
     allocation_records,
     comparison_records,
     flat,
@@ -54,6 +55,7 @@ from h2osim.report.terminal import (
 )
 
 __all__ = [
+    "MEASURED",
     "PLOT_SUFFIXES",
     "SAVE_SUFFIXES",
     "allocation_figure",

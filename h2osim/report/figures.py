@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from h2osim.report.files import require_matplotlib
-from h2osim.report.frames import budget_label, remark
+from h2osim.report.frames import MEASURED, budget_label, remark
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -30,8 +30,9 @@ def recall_figure(
     title: str | None = None,
     asked: Mapping[int, float] | None = None,
     log: bool = False,
+    measure: str = "recall",
 ) -> Figure:
-    """Draw recall against budget, one line a policy: the mean over the units.
+    """Draw recall, or another measure, against budget, one line a policy: the mean over the units.
 
     ``log`` gives the budgets a logarithmic axis; ``asked`` is as in :func:`comparison_table`.
     """
@@ -39,14 +40,15 @@ def recall_figure(
     from matplotlib.figure import Figure
 
     budgets, n = results["budget"].values.tolist(), int(results.attrs["n"])
-    mean = results["recall"].mean(("layer", "unit")).transpose("policy", "budget").values
+    mean = results[measure].mean(("layer", "unit")).transpose("policy", "budget").values
     few = len(budgets) <= 20
     figure = Figure(figsize=(8, 5) if few else (11, 5), layout="constrained")
     # Whole curves are drawn twice: small budgets need the logarithmic axis, large ones the other.
     panels = figure.subplots(1, 1 if few else 2, sharey=True, squeeze=False)[0]
     axes = panels[-1]
     # The legend stands in the order of the lines at the smallest budget, where they differ most.
-    for i in sorted(range(len(mean)), key=lambda i: -mean[i][0]):
+    best = -1 if measure == "recall" else 1
+    for i in sorted(range(len(mean)), key=lambda i: best * mean[i][0]):
         text = str(results["policy"].values[i])
         kind = results["kind"].values[i]
         remarks = [remark(kind)]
@@ -64,10 +66,10 @@ def recall_figure(
                 linewidth=1.6 if kind == "online" else 1.0,
                 label=f"{text} ({beside})" if beside else text,
             )
-    if "optimum" in results:
-        best = results["optimum"].mean(("layer", "unit")).values
+    if "optimum" in results and measure == "recall":
+        bound = results["optimum"].mean(("layer", "unit")).values
         for panel in panels:
-            panel.plot(budgets, best, color="0.35", linewidth=0.8, label="offline optimum")
+            panel.plot(budgets, bound, color="0.35", linewidth=0.8, label="offline optimum")
     if log or not few:
         axes.set_xscale("log")
     if len(budgets) <= 10:
@@ -77,8 +79,12 @@ def recall_figure(
         panel.set_xlabel("budget (tokens, share of the trace)" if few else "budget (tokens)")
         panel.grid(True, color="0.9", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("attention-mass recall (mean over units)")
-    axes.legend(frameon=False, loc="lower right", handlelength=4)
+    name = "attention-mass recall" if measure == "recall" else MEASURED[measure]
+    panels[0].set_ylabel(f"{name} (mean over units)")
+    if measure != "recall":
+        panels[0].set_yscale("log")  # a budget of n has an error of 0, which is left out
+    place = "lower right" if measure == "recall" else "lower left"
+    axes.legend(frameon=False, loc=place, handlelength=4)
     if title:
         panels[0].set_title(title, loc="left", fontsize="medium")
     return figure

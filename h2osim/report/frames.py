@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from h2osim.replays.results import FORMS, describe, params_of
+from h2osim.replays.results import ERRORS, FORMS, describe, params_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 
 _BESIDE_OPTIMUM = ("optimum", "regret", "closed")
+#: What policies may be ranked by, and how it is called; recall is best large, the errors small.
+MEASURED = {
+    "output_error": "output error",
+    "attention_error": "attention error",
+    "recall": "recall of the attention mass",
+}
 
 
 def frame(result: xr.Dataset) -> pd.DataFrame:
@@ -65,9 +71,12 @@ def comparison_records(replayed: xr.Dataset) -> list[Record]:
     """A replay as records {policy, params, layer, unit, budget, recall}.
 
     ``params`` maps every parameter of the policy to its value, defaults included; ``budget`` is in
-    tokens. After :func:`with_optimum` optimum, regret and closed are there too.
+    tokens. After :func:`with_optimum` optimum, regret and closed are there too, and what was
+    measured beside recall in any case.
     """
-    columns = ("policy", "params", "layer", "unit", "budget", "recall", *_BESIDE_OPTIMUM)
+    columns = (
+        "policy", "params", "layer", "unit", "budget", "recall", *_BESIDE_OPTIMUM, *ERRORS
+    )  # fmt: skip
     return records(replayed, columns)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from h2osim.report.best import Summary, best_records
-from h2osim.report.frames import Record, budget_label, remark, shown_budgets
+from h2osim.report.frames import MEASURED, Record, budget_label, remark, shown_budgets
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -58,27 +58,33 @@ def comparison_table(
     title: str | None = None,
     asked: Mapping[int, float] | None = None,
     spread: Literal["beside", "below", "none"] = "beside",
+    measure: str = "recall",
+    ranked_by: str = "recall",
 ) -> Table:
-    """Rank the policies by recall: a row a policy, a column a budget.
+    """Rank the policies: a row a policy, a column a budget; ``measure`` is what the cells hold.
 
     A cell is the mean over all units, then the least and the greatest of them. The rank is by the
-    mean over the budgets shown; oracles and bounds stand in their place without a number, because
-    nothing that decodes online can be them. ``asked`` maps budgets in tokens to the fractions they
-    were asked for as: 0.05 of 768 tokens comes to 38, which would otherwise be labelled 4.95 %.
-    ``spread`` says where the least and the greatest stand: a narrow screen wants them below the
-    mean, or not at all.
+    mean of ``ranked_by`` over the budgets shown; oracles and bounds stand in their place without a
+    number, because nothing that decodes online can be them. ``asked`` maps budgets in tokens to the
+    fractions they were asked for as: 0.05 of 768 tokens comes to 38, which would otherwise be
+    labelled 4.95 %. ``spread`` says where the least and the greatest stand: a narrow screen wants
+    them below the mean, or not at all.
     """
     shown = shown_budgets(results)
     part = results.isel(budget=shown)
-    recall = part["recall"].transpose("policy", "budget", "layer", "unit").values
-    recall = recall.reshape(*recall.shape[:2], -1)
+    told = part[measure].transpose("policy", "budget", "layer", "unit").values
+    told = told.reshape(*told.shape[:2], -1)
+    ranks = part[ranked_by].transpose("policy", "budget", "layer", "unit").values
+    ranks = ranks.mean(axis=(1, 2, 3)) * (-1 if ranked_by == "recall" else 1)
     texts = [str(text) for text in part["policy"].values]
     notes = [_notes(part.isel(policy=i)) for i in range(len(texts))]
 
-    caption = "recall of the attention mass: mean over the units"
+    caption = f"{MEASURED[measure]}: mean over the units"
     caption += " (a wider screen shows the spread)" if spread == "none" else ", then least–greatest"
     if len(shown) < results.sizes["budget"]:
         caption += f"; {len(shown)} of {results.sizes['budget']} budgets shown"
+    if ranked_by != "recall":
+        caption += f"; ranked by {MEASURED[ranked_by]}, the least first"
     table = _table(title, caption)
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("policy", overflow="fold", min_width=9)
@@ -87,19 +93,22 @@ def comparison_table(
         share = budget_label(budget, n, asked)
         label = f"{budget} ({share})" if spread == "beside" else f"{budget}\n{share}"
         table.add_column(label, justify="right", no_wrap=True)
-    if any(notes) or "optimum" in part:
+    optimum = "optimum" in part and measure == ranked_by == "recall"
+    if any(notes) or optimum:
         table.add_column("notes")
 
     ordinary = [kind == "online" for kind in part["kind"].values]
-    entries = list(zip(recall, texts, notes, ordinary, strict=True))
-    if "optimum" in part:
+    entries = list(zip(ranks, told, texts, notes, ordinary, strict=True))
+    if optimum:
         best = part["optimum"].transpose("budget", "layer", "unit").values
-        entries.append((best.reshape(len(best), -1), "optimum", "offline", False))
+        best = best.reshape(len(best), -1)
+        entries.append((-best.mean(), best, "optimum", "offline", False))
     number = 0
-    # Equal recall keeps the order in which the policies were asked for.
-    for values, text, note, counts in sorted(entries, key=lambda entry: -entry[0].mean()):
+    # Equals keep the order in which the policies were asked for.
+    for _, values, text, note, counts in sorted(entries, key=lambda entry: entry[0]):
         number += counts
-        row = [str(number) if counts else "–", text, *(_cell(units, spread) for units in values)]
+        cells = (_cell(units, spread, 3 * (measure != "recall")) for units in values)
+        row = [str(number) if counts else "–", text, *cells]
         table.add_row(*row, *([note] if len(table.columns) > len(row) else []))
     return table
 
@@ -138,8 +147,10 @@ def target_table(reached: xr.Dataset, title: str | None = None) -> Table:
     return table
 
 
-def _cell(values: np.ndarray, spread: str) -> str:
-    mean, low, high = (_short(v) for v in (values.mean(), values.min(), values.max()))
+def _cell(values: np.ndarray, spread: str, digits: int = 0) -> str:
+    """Mean, least and greatest: three decimals, or so many significant ``digits``."""
+    ends = values.mean(), values.min(), values.max()
+    mean, low, high = (f"{v:.{digits}g}" if digits else _short(v) for v in ends)
     if values.size == 1 or spread == "none":
         return mean
     return f"{mean}\n{low}–{high}" if spread == "below" else f"{mean}  {low}–{high}"

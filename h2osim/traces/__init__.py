@@ -9,8 +9,9 @@ A trace folder holds ``trace.json`` and one safetensors file a layer, of two sto
   them on the fly (rows.py).
 
 H counts the recorded query heads, G the recorded KV heads; H = group_size * G, and the query heads
-of one KV head stand together. Optional in both: ``v`` [G, n, d'], ``v_norm1``, ``v_norm2`` and
-``k_norm2`` [G, n], float32. With a sliding window W, row t is zero for j <= t - W.
+of one KV head stand together. Optional in both: ``v`` [G, n, d'] (or, in eight bits, ``v_q8`` [G,
+n, d'] int8 times ``v_scale`` [G, n]), ``v_norm1``, ``v_norm2`` and ``k_norm2`` [G, n], float32.
+With a sliding window W, row t is zero for j <= t - W.
 
 trace.json (format version 1): format, version, name, created_by, command, model, tokenizer, text,
 tokens {ids, text}, n, prompt_len (null for given text), generation, stores, heads, kv_heads,

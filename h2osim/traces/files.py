@@ -25,7 +25,8 @@ from h2osim.support import reading
 from h2osim.support.errors import UserError
 
 DTYPES: dict[str, np.dtype[Any]] = {
-    "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8"),
+    "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "I8": np.dtype("i1"), "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
 }  # fmt: skip
 ALIGNMENT = 64
 MOST_HEADER = 1 << 20
@@ -59,6 +60,8 @@ def expected(
         "q": ("F32", (heads, n, head_dim)),
         "k": ("F32", (kv_heads, n, head_dim)),
         "v": ("F32", (kv_heads, n, None)),  # some models have values of another size than keys
+        "v_q8": ("I8", (kv_heads, n, None)),
+        "v_scale": ("F32", (kv_heads, n)),
         "v_norm1": ("F32", (kv_heads, n)),
         "v_norm2": ("F32", (kv_heads, n)),
         "k_norm2": ("F32", (kv_heads, n)),
@@ -81,7 +84,7 @@ def shape_text(shape: tuple[int | None, ...]) -> str:
 def layout(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, Slot]]:
     """The bytes before the tensors, and where each tensor goes.
 
-    Four-byte tensors go first, so that all are aligned for their dtype.
+    Tensors of wide numbers go first, so that all are aligned for their dtype.
     """
     names = sorted(tensors, key=lambda name: -DTYPES[tensors[name][0]].itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "h2osim-trace"}}

@@ -14,6 +14,7 @@ from h2osim.attention.fixed_point import fixed_from_bits
 from h2osim.attention.softmax import BLOCK_ROWS, RowMaker
 from h2osim.attention.triangle import row_slice, tri
 from h2osim.support.errors import UserError
+from h2osim.traces.eight_bit import from_eight_bits
 
 T = TypeVar("T")
 
@@ -172,7 +173,15 @@ class Unit:
 
     def values(self) -> NDArray[np.float32]:
         """Values, float32 [KV heads, n, d]; UserError when not recorded."""
+        if "v_q8" in self.trace.tensors(self.layer):
+            numbers = self._heads_of("v_q8", "--values")
+            return from_eight_bits(numbers, self._heads_of("v_scale", "--values"))
         return self._heads_of("v", "--values")
+
+    @property
+    def has_values(self) -> bool:
+        """Whether the values were recorded."""
+        return not {"v", "v_q8"}.isdisjoint(self.trace.tensors(self.layer))
 
     def value_norms(self, order: int = 1) -> NDArray[np.float64]:
         """L1 (order 1) or L2 (order 2) norm of each token's value, float64 [n].
@@ -191,12 +200,13 @@ class Unit:
     def _norms(self, name: str, vectors: str, order: int, option: str) -> NDArray[np.float64]:
         def compute() -> NDArray[np.float64]:
             stored = self.trace.tensors(self.layer)
-            if name in stored or vectors not in stored:
+            if name in stored or not (vectors in stored or (vectors == "v" and self.has_values)):
                 norms = self._heads_of(name, option).astype(np.float64)
             else:
                 # sums one after the other along the size: pairwise summation would do, but the
                 # result would hang on how the array lies in memory
-                wide = np.abs(self._heads_of(vectors, option).astype(np.float64))
+                found = self.values() if vectors == "v" else self.keys()
+                wide = np.abs(found.astype(np.float64))
                 total = np.add.accumulate(wide if order == 1 else wide * wide, axis=2)[:, :, -1]
                 norms = total if order == 1 else np.sqrt(total)
             total = np.add.accumulate(norms, axis=0)[-1]

@@ -1,0 +1,116 @@
+"""The compiled loops behind :mod:`h2osim.engines.errors`.
+
+Only here may the compiler reorder sums and fuse products: decisions never depend on these numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from h2osim.attention.row_loops import fixed
+
+_FAST: dict[str, Any] = {
+    "cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract"},
+}  # fmt: skip
+
+
+@njit(**_FAST)
+def outputs(
+    bits: Any, first: int, start: int, stop: int, p: int,
+    values: Any, kv: Any, out: Any, whole: Any, squares: Any, power: Any,
+) -> None:  # fmt: skip
+    """Put o of each decode row into `out`, its mass and sum of squares, and |o|^2 into `power`."""
+    size = values.shape[2]
+    for h in range(bits.shape[0]):
+        v = values[kv[h]]
+        for t in range(max(start, p), stop):
+            base = (t * (t + 1) - first * (first + 1)) // 2
+            o = out[h, t - start]
+            mass, square = np.int64(0), np.int64(0)
+            for j in range(t + 1):
+                x = fixed(np.int64(bits[h, base + j]))
+                if x:
+                    mass += x
+                    square += x * x
+                    a = float(x)
+                    for c in range(size):
+                        o[c] += a * v[j, c]
+            total = 0.0
+            if mass:
+                for c in range(size):
+                    o[c] /= float(mass)
+                    total += o[c] * o[c]
+            whole[h, t - start], squares[h, t - start], power[h, t] = mass, square, total
+
+
+@njit(**_FAST)
+def add_errors(
+    bits: Any, first: int, start: int, stop: int, p: int, missing: Any, counts: Any,
+    values: Any, kv: Any, out: Any, whole: Any, squares: Any, every: bool, sums: Any,
+) -> None:  # fmt: skip
+    """Add each decode row's errors to `sums`: at every budget, or (not `every`) at its step.
+
+    `lost` is sum a_j (v_j - o) over the missing tokens. Of a stack the lowest are missing at most
+    budgets, so they come first: what is lost at budget k is there once all below the first k are.
+    """
+    size = values.shape[2]
+    lost = np.zeros(size)
+    for h in range(bits.shape[0]):
+        v = values[kv[h]]
+        for t in range(max(start, p), stop):
+            r = t - start
+            base = (t * (t + 1) - first * (first + 1)) // 2
+            o, all_mass, all_squares = out[h, r], whole[h, r], squares[h, r]
+            lost[:] = 0.0
+            mass, square = np.int64(0), np.int64(0)
+            squared, distance, attention = 0.0, 0.0, 0.0
+            last = 1 if every else 0
+            for i in range(counts[r] - 1, last - 1, -1):
+                j = np.int64(missing[r, i])
+                x = fixed(np.int64(bits[h, base + j]))
+                if x:
+                    mass += x
+                    square += x * x
+                    a = float(x)
+                    total = 0.0
+                    for c in range(size):
+                        more = lost[c] + a * (v[j, c] - o[c])
+                        lost[c] = more
+                        total += more * more
+                    if every:
+                        squared, attention = errors_of(
+                            total, mass, square, all_mass, all_squares, o
+                        )
+                        distance = np.sqrt(squared)
+                if every:
+                    sums[0, h, i] += squared
+                    sums[1, h, i] += distance
+                    sums[2, h, i] += attention
+            if not every and mass:
+                total = 0.0
+                for c in range(size):
+                    total += lost[c] * lost[c]
+                squared, attention = errors_of(total, mass, square, all_mass, all_squares, o)
+                sums[0, h, t - p] = squared
+                sums[1, h, t - p] = np.sqrt(squared)
+                sums[2, h, t - p] = attention
+
+
+@njit(**_FAST)
+def errors_of(
+    total: float, mass: int, square: int, all_mass: int, all_squares: int, o: Any
+) -> tuple[float, float]:
+    """|o - o_S|^2 and sum (a - â)^2 of a row that lacks `mass`; total: |sum a_j (v_j - o)|^2."""
+    seen = all_mass - mass
+    whole = float(all_mass)
+    if seen == 0:  # nothing is attended: o_S and â are 0
+        norm = 0.0
+        for c in range(o.shape[0]):
+            norm += o[c] * o[c]
+        return norm, float(all_squares) / (whole * whole)
+    more = float(mass) / (whole * float(seen))  # by how much an attended weight has grown
+    grown = float(all_squares - square) * (more * more)
+    return total / (float(seen) * float(seen)), float(square) / (whole * whole) + grown

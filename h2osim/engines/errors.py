@@ -1,0 +1,141 @@
+"""What a step's output loses with the keys that it does not attend: output and attention error.
+
+In a decode step t a head attends G_t of its keys. With a the head's row (normalised) and â the same
+row over G_t alone, renormalised (0 elsewhere; 0 everywhere if G_t has no mass),
+
+    o = sum_j a_j v_j,    o_S = sum_j â_j v_j,
+
+    output_error      = mean_h  sum_t |o - o_S|^2 / sum_t |o|^2
+    output_error_abs  = mean_h  mean_t |o - o_S|
+    attention_error   = mean_h  mean_t  sum_j (a_j - â_j)^2
+
+over the unit's heads h and the decode steps t. :mod:`~h2osim.engines.naive` computes them as they
+stand here. The loops of this module add up what is *missing* instead (docs/output-error.md):
+
+    o_S - o = -1/r sum_{j not in G_t} a_j (v_j - o),    r the share of mass that G_t has,
+
+which is exactly 0 where nothing is missing, and which one walk up the stack of an inclusive policy
+gives for every budget. Decisions are not touched: they are exact, as in any replay. The errors are
+sums of float64 numbers; what is small in G_t is a difference of what is large outside, so a step's
+relative rounding error is about 1e-16 / r. As r is 0 or at least 2^-24, engines agree to 1e-7 of an
+error (to 1e-12 in practice), and to 1e-12 where it is nearly 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+from numpy.typing import NDArray
+
+from h2osim.engines.results import Errors
+from h2osim.traces.unit import Block, Unit
+
+Floats = NDArray[np.float64]
+
+OUTPUT = ("output_error", "output_error_abs")
+ATTENTION = ("attention_error",)
+#: Variables that need more of a trace than its scores.
+NEEDS_VALUES = frozenset(OUTPUT)
+#: Bytes of the lists of missing tokens of a block.
+LISTS_BYTES = 8 * 2**20
+
+
+def head_values(unit: Unit) -> tuple[Floats, NDArray[np.int64]]:
+    """The unit's values, float64 [KV heads, n, d], and each query head's place among them."""
+    values = np.ascontiguousarray(unit.values(), np.float64)
+    return values, np.arange(len(unit.heads)) // (len(unit.heads) // len(unit.kv))
+
+
+class Outputs:
+    """The full outputs of a unit's rows, block after block; shared by all that is replayed on it.
+
+    ``names`` are the variables wanted. ``out`` float64 [heads, rows, d], ``whole`` and ``squares``
+    int64 [heads, rows] (fixed point: mass of a row, sum of its squares) are those of the block read
+    last; ``power`` float64 [heads, n] is |o|^2 of every row so far, 0 for rows of the prompt.
+    """
+
+    def __init__(self, unit: Unit, prompt_len: int, names: Collection[str]):
+        heads, n = len(unit.heads), unit.n
+        self.names, self.prompt_len = names, prompt_len
+        self.values, self.kv = np.zeros((1, n, 0)), np.zeros(heads, np.int64)
+        if NEEDS_VALUES.intersection(names):
+            self.values, self.kv = head_values(unit)
+        self.power = np.zeros((heads, n))
+
+    def read(self, block: Block) -> None:
+        """Work out the outputs of a block's new rows."""
+        from h2osim.engines import error_loops
+
+        shape = len(self.kv), block.stop - block.start
+        self.out = np.zeros((*shape, self.values.shape[2]))
+        self.whole, self.squares = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        error_loops.outputs(
+            block.bits, block.first, block.start, block.stop, self.prompt_len,
+            self.values, self.kv, self.out, self.whole, self.squares, self.power,
+        )  # fmt: skip
+
+    def rows_at_a_time(self) -> int:
+        """How many rows a block should have, so that the lists of missing tokens stay small."""
+        return max(32, LISTS_BYTES // (4 * self.power.shape[1]))
+
+
+class RunErrors:
+    """Errors of a run at one budget, or (``every``) of a pass over all budgets.
+
+    An engine lists in ``missing`` uint32 [rows, n] the tokens that each row of a block does not
+    attend, ``counts`` of them; a pass over all budgets lists its stack from the top, of which the
+    budget k has all but the first k missing.
+    """
+
+    def __init__(self, outputs: Outputs, every: bool):
+        self._outputs, self._every = outputs, every
+        heads, n = outputs.power.shape
+        columns = n + 1 if every else n - outputs.prompt_len
+        # squared distance, distance, attention error: of each budget, or of each step
+        self._sums = np.zeros((3, heads, columns))
+
+    def room(self, block: Block) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """Empty lists for a block's rows."""
+        rows = block.stop - block.start
+        return np.zeros((rows, block.stop), np.uint32), np.zeros(rows, np.int64)
+
+    def add(self, block: Block, missing: NDArray[np.uint32], counts: NDArray[np.int64]) -> None:
+        """Take in a block of which the lists are filled, after ``outputs`` has read it."""
+        from h2osim.engines import error_loops
+
+        full = self._outputs
+        error_loops.add_errors(
+            block.bits, block.first, block.start, block.stop, full.prompt_len, missing, counts,
+            full.values, full.kv, full.out, full.whole, full.squares, self._every, self._sums,
+        )  # fmt: skip
+
+    def result(self) -> Errors:
+        """The errors wanted, by variable."""
+        full = self._outputs
+        power = full.power.sum(axis=1)
+        steps = full.power.shape[1] - full.prompt_len
+        if self._every:
+            return summed(self._sums[:, :, 1:], power, steps, full.names)
+        found = summed(self._sums.sum(axis=2, keepdims=True), power, steps, full.names)
+        each = summed(self._sums * steps, power, steps, full.names)
+        return Errors(found.of, each.of)
+
+
+def summed(sums: Floats, power: Floats, steps: int, names: Collection[str]) -> Errors:
+    """The variables from sums [3, heads, …] over ``steps`` decode steps; power [heads]: of |o|^2.
+
+    A head whose output is 0 throughout has a relative error of 0 if nothing is lost, else NaN.
+    """
+    if not steps:
+        return Errors({name: np.full(sums.shape[2], np.nan) for name in names})
+    squared, distance, attention = sums
+    whole = np.broadcast_to(power[:, None], squared.shape)
+    relative = np.divide(squared, whole, out=np.full(squared.shape, np.nan), where=whole > 0)
+    relative[squared == 0] = 0.0
+    found = {
+        "output_error": relative.mean(axis=0),
+        "output_error_abs": distance.mean(axis=0) / steps,
+        "attention_error": attention.mean(axis=0) / steps,
+    }
+    return Errors({name: found[name] for name in names})
