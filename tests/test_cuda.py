@@ -38,9 +38,9 @@ from h2osim.engines.request import Job
 from h2osim.engines.results import Curve
 from h2osim.engines.stack import StackRun
 from h2osim.optima.bracket import narrow
+from h2osim.policies.expressions import LARGEST
 from h2osim.policies.registry import all_policies
 from h2osim.policies.text import parse
-from h2osim.policies.translator import LARGEST
 from h2osim.support.errors import UserError
 from h2osim.traces.trace import Trace
 from h2osim.traces.unit import Unit

@@ -14,9 +14,9 @@ from cuda_shim import COMPILER, Shim
 from h2osim.cuda.device import kernel_text
 from h2osim.policies.arithmetic import exp, sigmoid
 from h2osim.policies.declaration import INF, Policy
+from h2osim.policies.expressions import Untranslatable
 from h2osim.policies.registry import all_policies
 from h2osim.policies.to_cuda import rules_text
-from h2osim.policies.translator import Untranslatable
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 

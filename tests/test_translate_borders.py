@@ -12,8 +12,8 @@ from cuda_shim import COMPILER, Shim
 
 from h2osim.cuda.device import kernel_text
 from h2osim.policies.declaration import Policy
+from h2osim.policies.expressions import LARGEST, Untranslatable
 from h2osim.policies.to_cuda import rules_text
-from h2osim.policies.translator import LARGEST, Untranslatable
 
 POSITIONS = (0, 1, 2, 46341, 2**20 + 1, LARGEST - 1, LARGEST)
 SCORES = (0.0, -0.0, 1.0, -1.0, 2.5, -2.5, 1e18, -1e18)

@@ -15,20 +15,14 @@ from h2osim.cli.common import (
     progress_bar,
     read_text,
 )
-from h2osim.cli.options import FormatOption, Layers, ShareOption
+from h2osim.cli.options import FormatOption, Layers, Model, ShareOption
 from h2osim.cli.output import Format, check_files, draw, save, show
 from h2osim.support.errors import UserError
 
 
 def evaluate(
     context: typer.Context,
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="smollm2, a local Hugging Face folder, a hub id, or a .gguf file.",
-        ),
-    ],
+    model: Model,
     text: Annotated[
         list[Path], typer.Option("--text", help="UTF-8 texts: --text A B C, or several --text.")
     ],

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from h2osim.cli.common import command_line, parse_integers, progress_bar, read_bytes
+from h2osim.cli.options import Layers, Model, Overwrite
 from h2osim.cli.output import notice
 
 
@@ -22,13 +23,7 @@ class Store(StrEnum):
 
 def record(
     context: typer.Context,
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="smollm2, a local Hugging Face folder, a hub id, or a .gguf file.",
-        ),
-    ],
+    model: Model,
     text: Annotated[
         Path,
         typer.Option("--text", help="The UTF-8 text that the model reads; - reads standard input."),
@@ -45,9 +40,7 @@ def record(
             help="scores: float16 rows, exact on any machine; qk: queries and keys, for long ones.",
         ),
     ] = Store.scores,
-    layers: Annotated[
-        str | None, typer.Option("--layers", help="Only these layers: 0,9,16")
-    ] = None,
+    layers: Layers = None,
     kv_heads: Annotated[
         str | None,
         typer.Option("--kv-heads", help="Only these KV heads, with all their query heads: 0,2"),
@@ -78,9 +71,7 @@ def record(
     text_license: Annotated[
         str | None, typer.Option("--text-license", help="The text's licence, for the manifest.")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing trace.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Run a model over a text and record its attention (needs the extra `record`)."""
     from h2osim.models.recording import record as make

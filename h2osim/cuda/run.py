@@ -17,8 +17,8 @@ from h2osim.cuda.rows import block_rows, load_rows, row_bytes, row_masses
 from h2osim.engines.request import Job
 from h2osim.engines.results import Curve, Outcome
 from h2osim.policies.declaration import Configured
+from h2osim.policies.expressions import LARGEST, Untranslatable
 from h2osim.policies.to_cuda import rules_text
-from h2osim.policies.translator import LARGEST, Untranslatable
 from h2osim.support.errors import UserError
 from h2osim.traces.unit import Unit
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from h2osim.policies.declaration import Policy
+from h2osim.policies.expressions import FLOAT, WHOLE, Untranslatable
 from h2osim.policies.roles import ROLES, arguments
 from h2osim.policies.to_numba import number_slots
-from h2osim.policies.translator import FLOAT, WHOLE, Module, Untranslatable
+from h2osim.policies.translator import Module
 
 #: How kernels pass what a rule may ask for (int where nothing else is said), and its answer.
 _DECLARED = {
