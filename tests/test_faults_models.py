@@ -31,6 +31,7 @@ from tiny_models import (
 
 from h2osim import cli, open_trace
 from h2osim.models import loading
+from h2osim.models.masks import WindowSeen, read_mask
 from h2osim.models.recording import record
 from h2osim.models.sink import TraceSink
 from h2osim.support.errors import UserError
@@ -529,3 +530,29 @@ def test_the_text_is_what_the_files_bytes_are(
 def test_a_text_that_is_not_utf8_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=re.escape("text x: not UTF-8 text (byte 1)")):
         record("smollm2", text=b"a\xff", text_name="x", out=tmp_path / "t")
+
+
+# --- masks, alone ---------------------------------------------------------------------------------
+
+
+def test_rows_that_no_window_explains() -> None:
+    """Windows are told from all rows of all calls: not from the last row, nor from one row."""
+
+    def mask(lengths: list[int], start: int = 0) -> Any:
+        rows, keys = len(lengths), start + len(lengths)
+        t, j = torch.arange(start, keys)[:, None], torch.arange(keys)
+        allowed = (j <= t) & (j > t - torch.tensor(lengths)[:, None])
+        return read_mask(allowed[None, None].expand(1, 3, rows, keys), start, 0, UserError)
+
+    seen = WindowSeen()
+    assert seen.window(mask([1, 2, 2, 2]), None, 4) == 2 and seen.regular
+    assert seen.window(mask([2], 4), None, 5) == 2 and seen.regular
+    assert seen.window(mask([1], 5), None, 6) is None
+    growing = WindowSeen()
+    assert growing.window(mask([1, 1, 2, 3]), None, 4) is None and not growing.regular
+    chunk = WindowSeen()
+    assert chunk.window(mask([1, 2, 3, 4]), 8, 4) == 8  # too short to show: the configuration's
+    assert chunk.window(mask([1], 4), None, 5) is None
+    allowed = torch.ones(1, 1, 3, 3).tril().bool()
+    allowed[0, 0, 2, 1] = False
+    assert WindowSeen().window(read_mask(allowed, 0, 0, UserError), None, 3) is None

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from h2osim.policies.declaration import Configured
+from h2osim.policies.inputs import checked
 from h2osim.traces.unit import Unit
 
 
@@ -32,10 +33,10 @@ class Job:
     @cached_property
     def inputs(self) -> dict[str, np.ndarray]:
         """The policy's per-token numbers, float64[n] each."""
-        given = self.configured.policy.inputs
+        policy, shape = self.configured.policy, (self.unit.n,)
         return {
-            name: np.ascontiguousarray(make(self.unit, self.scalars), np.float64)
-            for name, make in given.items()
+            name: checked(make(self.unit, self.scalars), policy.name, name, shape)
+            for name, make in policy.inputs.items()
         }
 
 

@@ -19,6 +19,7 @@ from h2osim.attention.triangle import rows_in, tri
 from h2osim.engines import loop_text
 from h2osim.engines.request import scalars
 from h2osim.policies.declaration import Configured, Policy
+from h2osim.policies.inputs import checked
 from h2osim.policies.roles import SCORE_KINDS, arguments, ask
 from h2osim.policies.text import parse
 from h2osim.policies.to_numba import compiled, number_slots, sees_heads
@@ -332,12 +333,13 @@ class Stepper:
                 continue
             for unit, numbers in enumerate(self._scalars):
                 try:
-                    found = np.asarray(make(_Positions(tokens), numbers), np.float64)
+                    given = make(_Positions(tokens), numbers)
                 except AttributeError:
                     raise UserError(
                         f"policy {policy.name}: positions do not determine its input {name}; "
                         f"give inputs={{{name!r}: …}}"
                     ) from None
+                found = checked(given, policy.name, name, (tokens,))
                 if (found[: known.shape[2]] != known[unit, i]).any():
                     raise UserError(
                         f"policy {policy.name}: its input {name} changes as the text grows; "
@@ -357,7 +359,9 @@ class Stepper:
                         f"input {name} of tokens {start} to {stop - 1}: shape {np.shape(some)}, "
                         f"expected {shape[1:]} or {shape}"
                     )
-                self._rules.inputs[:, i, start:stop] = some
+                self._rules.inputs[:, i, start:stop] = checked(
+                    some, self._configured.policy.name, name, np.shape(some)
+                )
 
 
 def _grown(

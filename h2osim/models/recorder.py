@@ -133,11 +133,8 @@ def _record(loaded: models.Model, wanted: Wanted, writer: TraceWriter) -> None:
     finally:
         sink.close()
     writer.manifest["layers"].sort(key=lambda layer: layer["index"])
-    shared = {layer.index: layer.cache_of for layer in layers}
     for entry in writer.manifest["layers"]:
         entry["window"] = sink.windows[entry["index"]]
-        if shared[entry["index"]] is not None:
-            entry["cache_of"] = shared[entry["index"]]
     writer.manifest["tokens"] = {"ids": ids, "text": pieces(loaded.tokenizer, ids)}
 
 

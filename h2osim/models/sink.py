@@ -178,6 +178,7 @@ class TraceSink:
             tensors["v_scale"] = ("F32", (caches, n))
         elif self.plan.values:
             tensors["v"] = ("F32", (caches, n, layer.value_dim))
+        facts = {} if layer.cache_of is None else {"cache_of": layer.cache_of}
         return self.writer.layer(
-            layer.index, tensors=tensors, scale=layer.scale, softcap=layer.softcap
+            layer.index, tensors=tensors, scale=layer.scale, softcap=layer.softcap, **facts
         )

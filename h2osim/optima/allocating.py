@@ -99,7 +99,8 @@ def allocate(
     if any(one.text == OPTIMUM for one in configured):
         raise UserError(f"policy {OPTIMUM}: this is what the offline optimum is called here")
     count, n, per_layer = len(units), trace.n, len(units) // len(chosen)
-    if isinstance(slots, bool) or not count <= slots <= count * n:
+    is_number = isinstance(slots, (int, np.integer)) and not isinstance(slots, bool)
+    if not is_number or not count <= slots <= count * n:
         raise UserError(
             f"slots {slots}: expected {count} (one for each of {count} units) to {count * n}"
         )

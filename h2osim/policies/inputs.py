@@ -7,15 +7,40 @@ that engines cannot differ in them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from h2osim.attention.fixed_point import UNIT
+from h2osim.support.errors import UserError
 from h2osim.traces.unit import Unit
 
 Values = Mapping[str, int | float]
 Numbers = NDArray[np.float64]
+
+
+def checked(found: Any, policy: str, name: str, shape: tuple[int, ...]) -> Numbers:
+    """What a policy's function gave for an input, as float64 of this shape, contiguous.
+
+    UserError for another shape, for what is no real number, and for NaN: engines would read beyond
+    its end, or disagree on an order that NaN does not have.
+    """
+    try:
+        array = np.asarray(found)
+    except ValueError:  # lists of unequal lengths
+        array = np.asarray(None)
+    where = f"policy {policy}: its input {name}"
+    if array.dtype.kind not in "fiub":
+        kind = array.dtype if array.shape else type(found).__name__
+        raise UserError(f"{where}: found {kind}, expected {list(shape)} real numbers")
+    if array.shape != shape:
+        raise UserError(f"{where}: found shape {list(array.shape)}, expected {list(shape)}")
+    numbers = np.ascontiguousarray(array, np.float64)
+    if np.isnan(numbers).any():
+        place = int(np.argwhere(np.isnan(numbers))[0][-1])
+        raise UserError(f"{where}, token {place}: found NaN, expected a number")
+    return numbers
 
 
 def noise(unit: Unit, values: Values) -> Numbers:

@@ -47,7 +47,8 @@ def decode_start(trace: Trace, prompt_len: int | None) -> int:
     if prompt_len is None:
         return trace.prompt_len or 1
     top = max(1, trace.n - 1)
-    if isinstance(prompt_len, bool) or not 1 <= prompt_len <= top:
+    is_number = isinstance(prompt_len, (int, np.integer)) and not isinstance(prompt_len, bool)
+    if not is_number or not 1 <= prompt_len <= top:
         raise UserError(
             f"prompt length {prompt_len}: expected 1 to {top}, so that a token of the trace's "
             f"{trace.n} is left to decode"

@@ -25,9 +25,15 @@ def rounding_bound(row_sum: Any, entries: Any) -> Any:
     return row_sum * 2.0**-11 + entries * 2.0**-25
 
 
-def summation_bound(entries: Any) -> Any:
-    """By how much a float32 softmax row may miss the sum 1: 2^-23 an entry, and 1e-6."""
-    return entries * 2.0**-23 + 1e-6
+def summation_bound(entries: Any, computed_in: str | None = None) -> Any:
+    """By how much a softmax row may miss the sum 1 before it is rounded to float16.
+
+    Of float32: 2^-23 an entry, and 1e-6. Of rows that a model rounded to float16 or bfloat16
+    itself, their rounding: half a unit in the last of 11 or 8 places.
+    """
+    if computed_in == "float16":
+        return rounding_bound(1.0, entries)
+    return entries * 2.0**-23 + (2.0**-8 if computed_in == "bfloat16" else 1e-6)
 
 
 def check_scores(
@@ -37,6 +43,7 @@ def check_scores(
     row_sum: NDArray[np.float32] | None,
     n: int,
     window: int | None,
+    computed_in: str | None = None,
 ) -> NDArray[np.int64]:
     """The fixed-point row sums int64 [H, n] of the packed rows `bits`; UserError on a bad row.
 
@@ -52,7 +59,7 @@ def check_scores(
     stored = np.ones(sums.shape) if row_sum is None else row_sum.astype(np.float64)
     found = sums / ONE
     wrong_entry = (top < 0) | (top > ONE_BITS)
-    wrong_stored = ~(np.abs(stored - 1) <= summation_bound(entries))
+    wrong_stored = ~(np.abs(stored - 1) <= summation_bound(entries, computed_in))
     wrong_sum = ~(np.abs(found - stored) <= rounding_bound(stored, entries))
     if not (wrong_entry.any() or wrong_stored.any() or wrong_sum.any()):
         return sums
@@ -66,7 +73,7 @@ def check_scores(
         expected = "0 before the window" if row[column] <= ONE_BITS else "a number in [0, 1]"
         raise UserError(f"{place}, column {column}: found {value}, expected {expected}")
     if wrong_stored[h, t]:
-        limit = float(summation_bound(entries[t]))
+        limit = float(summation_bound(entries[t], computed_in))
         raise UserError(
             f"{place}: found stored sum before rounding {stored[h, t]:.9g}, "
             f"expected 1 within {limit:.2g}"

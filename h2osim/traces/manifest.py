@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, structs
 
@@ -32,6 +32,7 @@ class Layer(Struct):
     softcap: Positive | None = None
     window: Count | None = None
     cache_of: Index | None = None
+    computed_in: Literal["float16", "bfloat16", "float32", "float64"] | None = None
     tensors: list[str] | None = None
 
 

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from h2osim.attention.triangle import tri
 from h2osim.support.errors import UserError
 from h2osim.traces import checks, files, in_memory, manifest
+from h2osim.traces.arrays import real
 from h2osim.traces.unit import Unit, split_layer
 from h2osim.traces.writer import TraceWriter
 
@@ -70,9 +71,9 @@ class Trace:
         cls,
         scores: Any,
         *,
-        group_size: int = 1,
-        prompt_len: int | None = None,
-        layers: Sequence[int] | None = None,
+        group_size: SupportsIndex = 1,
+        prompt_len: SupportsIndex | None = None,
+        layers: Sequence[SupportsIndex] | NDArray[Any] | None = None,
         name: str = "scores",
         v_norm1: Any = None,
         v_norm2: Any = None,
@@ -83,6 +84,8 @@ class Trace:
         """A trace in memory from post-softmax attention, `scores[layers, heads, n, n]`.
 
         scores: any float dtype, any strides; ``[heads, n, n]`` is one layer, ``[n, n]`` one head.
+        What `output_attentions` returns will do: a tuple of tensors, also in half precision, with
+        a batch of one.
         Row t holds the probabilities of query t; entries above the diagonal are 0. Rounded to
         float16 (to nearest, ties to even); the sum of each row before that is kept, unless the
         array is float16 already and the sum is lost.
@@ -93,51 +96,38 @@ class Trace:
         fields: more fields of the manifest (model, text, tokens, provenance, ...).
 
         UserError: shape or dtype; an entry that is NaN, negative, above 1 or above the diagonal; a
-        row whose sum misses 1 by more than float32 softmax explains, (t+1) 2^-23 + 1e-6 (float16
-        arrays: the rounding bound of `checks.rounding_bound`).
+        row whose sum misses 1 by more than float32 softmax explains, (t+1) 2^-23 + 1e-6. Rows that
+        were computed in float16 or bfloat16, whatever they are cast to, may miss it by their own
+        rounding (`checks.summation_bound`).
         """
-        array = np.asarray(scores)
+        array = real(scores, "scores", axes=4)
         shape = array.shape
-        if array.dtype.kind != "f":
-            raise UserError(f"scores: found dtype {array.dtype}, expected a float dtype")
         if array.ndim not in (2, 3, 4) or shape[-1] != shape[-2] or 0 in shape:
             raise UserError(
                 f"scores: found shape {list(shape)}, expected [layers, heads, n, n], "
                 f"[heads, n, n] or [n, n]"
             )
         array = array[(None,) * (4 - array.ndim)]
-        layer_count, heads, n, _ = array.shape
-        indices = range(layer_count) if layers is None else layers
-        if len(indices) != layer_count:
-            raise UserError(f"layers: found {len(indices)} indices, expected {layer_count}")
-        bits = np.empty((layer_count, heads, tri(n)), dtype=np.uint16)
-        sums = np.empty((layer_count, heads, n), dtype=np.float32)
-        for i, layer in enumerate(indices):
-            for head in range(heads):
-                where = f"scores: layer {layer}, head {head}"
-                bits[i, head], sums[i, head] = in_memory.pack_square(array[i, head], where)
-        return cls.from_packed(
-            bits,
-            group_size=group_size,
-            prompt_len=prompt_len,
-            layers=layers,
-            name=name,
-            row_sum=None if array.dtype == np.float16 else sums,
-            v_norm1=v_norm1,
-            v_norm2=v_norm2,
-            k_norm2=k_norm2,
-            v=v,
-            **fields,
-        )
+        indices = in_memory.layer_numbers(layers, len(array))
+        bits, row_sum, entry = in_memory.pack_rows(array, indices)
+        tensors = {
+            "scores": bits, "row_sum": row_sum, "v_norm1": v_norm1, "v_norm2": v_norm2,
+            "k_norm2": k_norm2, "v": v,
+        }  # fmt: skip
+        made = in_memory.content(
+            tensors, ["scores"], shape[-1], bits.shape[1], group_size, prompt_len, indices, name,
+            entry, fields,
+        )  # fmt: skip
+        return cls._in_memory(*made)
 
     @classmethod
     def from_packed(
         cls,
         bits: Any,
         *,
-        group_size: int = 1,
-        prompt_len: int | None = None,
-        layers: Sequence[int] | None = None,
+        group_size: SupportsIndex = 1,
+        prompt_len: SupportsIndex | None = None,
+        layers: Sequence[SupportsIndex] | NDArray[Any] | None = None,
         name: str = "scores",
         row_sum: Any = None,
         v_norm1: Any = None,
@@ -151,7 +141,7 @@ class Trace:
         P = n(n+1)/2. row_sum: float32 [layers, heads, n], sums before rounding. The rest as in
         `from_scores`. The rows are checked when they are used (`check_layer`).
         """
-        packed = np.asarray(bits)
+        packed = real(bits, "packed scores", axes=3, bits=True)
         if packed.dtype not in (np.uint16, np.float16) or packed.ndim != 3 or 0 in packed.shape:
             raise UserError(
                 f"packed scores: found {packed.dtype} {list(packed.shape)}, expected float16 "
@@ -177,12 +167,12 @@ class Trace:
         q: Any,
         k: Any,
         *,
-        scale: float,
+        scale: SupportsFloat,
         v: Any = None,
-        softcap: float | None = None,
-        window: int | None = None,
-        prompt_len: int | None = None,
-        layers: Sequence[int] | None = None,
+        softcap: SupportsFloat | None = None,
+        window: SupportsIndex | None = None,
+        prompt_len: SupportsIndex | None = None,
+        layers: Sequence[SupportsIndex] | NDArray[Any] | None = None,
         name: str = "qk",
         **fields: Any,
     ) -> Trace:
@@ -191,7 +181,7 @@ class Trace:
         v: values [layers, G, n, d']. scale, softcap, window: see `h2osim.attention.softmax`;
         the same in all layers. The group size is H/G. The rest as in `from_scores`.
         """
-        queries, keys = np.asarray(q, dtype=np.float32), np.asarray(k, dtype=np.float32)
+        queries, keys = (real(x, what, axes=4, whole=True) for what, x in (("q", q), ("k", k)))
         if queries.ndim != 4 or keys.ndim != 4 or 0 in queries.shape or 0 in keys.shape:
             raise UserError(
                 f"q, k: found shapes {list(queries.shape)}, {list(keys.shape)}, expected "
@@ -200,7 +190,7 @@ class Trace:
         _, heads, n, size = queries.shape
         if heads % keys.shape[1]:
             raise UserError(f"q, k: {heads} heads do not share {keys.shape[1]} KV heads evenly")
-        entry = {"scale": float(scale), "softcap": softcap, "window": window}
+        entry = {"scale": scale, "softcap": softcap, "window": window}
         fields["head_dim"] = size
         made = in_memory.content(
             {"q": queries, "k": keys, "v": v},
@@ -229,14 +219,13 @@ class Trace:
         with TraceWriter(path, overwrite=overwrite, **fields) as writer:
             for index in self.layers:
                 self.check_layer(index)
-                entry = self._entries[index]
+                of_file = ("index", "file", "sha256", "bytes", "tensors")
+                facts = {k: v for k, v in self._entries[index].items() if k not in of_file}
                 tensors = {name: self.tensor(index, name) for name in self.tensors(index)}
                 with writer.layer(
                     index,
                     tensors={name: (t.dtype, t.shape) for name, t in tensors.items()},
-                    scale=entry.get("scale"),
-                    window=entry.get("window"),
-                    softcap=entry.get("softcap"),
+                    **facts,
                 ) as file:
                     for name, tensor in tensors.items():
                         if name == "scores":
@@ -323,8 +312,9 @@ class Trace:
             if "scores" in tensors:
                 scores, row_sum = tensors["scores"], tensors.get("row_sum")
                 checks.check_scores(
-                    where, self.heads, scores, row_sum, self.n, entry.get("window")
-                )
+                    where, self.heads, scores, row_sum, self.n, entry.get("window"),
+                    entry.get("computed_in"),
+                )  # fmt: skip
             checks.check_floats(where, self.heads, self.kv_heads, tensors)
             self._checked[layer] = state
 

@@ -178,11 +178,13 @@ class TraceWriter:
         scale: float | None = None,
         window: int | None = None,
         softcap: float | None = None,
+        **facts: Any,
     ) -> Iterator[LayerWriter]:
         """The file of model layer `index`, closed and summed (sha256) when the block ends.
 
         heads, kv_heads: indices, or how many from 0 on. tensors: name -> (dtype, shape), or just
-        the names where the shapes follow (all but "v" of another size than the keys).
+        the names where the shapes follow (all but "v" of another size than the keys). facts: more
+        of the layer's entry in the manifest.
         """
         if self._folder is None:
             raise RuntimeError("a TraceWriter is used in a with statement")
@@ -213,6 +215,7 @@ class TraceWriter:
                 "window": window,
                 "softcap": softcap,
                 "tensors": sorted(spec),
+                **facts,
             }
         )
 
