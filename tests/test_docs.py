@@ -25,7 +25,7 @@ from h2osim.policies.declaration import Policy
 from h2osim.policies.registry import all_policies, find
 from h2osim.policies.to_cuda import rules_text
 from h2osim.replays.replaying import replay
-from h2osim.report import policy_record
+from h2osim.report.pages import policy_record
 from h2osim.traces.trace import Trace
 
 TOP = Path(__file__).parent.parent

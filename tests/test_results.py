@@ -19,8 +19,9 @@ import xarray as xr
 from commands import Run
 
 import h2osim
-from h2osim import Policy, Trace, UserError, replay, report, sweep, synth
+from h2osim import Policy, Trace, UserError, replay, sweep, synth
 from h2osim.replays import results
+from h2osim.report import best, figures, files, frames, heatmap, terminal
 from h2osim.support.parameters import Param
 
 TRACE = synth("powerlaw", 40, seed=3, heads=4, group_size=2, layers=2)
@@ -54,7 +55,7 @@ def optimum() -> xr.Dataset:
 
 FORMS: dict[str, Callable[[], xr.Dataset]] = {
     "replay": lambda: replay(TRACE, ["h2o", MINE, "topk"], [4, 0.5], step_recall=True),
-    "beside": lambda: report.with_optimum(
+    "beside": lambda: frames.with_optimum(
         replay(TRACE, ["h2o", "streaming"], [5, 9]),
         optimum(),
         replay(TRACE, "streaming", [5, 9])["recall"].isel(policy=0),
@@ -202,7 +203,7 @@ def test_the_page_says_what_the_schema_says() -> None:
 
 
 def test_netcdf_gives_back_the_same(result: xr.Dataset, tmp_path: Path) -> None:
-    path = report.save_results(result, tmp_path / "r.nc")
+    path = files.save_results(result, tmp_path / "r.nc")
     back = xr.load_dataset(path)
     results.check(back)
     xr.testing.assert_identical(back, result)
@@ -219,7 +220,7 @@ def test_rows_give_back_numbers_facts_and_attributes(
         "json": lambda p: pd.DataFrame(json.loads(p.read_text(encoding="utf-8"))),
         "parquet": pd.read_parquet,
     }
-    back = read[ending](report.save_results(result, tmp_path / f"r.{ending}"))
+    back = read[ending](files.save_results(result, tmp_path / f"r.{ending}"))
     dims = list(next(iter(results.FORMS[result.attrs["form"]].values())))
     whole = back.set_index(dims).to_xarray()
     for name, variable in result.drop_dims(["token", "step"], errors="ignore").variables.items():
@@ -240,9 +241,9 @@ def test_rows_give_back_numbers_facts_and_attributes(
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="results file"):
-        report.save_results(optimum(), tmp_path / "r.xls")
+        files.save_results(optimum(), tmp_path / "r.xls")
     with pytest.raises(UserError, match="figure file"):
-        report.save_figure(report.recall_figure(replay(TRACE, MINE, 4)), tmp_path / "r.bmp")
+        files.save_figure(figures.recall_figure(replay(TRACE, MINE, 4)), tmp_path / "r.bmp")
     assert not list(tmp_path.iterdir())
 
 
@@ -282,38 +283,38 @@ def labels(figure: Any) -> list[str]:
 def test_a_policy_of_a_notebook_goes_all_the_way(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'h2osim[plot]'")
     found = replay(TRACE, [MINE, MINE.with_params(weight=2.0), "topk", "future"], [4, 8])
-    rows = shown(report.comparison_table(found))
+    rows = shown(terminal.comparison_table(found))
     assert {rows["mine"][0], rows["mine:weight=2.0"][0]} == {"1", "2"}
     assert rows["topk"][0] == rows["future"][0] == "–"
     assert rows["mine"][-1] == "" and rows["topk"][-1] == "bound"
-    records = report.comparison_records(found)
+    records = frames.comparison_records(found)
     assert [r["params"] for r in records if r["policy"] == "mine:weight=2.0"] == [
         {"weight": 2.0}
     ] * (len(records) // 4)
-    assert sorted(labels(report.recall_figure(found))) == sorted(
+    assert sorted(labels(figures.recall_figure(found))) == sorted(
         ["mine", "mine:weight=2.0", "topk (bound)", "future (oracle)"]
     )
     every = replay(TRACE, [MINE], "all")
-    assert {r["policy"] for r in report.target_records(h2osim.budget_for_recall(every, 0.5))} == {
+    assert {r["policy"] for r in frames.target_records(h2osim.budget_for_recall(every, 0.5))} == {
         "mine"
     }
-    swept = report.summarise(sweep(TRACE, [MINE, MINE.with_params(weight=2.0), "topk"], [4, 8]))
-    best = report.best_records(swept, 5)
-    assert {one["policy"] for one in best} == {"mine", "mine:weight=2.0"}
-    assert [axes.get_xlabel() for axes in report.sweep_figure(swept).axes[:1]] == ["budget"]
+    swept = best.summarise(sweep(TRACE, [MINE, MINE.with_params(weight=2.0), "topk"], [4, 8]))
+    records = best.best_records(swept, 5)
+    assert {one["policy"] for one in records} == {"mine", "mine:weight=2.0"}
+    assert [axes.get_xlabel() for axes in heatmap.sweep_figure(swept).axes[:1]] == ["budget"]
 
 
 def test_an_online_policy_named_topk_is_ranked_as_one(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'h2osim[plot]'")
     found = replay(TRACE, [TOPK, "recency", "future"], [4, 8])
-    rows = shown(report.comparison_table(found))
+    rows = shown(terminal.comparison_table(found))
     # The same rule as recency: equal recall keeps the order in which they were asked for.
     assert [rows[name][0] for name in ("topk", "recency", "future")] == ["1", "2", "–"]
     assert rows["topk"][-1] == ""
-    assert set(labels(report.recall_figure(found))) == {"topk", "recency", "future (oracle)"}
-    best = report.best_records(report.summarise(sweep(TRACE, [TOPK], [4])), 3)
-    assert [one["policy"] for one in best] == ["topk"]
-    saved = pd.read_csv(report.save_results(found, tmp_path / "r.csv"))
+    assert set(labels(figures.recall_figure(found))) == {"topk", "recency", "future (oracle)"}
+    records = best.best_records(best.summarise(sweep(TRACE, [TOPK], [4])), 3)
+    assert [one["policy"] for one in records] == ["topk"]
+    saved = pd.read_csv(files.save_results(found, tmp_path / "r.csv"))
     assert set(saved[saved["policy"] == "topk"]["kind"]) == {"online"}
 
 
@@ -321,15 +322,15 @@ def test_figures_are_returned_not_saved(tmp_path: Path, monkeypatch: pytest.Monk
     figure = pytest.importorskip("matplotlib.figure", reason="needs matplotlib").Figure
     monkeypatch.chdir(tmp_path)
     made = [
-        report.recall_figure(replay(TRACE, MINE, "all"), "a title"),
-        report.prices_figure(optimum()),
-        report.allocation_figure(h2osim.allocate(TRACE, 30)),
-        report.attention_figure(Trace.from_scores(np.eye(6))),
+        figures.recall_figure(replay(TRACE, MINE, "all"), "a title"),
+        figures.prices_figure(optimum()),
+        figures.allocation_figure(h2osim.allocate(TRACE, 30)),
+        figures.attention_figure(Trace.from_scores(np.eye(6))),
     ]
     assert all(isinstance(one, figure) for one in made)
     assert not list(tmp_path.iterdir())
-    for ending in report.PLOT_SUFFIXES:
-        assert report.save_figure(made[0], tmp_path / f"f{ending}").stat().st_size
+    for ending in files.PLOT_SUFFIXES:
+        assert files.save_figure(made[0], tmp_path / f"f{ending}").stat().st_size
 
 
 if __name__ == "__main__":

@@ -56,9 +56,9 @@ def allocate(
     output: Output = None,
 ) -> None:
     """Split cache slots over units: the best split, against equal, PyramidKV's and Ada-KV's."""
-    from h2osim import report
     from h2osim.optima.allocating import allocate as split
     from h2osim.policies.text import parse, split_policies
+    from h2osim.report import figures, frames, terminal
 
     chosen = split_policies(policies) if policies else []
     for text in chosen:
@@ -78,10 +78,10 @@ def allocate(
         )
     title = f"{recorded.name}: {slots} slots over {found.layer.size * found.unit.size} units"
     found.attrs["command"] = command_line(context)
-    draw(plot, lambda: report.allocation_figure(found, title))
+    draw(plot, lambda: figures.allocation_figure(found, title))
     save(found, output)
     show(
         format_,
-        lambda: report.allocation_records(found),
-        lambda: report.allocation_table(found, title),
+        lambda: frames.allocation_records(found),
+        lambda: terminal.allocation_table(found, title),
     )

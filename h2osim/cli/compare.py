@@ -11,12 +11,23 @@ from h2osim.cli.common import (
     Engine,
     Measure,
     Share,
+    checked_trace,
     command_line,
     parse_budgets,
     parse_integers,
     progress_bar,
 )
-from h2osim.cli.options import EngineOption, FormatOption, Layers, PromptLen, ShareOption, TraceName
+from h2osim.cli.options import (
+    EngineOption,
+    FormatOption,
+    Layers,
+    Output,
+    PromptLen,
+    ShareOption,
+    TraceName,
+    plot_option,
+    policies_option,
+)
 from h2osim.cli.output import Format, check_files, console, draw, notice, save, show
 from h2osim.support.errors import UserError
 
@@ -31,12 +42,7 @@ def compare(
     context: typer.Context,
     trace: TraceName,
     policies: Annotated[
-        str,
-        typer.Option(
-            "--policies",
-            "-p",
-            help="Policies with their parameters: h2o:recent=32,scores=full,tova",
-        ),
+        str, policies_option("Policies with their parameters: h2o:recent=32,scores=full,tova")
     ] = "h2o,streaming,tova",
     budgets: Annotated[
         str | None,
@@ -72,18 +78,12 @@ def compare(
         ),
     ] = Measure.recall,
     format_: FormatOption = Format.table,
-    plot: Annotated[
-        Path | None,
-        typer.Option("--plot", help="Draw what is ranked by against budget (.png, .pdf, .svg)."),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Save the results: .nc, .parquet, .csv or .json"),
-    ] = None,
+    plot: Annotated[Path | None, plot_option("what is ranked by, against budget")] = None,
+    output: Output = None,
 ) -> None:
     """Replay policies on a trace and compare their recall, or what their outputs lose."""
-    from h2osim import report
     from h2osim.policies.text import parse, split_policies
+    from h2osim.report import figures, frames, terminal
 
     # All that can be wrong about the request is found before the trace is read.
     wanted = parse_budgets(budgets or ("all" if target_recall else "0.05,0.1,0.2"))
@@ -97,15 +97,13 @@ def compare(
     if target_recall is not None and measure is not Measure.recall:
         raise UserError("--target-recall asks for recall; leave --measure out")
     only = parse_integers(layers, "--layers")
-    check_files(plot, output, report.SAVE_SUFFIXES)
+    check_files(plot, output)
 
     from h2osim.replays.budgets import budget_tokens
     from h2osim.replays.curves import budget_for_recall
     from h2osim.replays.replaying import replay
-    from h2osim.traces.catalogue import open_trace
 
-    recorded = open_trace(trace)
-    recorded.verify()
+    recorded = checked_trace(trace)
     with progress_bar() as progress:
         results = replay(
             recorded,
@@ -124,32 +122,32 @@ def compare(
     if engine is Engine.cuda and len(on_cpu):
         notice(f"on the CPU, for want of an exact CUDA form: {', '.join(map(str, on_cpu))}")
     if wanted == "all" or target_recall is not None:
-        notice(report.one_pass_line(results))
-    title = report.comparison_title(recorded, results)
+        notice(terminal.one_pass_line(results))
+    title = terminal.comparison_title(recorded, results)
     if optimum:
         options = {"prompt_len": prompt_len, "share": share.value, "layers": only}
         results = _beside_optimum(recorded, results, wanted, options)
     results.attrs["command"] = command_line(context)
     save(results, output)
-    first = next(name for name in report.MEASURED if name in results)
-    draw(plot, lambda: report.recall_figure(results, title, asked, measure=first))
+    first = next(name for name in frames.MEASURED if name in results)
+    draw(plot, lambda: figures.recall_figure(results, title, asked, measure=first))
     if target_recall is not None:
         reached = budget_for_recall(results, target_recall)
         show(
             format_,
-            lambda: report.target_records(reached),
-            lambda: report.target_table(reached, title),
+            lambda: frames.target_records(reached),
+            lambda: terminal.target_table(reached, title),
         )
         return
     show(
         format_,
-        lambda: report.comparison_records(results),
+        lambda: frames.comparison_records(results),
         lambda: _fitting_table(results, title, asked, first, first),
     )
     if measure is Measure.both and format_ is Format.table:
         console().print(_fitting_table(results, None, asked, "recall", first))
     if optimum and format_ is Format.table:
-        console().print(report.regret_table(results))
+        console().print(terminal.regret_table(results))
 
 
 def _fitting_table(
@@ -160,7 +158,7 @@ def _fitting_table(
     ranked_by: str,
 ) -> Table:
     """The table of a comparison, with as much of the spread as the screen is wide enough for."""
-    from h2osim.report import comparison_table
+    from h2osim.report.terminal import comparison_table
 
     screen = console()
     unbounded = screen.options.update(max_width=10_000)
@@ -176,7 +174,7 @@ def _beside_optimum(
 ) -> xarray.Dataset:
     from h2osim.optima.solving import optimum as solve
     from h2osim.replays.replaying import replay
-    from h2osim.report import with_optimum
+    from h2osim.report.frames import with_optimum
 
     if "streaming" in results["policy"].values:
         streaming = results["recall"].sel(policy="streaming")

@@ -68,8 +68,8 @@ def optimum(
     output: Output = None,
 ) -> None:
     """Find the most attention mass that any eviction schedule could have kept."""
-    from h2osim import report
     from h2osim.optima.solving import optimum as solve
+    from h2osim.report import figures, frames, terminal
 
     wanted = parse_budgets(budgets)
     check_files(plot, output)
@@ -92,15 +92,15 @@ def optimum(
             progress=progress,
         )
     found.attrs["command"] = command_line(context)
-    title = report.comparison_title(recorded, found)
+    title = terminal.comparison_title(recorded, found)
     if certificate is not None:
         from h2osim.optima.certificate import save_certificate
 
         notice(f"wrote {save_certificate(found, recorded, certificate)}")
-    draw(plot, lambda: report.prices_figure(found, title))
+    draw(plot, lambda: figures.prices_figure(found, title))
     save(found, output)
-    records = report.optimum_records(found)
-    show(format_, lambda: records, lambda: report.bounds_table(records, title))
+    records = frames.optimum_records(found)
+    show(format_, lambda: records, lambda: terminal.bounds_table(records, title))
 
 
 def certify(
@@ -109,8 +109,8 @@ def certify(
     format_: FormatOption = Format.table,
 ) -> None:
     """Check a certificate against its trace, in integers; exit code 2 at the first thing wrong."""
-    from h2osim import report
     from h2osim.optima.certifying import certify as check
+    from h2osim.report import terminal
 
     recorded = checked_trace(trace)
     checked = check(certificate, recorded)
@@ -129,4 +129,4 @@ def certify(
     title = f"{certificate} holds for {recorded.name}"
     if checked:
         title += f", decoding from token {checked[0].prompt_len}, share {checked[0].share}"
-    show(format_, lambda: records, lambda: report.bounds_table(records, title))
+    show(format_, lambda: records, lambda: terminal.bounds_table(records, title))

@@ -71,7 +71,7 @@ def print_json(value: object) -> None:
 
 def print_csv(records: Sequence[Mapping[str, object]]) -> None:
     """Print records as CSV; a mapping becomes ``name=value`` words, a missing field is empty."""
-    from h2osim.report import flat
+    from h2osim.report.frames import flat
 
     if not records:
         return
@@ -102,27 +102,27 @@ def check_files(
     plot: Path | None = None, output: Path | None = None, suffixes: Sequence[str] | None = None
 ) -> None:
     """Check, before any work is done, that --plot and --output can be written."""
-    from h2osim import report
+    from h2osim.report import files
 
     if plot is not None:
-        output_path(plot, "--plot", report.PLOT_SUFFIXES)
-        report.require_matplotlib()
+        output_path(plot, "--plot", files.PLOT_SUFFIXES)
+        files.require_matplotlib()
     if output is not None:
-        output_path(output, "--output", suffixes or report.SAVE_SUFFIXES)
-        report.require_writer(output)
+        output_path(output, "--output", suffixes or files.SAVE_SUFFIXES)
+        files.require_writer(output)
 
 
 def save(result: xarray.Dataset, output: Path | None) -> None:
     """Write the file of --output, if it was given."""
-    from h2osim import report
+    from h2osim.report import files
 
     if output is not None:
-        notice(f"wrote {report.save_results(result, output)}")
+        notice(f"wrote {files.save_results(result, output)}")
 
 
 def draw(plot: Path | None, figure: Callable[[], Figure]) -> None:
     """Draw the figure of --plot, if it was given."""
-    from h2osim import report
+    from h2osim.report import files
 
     if plot is not None:
-        notice(f"wrote {report.save_figure(figure(), plot)}")
+        notice(f"wrote {files.save_figure(figure(), plot)}")

@@ -17,15 +17,15 @@ def policies(
     format_: FormatOption = Format.table,
 ) -> None:
     """List the eviction policies, or show one: its rule, parameters, source and facts."""
-    from h2osim import report
     from h2osim.policies.registry import all_policies, find
+    from h2osim.report import pages
 
     chosen = list(all_policies().values()) if name is None else [find(name)]
-    records = [report.policy_record(policy) for policy in chosen]
+    records = [pages.policy_record(policy) for policy in chosen]
     show(
         format_,
         lambda: records,
-        lambda: report.policies_table(chosen) if name is None else report.policy_page(chosen[0]),
+        lambda: pages.policies_table(chosen) if name is None else pages.policy_page(chosen[0]),
         rows=lambda: [
             {**r, "params": "; ".join(p["name"] for p in r["params"])} for r in records
         ],

@@ -71,7 +71,8 @@ def sweep(
     ] = 3,
 ) -> None:
     """Replay grids of policies at many budgets, and find the best settings."""
-    from h2osim import report
+    from h2osim.report import heatmap, terminal
+    from h2osim.report.best import best_records, summarise
     from h2osim.sweeps.grid import expand
     from h2osim.sweeps.sweeping import sweep as run
 
@@ -81,7 +82,7 @@ def sweep(
     only = parse_integers(layers, "--layers")
     check_files(plot)
     if plot is not None:
-        report.axes_of([(one.policy.name, one.values) for one in configured])
+        heatmap.axes_of([(one.policy.name, one.values) for one in configured])
     opened = [checked_trace(trace) for trace in traces]
     with _bar() as (progress, planned):
         results = run(
@@ -100,18 +101,18 @@ def sweep(
         )
     if output is not None:
         notice(f"wrote {output}")
-    found = report.summarise(results)
+    found = summarise(results)
     shape = results.sizes
     names = ", ".join(dict.fromkeys(map(str, results["trace"].values)))
     title = (
         f"{names}: {shape['policy']} settings × {shape['unit']} units "
         f"× {shape['budget']} budgets"
     )
-    draw(plot, lambda: report.sweep_figure(found, title))
+    draw(plot, lambda: heatmap.sweep_figure(found, title))
     show(
         format_,
-        lambda: report.best_records(found, best),
-        lambda: report.best_table(found, best, title),
+        lambda: best_records(found, best),
+        lambda: terminal.best_table(found, best, title),
     )
 
 

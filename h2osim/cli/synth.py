@@ -45,7 +45,7 @@ def synth(
     from h2osim.traces.synthetic import synth as make
 
     if name is None:
-        from h2osim.report import generators_table
+        from h2osim.report.pages import generators_table
 
         console().print(generators_table(list(GENERATORS.values())))
         return

@@ -16,14 +16,14 @@ def traces(
     format_: FormatOption = Format.table,
 ) -> None:
     """List the bundled traces (and those in traces/local/): the names other commands take."""
-    from h2osim import report
+    from h2osim.report import pages
     from h2osim.traces.catalogue import bundled_traces, open_trace
 
     found = bundled_traces()
     records = [
-        {**report.trace_record(open_trace(path)), "name": name} for name, path in found.items()
+        {**pages.trace_record(open_trace(path)), "name": name} for name, path in found.items()
     ]
-    show(format_, lambda: records, lambda: report.traces_table(records))
+    show(format_, lambda: records, lambda: pages.traces_table(records))
 
 
 def info(
@@ -35,7 +35,7 @@ def info(
     plot: Annotated[Path | None, plot_option("the attention of every layer")] = None,
 ) -> None:
     """Show what is in a trace, after checking all of it: shape, origin, where the mass lies."""
-    from h2osim import report
+    from h2osim.report import figures, pages
 
     only = parse_integers(layers, "--layers")
     check_files(plot)
@@ -44,10 +44,10 @@ def info(
 
     recorded = checked_trace(trace)
     facts = describe(recorded, None if only is None else tuple(only))
-    draw(plot, lambda: report.attention_figure(recorded))
+    draw(plot, lambda: figures.attention_figure(recorded))
     show(
         format_,
         facts.record,
-        lambda: report.info_page(facts),
+        lambda: pages.info_page(facts),
         rows=lambda: facts.record()["layers"],
     )

@@ -69,9 +69,9 @@ def verify(
     The table has one line for each policy and statement, --details one for each budget too;
     ``--format json`` and ``csv`` give every unit.
     """
-    from h2osim import report
     from h2osim.guarantees import verify as module
     from h2osim.policies.text import parse, split_policies
+    from h2osim.report import figures
 
     wanted = parse_budgets(budgets)
     if wanted == "all":
@@ -110,7 +110,7 @@ def verify(
             for text in chosen
         }
         title = f"{recorded.name}, budget {wanted[-1]}"
-        draw(plot, lambda: report.guarantees_figure(series, title))
+        draw(plot, lambda: figures.guarantees_figure(series, title))
     broken = module.violations(lines)
     for number, line in enumerate(broken):
         folder = Path(f"counterexample-{line.result.guarantee}-{recorded.name}-{number}")
