@@ -34,7 +34,6 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from h2osim.closed_loop.evaluating import evaluate
     from h2osim.engines.stepper import Stepper
     from h2osim.models.recording import record
     from h2osim.optima.allocating import allocate
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from h2osim.replays.replaying import replay
     from h2osim.support.errors import UserError
     from h2osim.support.parameters import Param
+    from h2osim.sweeps.evaluation import evaluate
     from h2osim.sweeps.sweeping import open_sweep, sweep
     from h2osim.traces.catalogue import open_trace
     from h2osim.traces.synthetic import synth
@@ -64,7 +64,7 @@ _PUBLIC = {
     "allocate": "h2osim.optima.allocating",
     "budget_for_recall": "h2osim.replays.curves",
     "certify": "h2osim.optima.certifying",
-    "evaluate": "h2osim.closed_loop.evaluating",
+    "evaluate": "h2osim.sweeps.evaluation",
     "open_sweep": "h2osim.sweeps.sweeping",
     "open_trace": "h2osim.traces.catalogue",
     "optimum": "h2osim.optima.solving",

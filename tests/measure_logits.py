@@ -32,7 +32,7 @@ from statements.lipschitz import (
 )
 from torch.autograd import forward_ad
 
-from h2osim.closed_loop.attention import EvictingSession, NoRows, PromptSession
+from h2osim.closed_loop.attention import EvictingSession, Eviction, NoRows, PromptSession
 from h2osim.models import loading
 from h2osim.models.hook import Session, hooked
 from h2osim.models.rows import Call
@@ -145,7 +145,7 @@ class Perturbed:
         p, name = self.prompt_len, self._loaded.name
         prompt = PromptSession(name)
         cache = getattr(self._call(prompt, 0, p, True, None), self._loaded.cache_argument)
-        how = (policy, budget, p, self.n, "group")
+        how = (Eviction(policy, budget), p, self.n, "group")
         session = _ErrorSession(name, prompt.rows, *how, closed=closed)
         session.seen = p
         logits = self._call(session, p, self.n, True, cache).logits[0]

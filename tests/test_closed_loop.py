@@ -37,6 +37,7 @@ transformers = pytest.importorskip(
 from transformers import AttentionInterface, AttentionMaskInterface  # noqa: E402
 from transformers.masking_utils import sdpa_mask  # noqa: E402
 
+from h2osim.closed_loop.attention import Eviction  # noqa: E402
 from h2osim.closed_loop.decoding import Decoder  # noqa: E402
 from h2osim.models import loading  # noqa: E402
 from h2osim.models.loading import given  # noqa: E402
@@ -184,11 +185,11 @@ def test_a_pass_is_decoding_with_a_cache_that_drops(name: str, text: str) -> Non
     honest = Honest(model, text, budget, P, N, "group")
     expected = honest.run(ids)
     decoder = Decoder(given(model), ids, P)
-    logits, found = decoder._decode(parse(text), budget, None)
+    logits, found = decoder.decode(Eviction(parse(text), budget))
     assert (torch.log_softmax(logits, dim=1) - expected).abs().max() < 1e-9
     assert honest.left == left(found)
     # The pass does lose something, or the test could not tell.
-    assert decoder.evict(parse(text), budget).kl.max() > 1e-4
+    assert decoder.evict(Eviction(parse(text), budget)).kl.max() > 1e-4
 
 
 def left(found: dict[int, Any]) -> dict[tuple[int, int, int], int]:
@@ -207,7 +208,7 @@ def test_every_online_policy_runs_as_it_is(text: str) -> None:
     model, ids = make("gqa"), tokens(2)
     honest = Honest(model, text, 7, P, N, "group")
     expected = honest.run(ids)
-    logits, found = Decoder(given(model), ids, P)._decode(parse(text), 7, None)
+    logits, found = Decoder(given(model), ids, P).decode(Eviction(parse(text), 7))
     assert honest.left == left(found)
     assert (torch.log_softmax(logits, dim=1) - expected).abs().max() < 1e-9
 
@@ -217,7 +218,7 @@ def test_heads_that_share_a_cache_lose_the_same_keys(share: str) -> None:
     model, ids = make("gqa"), tokens(3)
     honest = Honest(model, "tova", 8, P, N, share)
     expected = honest.run(ids)
-    logits, found = Decoder(given(model), ids, P, share)._decode(parse("tova"), 8, None)
+    logits, found = Decoder(given(model), ids, P, share).decode(Eviction(parse("tova"), 8))
     assert honest.left == left(found)
     assert (torch.log_softmax(logits, dim=1) - expected).abs().max() < 1e-9
 
@@ -228,7 +229,7 @@ def test_in_float32_the_decoder_is_close() -> None:
     model, ids = make("gqa", double=False), tokens(4)
     honest = Honest(model, "h2o", 8, P, N, "group")
     expected = honest.run(ids)
-    logits, found = Decoder(given(model), ids, P)._decode(parse("h2o"), 8, None)
+    logits, found = Decoder(given(model), ids, P).decode(Eviction(parse("h2o"), 8))
     assert honest.left == left(found)
     assert (torch.log_softmax(logits, dim=1) - expected).abs().max() < 1e-3
 
@@ -303,7 +304,7 @@ def test_what_cannot_be_run_is_refused_in_a_line() -> None:
 class Letters:
     """A tokenizer that needs no vocabulary file."""
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    def __call__(self, text: str, **more: Any) -> dict[str, list[int]]:
         return {"input_ids": [ord(c) % 61 for c in text]}
 
 

@@ -16,6 +16,7 @@ transformers = pytest.importorskip(
 import measure_logits as logits  # noqa: E402
 from statements.lipschitz import log10_product  # noqa: E402
 
+from h2osim.closed_loop.attention import Eviction  # noqa: E402
 from h2osim.closed_loop.decoding import Decoder  # noqa: E402
 from h2osim.models.loading import given  # noqa: E402
 
@@ -51,7 +52,7 @@ def test_the_full_cache_with_the_errors_added_is_the_evicted_run(
     how = parse(policy)
     errors, evicted = perturbed.evict(how, 8)
     decoder = Decoder(loaded, IDS, P)  # type: ignore[arg-type]
-    honest = decoder.log_probabilities(how, 8)
+    honest = decoder.log_probabilities(Eviction(how, 8))
     assert torch.allclose(evicted.log_softmax(1), honest, atol=1e-12)
     # transformers' norms compute in float32 whatever the model's precision
     assert torch.allclose(perturbed.logits(errors), evicted, atol=2e-5)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from h2osim.bench import Measurement
+from h2osim.closed_loop.attention import Eviction
 from h2osim.closed_loop.decoding import Decoder
 from h2osim.models.loading import Model
 from h2osim.policies.declaration import Configured
@@ -36,7 +37,7 @@ def measure(
     predictions.
     """
     torch.set_num_threads(1)
-    decoder, n = Decoder(loaded, ids, prompt_len), len(ids)
+    decoder, n, device = Decoder(loaded, ids, prompt_len), len(ids), loaded.model.device
     plain = torch.log_softmax(decoder.plain().float(), dim=1)
     gap = float((plain.exp() * (plain - decoder.full.to(plain.dtype))).sum(dim=1).abs().max())
     assert gap < 1e-3, f"the plain pass and ours differ by {gap} nats"
@@ -45,16 +46,16 @@ def measure(
     tokens = budget_tokens(budget, n)
     work: dict[str, Callable[[], Any]] = {"": decoder.plain}
     for one in policies:
-        work[one.text] = partial(decoder.evict, one, tokens)
+        work[one.text] = partial(decoder.evict, Eviction(one, tokens))
     times: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(repeats + 1):  # the first does not count; in turns, so that all see the same
         for name, do in work.items():
-            seconds = _timed(do, decoder.device)
+            seconds = _timed(do, device)
             if turn:
                 times[name].append(seconds)
     medians = {name: statistics.median(some) for name, some in times.items()}
     base = medians.pop("")
-    where = f"{n - prompt_len} tokens after a prompt of {prompt_len}, {decoder.device}"
+    where = f"{n - prompt_len} tokens after a prompt of {prompt_len}, {device}"
     found = [Measurement(f"plain forward pass, {where}", base, "s")]
     for name, seconds in medians.items():
         found.append(Measurement(f"evicted pass, {name}, budget {tokens}", seconds, "s"))

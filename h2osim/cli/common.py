@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -131,8 +132,11 @@ def command_line(context: typer.Context) -> str:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress | None]:
-    """Show a bar with an estimate on standard error while the body runs; None off a terminal."""
+def progress_bar(rate: str = "") -> Iterator[Progress | None]:
+    """Show a bar with an estimate on standard error while the body runs; None off a terminal.
+
+    rate: the unit of the work, to show how many of it are done a minute, from where this began.
+    """
     if not sys.stderr.isatty():
         yield None
         return
@@ -143,14 +147,22 @@ def progress_bar() -> Iterator[Progress | None]:
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
+        TextColumn("{task.fields[rate]}"),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
     with Bar(*columns, console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task("", total=None, rate="")
+        begun: tuple[float, float] | None = None
 
         def update(done: float, total: float, what: str) -> None:
             # No total yet: the bar only shows that something goes on.
+            nonlocal begun
             bar.update(task, completed=done, total=total or None, description=what)
+            if rate and total:
+                begun = begun or (time.monotonic(), done)
+                minutes = (time.monotonic() - begun[0]) / 60
+                if minutes and done > begun[1]:
+                    bar.update(task, rate=f"{(done - begun[1]) / minutes:.3g} {rate}/min")
 
         yield update

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,24 +15,60 @@ from h2osim.cli.common import (
     progress_bar,
     read_text,
 )
-from h2osim.cli.options import FormatOption, Layers, Model, ShareOption
+from h2osim.cli.options import DeviceOption, FormatOption, Layers, Model, ShareOption
 from h2osim.cli.output import Format, check_files, draw, save, show
 from h2osim.support.errors import UserError
+
+if TYPE_CHECKING:
+    from h2osim.replays.budget_file import UnitBudgets
 
 
 def evaluate(
     context: typer.Context,
     model: Model,
     text: Annotated[
-        list[Path], typer.Option("--text", help="UTF-8 texts: --text A B C, or several --text.")
-    ],
+        list[Path] | None,
+        typer.Option("--text", help="UTF-8 texts: --text A B C, or several --text."),
+    ] = None,
     more: Annotated[list[Path] | None, typer.Argument(metavar="", hidden=True)] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", help='JSON lines, {"prompt": …, "answer": …}, instead of texts.'),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="needle, pairs or facts: prompts made here, instead of texts."),
+    ] = None,
+    task_length: Annotated[
+        int, typer.Option("--task-length", min=1, help="Most tokens of such a prompt.")
+    ] = 512,
+    task_depths: Annotated[
+        str, typer.Option("--task-depths", help="Where the needle stands: 0 first, 1 last.")
+    ] = "0.1,0.5,0.9",
+    task_seeds: Annotated[
+        int, typer.Option("--task-seeds", min=1, help="Prompts for each depth; seeds from --seed.")
+    ] = 4,
     policies: Annotated[
-        str, typer.Option("--policies", "-p", help="Online policies with their parameters.")
-    ] = "h2o,streaming,tova",
+        str | None,
+        typer.Option(
+            "--policies",
+            "-p",
+            help="Online policies with their parameters; default: h2o,streaming,tova.",
+        ),
+    ] = None,
     budgets: Annotated[
-        str, typer.Option("--budgets", "-b", help="Tokens (64), fractions (0.05) or percent (5%).")
-    ] = "5%,10%,20%",
+        str | None,
+        typer.Option(
+            "--budgets",
+            "-b",
+            help="Tokens (64), fractions (0.05), percent (5%), or by unit @FILE.json; default: "
+            "5%,10%,20%.",
+        ),
+    ] = None,
+    mask_from: Annotated[
+        Path | None,
+        typer.Option("--mask-from", help="Apply the evictions of a replay saved as .nc instead."),
+    ] = None,
     prompt_len: Annotated[
         str,
         typer.Option("--prompt-len", help="Tokens of the prompt; auto: a third of each text."),
@@ -40,8 +76,32 @@ def evaluate(
     tokens: Annotated[
         int | None, typer.Option("--tokens", "-n", min=3, help="Tokens of each text; default: all.")
     ] = None,
+    generate: Annotated[
+        int, typer.Option("--generate", min=0, help="Let the model write so many tokens.")
+    ] = 0,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Sample them, instead of the likeliest.")
+    ] = False,
+    temperature: Annotated[float, typer.Option("--temperature", help="Of --sample.")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of --sample, and of --task.")] = 0,
     share: ShareOption = Share.group,
     layers: Layers = None,
+    device: DeviceOption = "cpu",
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            "--store", help="A folder that keeps each pass; the same command continues there."
+        ),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=1, help="Passes at a time, each in a process.")
+    ] = 1,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            "--dask", metavar="ADDRESS", help="Work on this Dask cluster: tcp://host:8786"
+        ),
+    ] = None,
     format_: FormatOption = Format.table,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw KL against budget: .png, .pdf or .svg.")
@@ -54,33 +114,83 @@ def evaluate(
     from h2osim.policies.text import split_policies
     from h2osim.report.evaluation import evaluation_figure, evaluation_records, evaluation_table
 
-    wanted = parse_budgets(budgets)
-    if isinstance(wanted, str):
-        raise UserError("--budgets: all: expected a list, every budget is a pass of the model")
+    # A mask brings its own policies and budgets.
+    wanted = _budgets(budgets if budgets is not None or mask_from else "5%,10%,20%")
+    chosen = split_policies(policies or ("" if mask_from else "h2o,streaming,tova"))
     if prompt_len != "auto" and not (prompt_len.isascii() and prompt_len.isdecimal()):
         raise UserError(f"--prompt-len: found {prompt_len!r}, expected a number of tokens or auto")
     only = parse_integers(layers, "--layers")
     check_files(plot, output, (".nc",))
-    texts: dict[str, str] = {}
-    for path in [*text, *(more or [])]:
+    if sum((bool(text), prompts is not None, task is not None)) != 1:
+        raise UserError("expected one of --text, --prompts and --task")
+    texts: dict[str, Any] = {}
+    for path in [*(text or []), *(more or [])]:
         name = path.name if path.name not in texts else str(path)
         texts[name] = read_text(path, "--text")
+    if prompts is not None:
+        from h2osim.closed_loop.prompts import read_questions
 
-    from h2osim.closed_loop.evaluating import evaluate as run
+        texts = dict(read_questions(prompts))
+    if task is not None:
+        texts = _tasks(task, task_length, task_depths, range(seed, seed + task_seeds))
+    if generate and not text:
+        raise UserError("--generate: goes with --text; answers are scored, not written")
 
-    with progress_bar() as progress:
+    from h2osim.sweeps.evaluation import evaluate as run
+
+    with progress_bar("passes") as progress:
         results = run(
             model,
             texts,
-            split_policies(policies),
+            chosen,
             wanted,
             prompt_len=None if prompt_len == "auto" else int(prompt_len),
             share=share.value,
             n_tokens=tokens,
             layers=only,
+            generate=generate,
+            sample=sample,
+            seed=seed,
+            temperature=temperature,
+            mask_from=mask_from,
+            device=device,
+            store=store,
+            jobs=jobs,
+            dask=dask,
+            command=command_line(context),
             progress=progress,
         )
-    results.attrs["command"] = command_line(context)
     save(results, output)
     draw(plot, lambda: evaluation_figure(results))
     show(format_, lambda: evaluation_records(results), lambda: evaluation_table(results))
+
+
+def _budgets(text: str | None) -> list[float | UnitBudgets]:
+    """Read ``5%,64,@split.json``."""
+    from h2osim.replays.budget_file import read_budgets
+
+    found: list[float | UnitBudgets] = []
+    for word in filter(None, (text or "").split(",")):
+        if word.strip().startswith("@"):
+            found.append(read_budgets(Path(word.strip()[1:])))
+            continue
+        numbers = parse_budgets(word)
+        if isinstance(numbers, str):
+            raise UserError("--budgets: all: expected a list, every budget is a pass of the model")
+        found += numbers
+    return found
+
+
+def _tasks(kind: str, length: int, depths: str, seeds: range) -> dict[str, Any]:
+    from h2osim.closed_loop.prompts import Task
+
+    found = {}
+    for word in depths.split(","):
+        try:
+            depth = float(word)
+        except ValueError:
+            raise UserError(f"--task-depths: {word!r}, expected numbers like 0.1,0.5") from None
+        for seed in seeds:
+            one = Task(kind, length, depth, seed)
+            found[one.name] = one
+    return found

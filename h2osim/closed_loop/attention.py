@@ -15,7 +15,8 @@ policy sees a rounded to float16, as a recorded trace would hold it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from h2osim.attention.fixed_point import fixed_from_bits
 from h2osim.attention.row_loops import pack
 from h2osim.attention.triangle import tri
 from h2osim.engines.request import Job
@@ -87,11 +89,15 @@ class LiveLayer:
 
 
 class PromptSession(Session):
-    """Runs the prompt densely and keeps its rows, float16 patterns [heads, tri(p)] a layer."""
+    """Runs the prompt densely and keeps its rows, float16 patterns [heads, tri(p)] a layer.
+
+    called: what each layer is.
+    """
 
     def __init__(self, model: str):
         super().__init__(model, NoRows())
         self.rows: dict[int, NDArray[np.uint16]] = {}
+        self.called: dict[int, Layer] = {}
 
     def output(self, call: Call) -> torch.Tensor:
         """Dense attention; the rows are kept."""
@@ -100,83 +106,143 @@ class PromptSession(Session):
             rows.append(pack_rows(block))
             mix(block, call, output)
         self.rows[call.layer.index] = np.concatenate(rows, axis=1)
+        self.called[call.layer.index] = call.layer
         return output
 
 
-class EvictingSession(Session):
-    """Runs the decode steps of one pass with a policy in force.
+@dataclass(frozen=True)
+class Eviction:
+    """What evicts in a pass, and how much each unit may keep.
 
-    prompt_rows: of :class:`PromptSession`. configured None evicts nothing: the full cache, computed
-    by the same operations in the same order. layers: where the policy is in force (None: in every
-    layer); in the others nothing is evicted.
+    configured: the policy. budgets: tokens, one number for all units, or int64 [units] by the
+    model's layer. masks: instead of the policy's own decisions, the step after which each token is
+    never attended again, int32 [units, n] by layer.
+    """
+
+    configured: Configured | None
+    budgets: int | Mapping[int, NDArray[np.int64]]
+    masks: Mapping[int, NDArray[np.int32]] | None = None
+
+    def of(self, layer: int, units: int) -> list[int]:
+        """Tokens for each unit of a layer."""
+        if isinstance(self.budgets, int):
+            return [self.budgets] * units
+        return [int(k) for k in self.budgets[layer]]
+
+
+class EvictingSession(Session):
+    """Runs the decode steps of a text with a policy in force, in one call of the model or several.
+
+    prompt_rows: of :class:`PromptSession`. eviction None: the full cache, computed by the same
+    operations in the same order. n: tokens of the whole text. layers: where the policy is in force
+    (None: in every layer); in the others nothing is evicted.
     """
 
     def __init__(
         self,
         model: str,
         prompt_rows: dict[int, NDArray[np.uint16]],
-        configured: Configured | None,
-        budget: int,
+        eviction: Eviction | None,
         prompt_len: int,
         n: int,
         share: str,
         layers: Sequence[int] | None = None,
     ):
         super().__init__(model, NoRows())
-        self._prompt_rows, self._configured = prompt_rows, configured
-        self._budget, self._prompt_len, self._n = budget, prompt_len, n
+        self._prompt_rows, self._eviction = prompt_rows, eviction
+        self._prompt_len, self._n = prompt_len, n
         self._share, self._layers = share, layers
-        self.found: dict[int, LayerFound] = {}
+        self._caches: dict[int, _LayerCache] = {}
+
+    @property
+    def found(self) -> dict[int, LayerFound]:
+        """What the policy has done so far, by the model's layer."""
+        return {index: cache.found() for index, cache in self._caches.items()}
 
     def output(self, call: Call) -> torch.Tensor:
         """Attention over what the policy has left in each row."""
-        output, index = call.empty_output(), call.layer.index
-        evicts = self._configured is not None and (self._layers is None or index in self._layers)
-        policy = self._begin(call) if evicts else None
+        output, cache = call.empty_output(), self._cache(call)
         for block in _blocks(call):
-            if policy is not None:
-                attended = policy.feed(block)
+            if cache is not None:
+                attended = cache.feed(block)
                 if not bool(attended.all()):  # else the row is the full one, to the last bit
                     units, rows, columns = attended.shape
                     by_unit = block.p.view(units, -1, rows, columns)
                     by_unit.mul_(attended[:, None].to(block.p.dtype))
                     block.p.div_(block.p.sum(dim=2, keepdim=True))
             mix(block, call, output)
-        if policy is not None:
-            self.found[index] = policy.end()
         return output
 
-    def _begin(self, call: Call) -> _LayerPolicy:
-        assert self._configured is not None
+    def _cache(self, call: Call) -> _LayerCache | None:
+        index, eviction = call.layer.index, self._eviction
+        if eviction is None or (self._layers is not None and index not in self._layers):
+            return None
+        if index not in self._caches:
+            if eviction.masks is not None:
+                self._caches[index] = _MaskedLayer(eviction.masks[index])
+            else:
+                jobs = self._jobs(call, eviction)
+                self._caches[index] = _PolicyLayer(jobs, self._prompt_rows[index])
+        elif isinstance(cache := self._caches[index], _PolicyLayer) and cache.asks:
+            cache.jobs = self._jobs(call, eviction)
+        return self._caches[index]
+
+    def _jobs(self, call: Call, eviction: Eviction) -> list[Job]:
+        assert eviction.configured is not None
         layer, origin, n = call.layer, call.origin, self._n
         tensors = {"k": _whole(call.k, origin, n), "v": _whole(call.v, origin, n)}
         live = LiveLayer(self.model, tensors)
         units = split_layer(
             live, layer.index, range(layer.heads), range(layer.kv_heads), n, self._share
         )
-        jobs = [Job(unit, self._configured, self._budget, self._prompt_len) for unit in units]
-        return _LayerPolicy(jobs, self._prompt_rows[layer.index])
+        budgets = eviction.of(layer.index, len(units))
+        return [
+            Job(unit, eviction.configured, budget, self._prompt_len)
+            for unit, budget in zip(units, budgets, strict=True)
+        ]
 
 
-class _LayerPolicy:
-    """The policy on the units of one layer, fed with the prompt's rows, then with decode rows."""
+class _LayerCache(ABC):
+    """The caches of one layer: takes rows, says what they attend and what became of the tokens."""
+
+    def __init__(self) -> None:
+        self._kept: list[NDArray[np.int64]] = []
+        self._masses: list[NDArray[np.int64]] = []
+
+    @abstractmethod
+    def feed(self, block: RowBlock) -> torch.Tensor:
+        """Take rows; which keys each of them attends, bool [units, rows, columns]."""
+
+    @abstractmethod
+    def evicted_at(self) -> NDArray[np.int32]:
+        """The step after which each token is never attended again, [units, tokens so far]."""
+
+    def found(self) -> LayerFound:
+        """What happened in this layer."""
+        kept, masses = (np.concatenate(x, axis=1) for x in (self._kept, self._masses))
+        return LayerFound(kept, masses, self.evicted_at())
+
+
+class _PolicyLayer(_LayerCache):
+    """The policy on the units of one layer, fed with the prompt's rows, then with decode rows.
+
+    jobs: what is known of the units; where the policy asks for numbers of keys or values, of the
+    tokens that there are so far.
+    """
 
     def __init__(self, jobs: Sequence[Job], prompt_rows: NDArray[np.uint16]):
+        super().__init__()
         configured = jobs[0].configured
-        self._jobs, self._prompt_len = jobs, jobs[0].prompt_len
+        self.jobs, self.asks = jobs, bool(configured.policy.inputs)
+        self._visible = configured.policy.visible is not None
         self._stepper = Stepper(
             configured,
             [job.budget for job in jobs],
-            prompt_len=self._prompt_len,
+            prompt_len=jobs[0].prompt_len,
             heads=len(jobs[0].unit.heads),
-            inputs={
-                name: np.stack([job.inputs[name] for job in jobs])
-                for name in configured.policy.inputs
-            },
+            inputs={name: self._input(name) for name in configured.policy.inputs},
         )
-        self._kept: list[NDArray[np.int64]] = []
-        self._masses: list[NDArray[np.int64]] = []
-        self._feed(prompt_rows, 0, self._prompt_len)
+        self._feed(prompt_rows, 0, jobs[0].prompt_len)
 
     def feed(self, block: RowBlock) -> torch.Tensor:
         """Take rows; which keys each of them attends, bool [units, rows, columns]."""
@@ -184,25 +250,55 @@ class _LayerPolicy:
         self._feed(pack_rows(block), start, stop)
         self._kept.append(self._stepper.kept)
         self._masses.append(self._stepper.masses)
-        columns = slice(block.first, block.first + block.p.shape[2])
-        device = block.p.device
-        last = torch.from_numpy(self._stepper.evicted_at[:, columns]).to(device)
-        attended = last[:, None, :] >= torch.arange(start, stop, device=device)[:, None]
-        if self._jobs[0].configured.policy.visible is not None:
-            seen = np.stack([_visible(job, start, stop)[:, columns] for job in self._jobs])
-            attended &= torch.from_numpy(seen).to(device)
+        attended = _still_there(self._stepper.evicted_at, block)
+        if self._visible:
+            columns = slice(block.first, block.first + block.p.shape[2])
+            seen = np.stack([_visible(job, start, stop)[:, columns] for job in self.jobs])
+            attended &= torch.from_numpy(seen).to(attended.device)
         return attended
 
-    def end(self) -> LayerFound:
-        """What the policy did in this layer."""
-        kept, masses = (np.concatenate(x, axis=1) for x in (self._kept, self._masses))
-        return LayerFound(kept, masses, self._stepper.evicted_at)
+    def evicted_at(self) -> NDArray[np.int32]:
+        """As the stepper says."""
+        found: NDArray[np.int32] = self._stepper.evicted_at
+        return found
+
+    def _input(self, name: str) -> Callable[[int, int], NDArray[np.float64]]:
+        return lambda start, stop: np.stack([job.inputs[name][start:stop] for job in self.jobs])
 
     def _feed(self, bits: NDArray[np.uint16], start: int, stop: int) -> None:
         """Feed packed rows [heads, packed]; the heads of a unit stand together."""
-        units = bits.reshape(len(self._jobs), -1, bits.shape[1])
+        units = bits.reshape(len(self.jobs), -1, bits.shape[1])
         units.flags.writeable = False
         self._stepper.feed(units, start, start, stop)
+
+
+class _MaskedLayer(_LayerCache):
+    """Caches that lose what a replay evicted, whatever the rows are now."""
+
+    def __init__(self, evicted_at: NDArray[np.int32]):
+        super().__init__()
+        self._evicted_at = evicted_at
+
+    def feed(self, block: RowBlock) -> torch.Tensor:
+        """Take rows; which keys each of them attends, bool [units, rows, columns]."""
+        attended = _still_there(self._evicted_at, block)
+        bits = block.p.to(torch.float16).cpu().numpy().view(np.uint16)
+        fixed = fixed_from_bits(bits).reshape(len(attended), -1, *bits.shape[1:])
+        self._kept.append((fixed * attended.cpu().numpy()[:, None]).sum(axis=(1, 3)))
+        self._masses.append(fixed.sum(axis=(1, 3)))
+        return attended
+
+    def evicted_at(self) -> NDArray[np.int32]:
+        """As the replay said."""
+        return self._evicted_at
+
+
+def _still_there(evicted_at: NDArray[np.int32], block: RowBlock) -> torch.Tensor:
+    """Which tokens have not been evicted before each row, bool [units, rows, columns]."""
+    device, (_, rows, columns) = block.p.device, block.p.shape
+    last = torch.from_numpy(evicted_at[:, block.first : block.first + columns]).to(device)
+    t = torch.arange(block.start, block.start + rows, device=device)
+    return last[:, None, :] >= t[:, None]
 
 
 def _blocks(call: Call) -> Iterator[RowBlock]:

@@ -1,153 +1,32 @@
-"""Evaluate policies by what a model loses that decodes with them in force."""
+"""What a study is asked for, checked, and what it found, as a Dataset."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from h2osim.closed_loop.prompts import Question, Task
+from h2osim.closed_loop.study import Arrays, Item, Masks, Place, Plan
 from h2osim.policies.declaration import Configured, Policy
 from h2osim.policies.text import parse
 from h2osim.replays import results
+from h2osim.replays.budget_file import UnitBudgets
 from h2osim.replays.budgets import budget_tokens
 from h2osim.support.errors import UserError
-from h2osim.support.progress import Progress
 from h2osim.traces.manifest import SHARES
 
 if TYPE_CHECKING:
     import xarray
 
-    from h2osim.closed_loop.decoding import Comparison
+    from h2osim.models.loading import Model
 
-
-def evaluate(
-    model: Any,
-    texts: Mapping[str, str | Sequence[int]],
-    policies: str | Policy | Configured | Sequence[str | Policy | Configured],
-    budgets: float | Sequence[float],
-    *,
-    prompt_len: int | None = None,
-    share: str = "group",
-    n_tokens: int | None = None,
-    layers: Iterable[int] | None = None,
-    steps: bool = False,
-    tokenizer: Any = None,
-    progress: Progress | None = None,
-) -> xarray.Dataset:
-    """Run a model over texts with each policy in force at each budget.
-
-    The first ``prompt_len`` tokens of a text are read densely, once a text; then each policy and
-    budget is one pass over the rest, in which every layer evicts (see
-    :mod:`h2osim.closed_loop.attention`) on the input that the evicted layers below it produced.
-
-    Parameters
-    ----------
-    model
-        As for :func:`h2osim.record`: ``smollm2``, a folder, a .gguf file, a hub id, or a loaded
-        transformers model (bring ``tokenizer``, or token ids as texts).
-    texts
-        Name → text, or token ids.
-    policies
-        Online policies, as text or objects. One that knows the future or chooses its keys afresh
-        in every step cannot run inside a model and is refused. What a policy sees with
-        ``scores=full`` is the softmax over all tokens, those it evicted included, which a real
-        cache could not show it; ``scores=cached`` is what a deployed policy sees.
-    budgets
-        As for :func:`h2osim.replay`, for each text's own length.
-    prompt_len
-        Tokens of the prompt; default: a third of each text's tokens.
-    share
-        Which heads decide together: ``group``, ``head`` or ``layer``.
-    n_tokens
-        How many tokens of each text to take; default all.
-    layers
-        Evict in these layers only; default in every layer.
-    steps
-        Return KL of every step too.
-    progress
-        Called with passes done, passes in all and a word.
-
-    Returns
-    -------
-    xarray.Dataset
-        Over text, policy and budget (as asked; ``tokens[text, budget]`` beside it):
-
-        * ``kl``: mean over decode steps of KL(full cache || evicted), nats a token;
-        * ``nll``, ``perplexity``: mean -log p of the text's next tokens, and its exponential;
-        * ``top1``: share of steps in which both have the same likeliest next token;
-        * ``recall``: sum of attended over whole mass of the closed loop's rows, all units;
-        * ``kept``, ``mass``: int64 fixed point, also over layer and unit;
-        * ``cached``: keys cached besides the step's own, mean over decode steps, all units added
-          up;
-        * ``full_nll[text]``; ``kl_step[..., decode_step]`` where asked for (texts of one length).
-
-    Raises
-    ------
-    UserError
-        Unknown policy, budget above n, an oracle or a bound; a text too short for its prompt; a
-        model that cannot be run; all before the first evicted pass.
-    """
-    if isinstance(policies, (str, Policy, Configured)):
-        policies = [policies]
-    configured = configure(policies)
-    asked = np.atleast_1d(np.asarray(budgets, object)).tolist()
-    _check(asked, texts, share)
-
-    from h2osim.models import loading
-
-    loading.require()
-    if isinstance(model, str):
-        if progress:
-            progress(0, 0, f"loading {model}")
-        loaded = loading.load(model)
-    else:
-        loaded = loading.given(model, tokenizer)
-    ids = {name: text_ids(loaded, name, text, n_tokens) for name, text in texts.items()}
-    prompts = {name: first_step(name, len(some), prompt_len) for name, some in ids.items()}
-    tokens = {name: [budget_tokens(b, len(some)) for b in asked] for name, some in ids.items()}
-    only = None if layers is None else sorted(set(layers))
-
-    from h2osim.closed_loop.decoding import Decoder
-
-    shape = (len(ids), len(configured), len(asked))
-    numbers = {name: np.full(shape, np.nan) for name in ("kl", "nll", "top1", "recall", "cached")}
-    full_nll = np.full(len(ids), np.nan)
-    by_unit: dict[tuple[int, int, int], tuple[Any, Any]] = {}
-    kl_steps: dict[tuple[int, int, int], Any] = {}
-    found_layers: tuple[int, ...] = ()
-    total = int(np.prod(shape))
-    for i, (name, some) in enumerate(ids.items()):
-        decoder = Decoder(loaded, some, prompts[name], share)
-        found_layers = decoder.layers if only is None else tuple(only)
-        if only is not None and (unknown := [x for x in only if x not in decoder.layers]):
-            raise UserError(
-                f"layers: found {unknown[0]}, expected attention layers of {loaded.name}: "
-                f"{', '.join(map(str, decoder.layers))}"
-            )
-        full_nll[i] = np.nanmean(decoder.full_nll)
-        for j, one in enumerate(configured):
-            for b, budget in enumerate(tokens[name]):
-                if progress:
-                    done = (i * shape[1] + j) * shape[2] + b
-                    progress(done, total, f"{name}, {one.text}, {budget} tokens")
-                seen = decoder.evict(one, budget, only)
-                at = (i, j, b)
-                numbers["kl"][at] = seen.kl.mean()
-                numbers["nll"][at] = np.nanmean(seen.nll)
-                numbers["top1"][at] = seen.top1.mean()
-                kept, mass, cached = _units(seen, found_layers, prompts[name], len(some))
-                numbers["recall"][at] = int(kept.sum()) / int(mass.sum())
-                numbers["cached"][at] = cached
-                by_unit[at] = kept, mass
-                kl_steps[at] = seen.kl
-    if progress:
-        progress(total, total, "done")
-    return _dataset(
-        loaded, ids, texts, prompts, configured, asked, tokens, numbers, full_nll, by_unit,
-        kl_steps if steps else {}, found_layers, share,
-    )  # fmt: skip
+#: A text to decode: words, token ids, a prompt with its answer, or a task that makes one.
+Text = str | Sequence[int] | Question | Task
 
 
 def configure(policies: Sequence[str | Policy | Configured]) -> list[Configured]:
@@ -163,20 +42,6 @@ def configure(policies: Sequence[str | Policy | Configured]) -> list[Configured]
             what = "knows the future" if one.policy.oracle else "chooses its keys afresh each step"
             raise UserError(f"policy {one.text}: it {what}, so no running model can follow it")
     return configured
-
-
-def _check(budgets: Sequence[Any], texts: Mapping[str, Any], share: str) -> None:
-    """All else that can be wrong before a model is loaded."""
-    if not budgets:
-        raise UserError("no budget given; expected tokens (64) or fractions of n (0.05)")
-    if len(set(budgets)) < len(budgets):
-        raise UserError(f"budgets: {budgets}: each may be given once")
-    for budget in budgets:
-        budget_tokens(budget, 2**31)  # its form; whether it fits is each text's question
-    if not texts:
-        raise UserError("no text given; expected at least one")
-    if share not in SHARES:
-        raise UserError(f"share: found {share!r}, expected one of {', '.join(SHARES)}")
 
 
 def text_ids(loaded: Any, name: str, text: str | Sequence[int], n_tokens: int | None) -> list[int]:
@@ -213,64 +78,249 @@ def first_step(name: str, n: int, asked: int | None) -> int:
     return int(found)
 
 
-def _units(
-    seen: Comparison, layers: Sequence[int], p: int, n: int
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Kept and whole mass int64 [layers, units], and keys held: mean over steps, all units."""
-    kept, mass, held = [], [], 0
-    born = np.arange(n)
-    for layer in layers:
-        found = seen.layers[layer]
-        kept.append(found.kept.sum(axis=1))
-        mass.append(found.masses.sum(axis=1))
-        # token j is a cached key of steps max(p, j + 1) … min(n - 1, evicted_at[j])
-        last = np.minimum(found.evicted_at, n - 1)
-        held += int(np.maximum(0, last - np.maximum(p, born + 1) + 1).sum())
-    return np.array(kept, np.int64), np.array(mass, np.int64), held / (n - p)
-
-
-def _dataset(
-    loaded: Any,
-    ids: Mapping[str, Sequence[int]],
-    texts: Mapping[str, str | Sequence[int]],
-    prompts: Mapping[str, int],
+def make_plan(
+    loaded: Model,
+    texts: Mapping[str, Text],
     configured: Sequence[Configured],
-    budgets: Sequence[Any],
-    tokens: Mapping[str, Sequence[int]],
-    numbers: Mapping[str, np.ndarray],
-    full_nll: np.ndarray,
-    by_unit: Mapping[tuple[int, int, int], tuple[np.ndarray, np.ndarray]],
-    kl_steps: Mapping[tuple[int, int, int], np.ndarray],
-    layers: Sequence[int],
+    budgets: Sequence[float | UnitBudgets],
+    *,
+    prompt_len: int | None,
     share: str,
+    n_tokens: int | None,
+    layers: Sequence[int] | None,
+    generate: int,
+    choice: Any,
+    masks: Masks | None,
+) -> Plan:
+    """The study on a loaded model; UserError for whatever does not fit it, or each other."""
+    if masks is not None:
+        share, budgets = str(masks.facts["share"]), masks.facts["budget"]
+        prompt_len = int(masks.facts["prompt_len"])
+    items = tuple(
+        _item(loaded, name, text, n_tokens, prompt_len, generate) for name, text in texts.items()
+    )
+    plan = Plan(
+        items, tuple(configured), tuple(budgets), share,
+        None if layers is None else tuple(sorted(set(layers))), generate, choice, masks,
+    )  # fmt: skip
+    for i, item in enumerate(items):
+        for budget in plan.budgets:
+            if not isinstance(budget, UnitBudgets):
+                budget_tokens(budget, plan.length(i))
+        if masks is not None and len(item.ids) != masks.evicted_at.shape[-1]:
+            raise UserError(
+                f"{masks.source}: a replay of {masks.evicted_at.shape[-1]} tokens, but text "
+                f"{item.name} has {len(item.ids)}"
+            )
+        if masks is not None and masks.text not in ("", item.sha256):
+            raise UserError(
+                f"{masks.source}: a replay of the text of sha256 {masks.text[:12]}…, but text "
+                f"{item.name} has {item.sha256[:12]}…"
+            )
+    return plan
+
+
+def check_asked(budgets: Sequence[Any], texts: Mapping[str, Text], share: str) -> None:
+    """All that can be wrong about budgets, texts and sharing before a model is loaded."""
+    if not budgets:
+        raise UserError("no budget given; expected tokens (64) or fractions of n (0.05)")
+    names = [b.name if isinstance(b, UnitBudgets) else b for b in budgets]
+    if len(set(names)) < len(names):
+        raise UserError(f"budgets: {names}: each may be given once")
+    for budget in budgets:
+        if not isinstance(budget, UnitBudgets):
+            budget_tokens(budget, 2**31)  # its form; whether it fits is each text's question
+    if not texts:
+        raise UserError("no text given; expected at least one")
+    if share not in SHARES:
+        raise UserError(f"share: found {share!r}, expected one of {', '.join(SHARES)}")
+
+
+def read_masks(path: Path) -> Masks:
+    """The evictions of a saved replay; UserError where the file holds none that could be applied.
+
+    A policy that attends again to what it evicted, or hides keys for a while, does more than
+    ``evicted_at`` says, and is refused.
+    """
+    import xarray
+
+    try:
+        with xarray.open_dataset(path, engine="h5netcdf") as opened:
+            found = opened.load()
+        results.check(found)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if not isinstance(error, OSError) else "no NetCDF file"
+        raise UserError(f"--mask-from {path}: {reason}") from None
+    if found.attrs["form"] != "replay" or "evicted_at" not in found:
+        raise UserError(
+            f"--mask-from {path}: expected a replay with its evictions: h2osim compare … -o FILE.nc"
+        )
+    facts: dict[str, Any] = {name: found[name].values.tolist() for name in results.policy_facts(())}
+    for text, rule, readmits in zip(facts["policy"], facts["rule"], facts["readmits"], strict=True):
+        if readmits or _hides(rule):
+            what = "attends again to what it evicted" if readmits else "hides keys for a while"
+            raise UserError(f"--mask-from {path}: policy {text} {what}; no mask says that")
+    facts |= {name: found.attrs[name] for name in ("share", "prompt_len")}
+    facts["budget"] = [int(b) for b in found["budget"].values]
+    return Masks(
+        str(path), found["evicted_at"].values.astype(np.int32),
+        tuple(int(layer) for layer in found["layer"].values), facts, found.attrs["text_sha256"],
+    )  # fmt: skip
+
+
+def _hides(rule: str) -> bool:
+    try:
+        return parse(rule).policy.visible is not None
+    except UserError:  # a policy of the caller's own, which is not known here
+        return False
+
+
+def _item(
+    loaded: Model,
+    name: str,
+    text: Text,
+    n_tokens: int | None,
+    prompt_len: int | None,
+    generate: int,
+) -> Item:
+    """A text as tokens of this model."""
+
+    def count(words: str) -> int:
+        return len(loaded.tokenizer(words)["input_ids"])
+
+    if isinstance(text, Question | Task) and loaded.tokenizer is None:
+        raise UserError(f"model {loaded.name}: has no tokenizer; give token ids, not texts")
+    if isinstance(text, Task):
+        text = text.question(count)
+    if isinstance(text, Question):
+        digest = hashlib.sha256("\0".join((text.context, text.question, text.answer)).encode())
+        read = text_ids(loaded, name, text.context + text.question, None)
+        answer = loaded.tokenizer(text.answer, add_special_tokens=False)["input_ids"]
+        ids = text_ids(loaded, name, [*read, *answer], None)
+        # The last token that is read is a decode step, or the full cache would predict the answer.
+        p = min(count(text.context), len(read) - 1) if prompt_len is None else prompt_len
+        if not 1 <= p < len(read) or not answer:
+            raise UserError(
+                f"prompt length {p}: expected 1 to {len(read) - 1} for prompt {name} of "
+                f"{len(read)} tokens and an answer of {len(answer)}"
+            )
+        return Item(name, tuple(ids), p, digest.hexdigest(), len(answer))
+    digest = hashlib.sha256(text.encode() if isinstance(text, str) else repr(list(text)).encode())
+    ids = text_ids(loaded, name, text, n_tokens)
+    if not generate:
+        return Item(name, tuple(ids), first_step(name, len(ids), prompt_len), digest.hexdigest())
+    if prompt_len is not None and not 1 <= prompt_len <= len(ids):
+        raise UserError(f"prompt length {prompt_len}: text {name} has {len(ids)} tokens")
+    if loaded.context is not None and len(ids) + generate > loaded.context:
+        raise UserError(
+            f"text {name}: {len(ids)} tokens and {generate} to write are more than the context of "
+            f"{loaded.name}, {loaded.context}"
+        )
+    ids = ids[:prompt_len]
+    return Item(name, tuple(ids), len(ids), digest.hexdigest())
+
+
+def dataset(
+    loaded: Model,
+    plan: Plan,
+    wholes: Sequence[Arrays],
+    found: Mapping[Place, Arrays],
+    steps: bool,
+    command: str = "",
 ) -> xarray.Dataset:
-    data: dict[str, Any] = {**numbers, "perplexity": np.exp(numbers["nll"]), "full_nll": full_nll}
-    shape = numbers["kl"].shape
-    units = next(iter(by_unit.values()))[0].shape[1]
-    for place, name in enumerate(("kept", "mass")):
+    """All that a study found, in the form ``evaluation``."""
+    shape, layers = plan.shape, wholes[0]["layers"]
+    units = int(wholes[0]["units"].max())
+    data: dict[str, Any] = {
+        name: np.full(shape, np.nan)
+        for name in ("kl", "nll", "top1", "recall", "cached", "cache_bytes")
+    }
+    for name in ("kept", "mass"):
         data[name] = np.zeros((*shape, len(layers), units), np.int64)
-        for at, pair in by_unit.items():
-            data[name][at] = pair[place]
-    length = max((len(x) for x in kl_steps.values()), default=0)
-    if kl_steps:
+    for (i, j, b), one in found.items():
+        at = i, j, b
+        data["kl"][at], data["nll"][at] = one["kl"].mean(), np.nanmean(one["nll"])
+        data["top1"][at] = one["top1"].mean()
+        data["recall"][at] = int(one["kept"].sum()) / int(one["mass"].sum())
+        data["cached"][at] = one["cached"].sum()
+        data["cache_bytes"][at] = (one["cached"].sum(axis=1) * wholes[i]["key_bytes"]).sum()
+        data["kept"][at], data["mass"][at] = one["kept"], one["mass"]
+    data["perplexity"] = np.exp(data["nll"])
+    data["full_nll"] = np.array([np.nanmean(one["nll"]) for one in wholes])
+    length = max(len(one["nll"]) for one in wholes) if steps else 0
+    if steps:
         data["kl_step"] = np.full((*shape, length), np.nan)
-        for at, x in kl_steps.items():
-            data["kl_step"][at][: len(x)] = x
-    digests = [
-        hashlib.sha256(text.encode() if isinstance(text, str) else repr(list(text)).encode())
-        for text in texts.values()
-    ]
+        for at, one in found.items():
+            data["kl_step"][at][: len(one["kl"])] = one["kl"]
+    split = ["equal" if not isinstance(b, UnitBudgets) else b.name for b in plan.budgets]
+    data["slots"] = np.stack([one["slots"] for one in wholes])
+    data |= _answers(plan, wholes, found) | _written(loaded, plan, wholes, found)
+    facts = results.policy_facts(plan.configured)
+    if plan.masks is not None:
+        facts = {name: plan.masks.facts[name] for name in facts}
     coords = {
-        **results.policy_facts(configured),
-        "text": list(ids),
-        "budget": [float(b) for b in budgets],
-        "layer": list(layers),
+        **facts,
+        "text": [item.name for item in plan.items],
+        "budget": [b.mean if isinstance(b, UnitBudgets) else float(b) for b in plan.budgets],
+        "split": split,
+        "layer": layers,
         "unit": np.arange(units),
-        "n": [len(some) for some in ids.values()],
-        "prompt_len": [prompts[name] for name in ids],
-        "text_sha256": [digest.hexdigest() for digest in digests],
-        "tokens": [tokens[name] for name in ids],
+        "n": [plan.length(i) for i in range(shape[0])],
+        "prompt_len": [item.prompt_len for item in plan.items],
+        "text_sha256": [item.sha256 for item in plan.items],
+        "tokens": [[round(slots.mean()) for slots in one["slots"]] for one in wholes],
         "decode_step": np.arange(length),
     }
-    facts = {"model": loaded.name, "model_sha256": loaded.sha256 or "", "share": share}
-    return results.assemble("evaluation", data, coords, facts)
+    about = {"model": loaded.name, "model_sha256": loaded.sha256 or "", "share": plan.share}
+    return results.assemble("evaluation", data, coords, about | {"command": command})
+
+
+def _answers(
+    plan: Plan, wholes: Sequence[Arrays], found: Mapping[Place, Arrays]
+) -> dict[str, NDArray[np.float64]]:
+    """Log-probability and exact match of the answers; none where no text has one."""
+    if not any(item.answer for item in plan.items):
+        return {}
+
+    def scores(item: Item, one: Arrays) -> tuple[float, float]:
+        if not item.answer:
+            return np.nan, np.nan
+        rows = slice(-1 - item.answer, -1)  # each predicts the token after it
+        return -float(one["nll"][rows].sum()), float(one["hits"][rows].all())
+
+    full = np.array([scores(item, one) for item, one in zip(plan.items, wholes, strict=True)])
+    evicted = np.full((*plan.shape, 2), np.nan)
+    for at, one in found.items():
+        evicted[at] = scores(plan.items[at[0]], one)
+    return {
+        "answer_logp": evicted[..., 0],
+        "exact": evicted[..., 1],
+        "full_answer_logp": full[:, 0],
+        "full_exact": full[:, 1],
+    }
+
+
+def _written(
+    loaded: Model, plan: Plan, wholes: Sequence[Arrays], found: Mapping[Place, Arrays]
+) -> dict[str, Any]:
+    """What the model wrote, and how long it agreed with what it wrote with the full cache."""
+    if not plan.generate:
+        return {}
+
+    def words(ids: NDArray[np.int64]) -> str:
+        plain = ids.tolist()
+        if loaded.tokenizer is None:
+            return " ".join(map(str, plain))
+        return str(loaded.tokenizer.decode(plain))
+
+    agreement = np.zeros(plan.shape, np.int64)
+    texts = np.full(plan.shape, "", object)
+    for at, one in found.items():
+        same = one["written"] == wholes[at[0]]["written"]
+        agreement[at] = len(same) if same.all() else int(same.argmin())
+        texts[at] = words(one["written"])
+    return {
+        "agreement": agreement,
+        "generated": texts.astype(str),
+        "full_generated": np.array([words(one["written"]) for one in wholes], str),
+    }

@@ -104,6 +104,14 @@ VARIABLES = {
     "perplexity": Variable("float64", "", "exp(nll)"),
     "top1": Variable("float64", "", "share of steps whose likeliest next token is the same"),
     "cached": Variable("float64", "keys", "mean keys cached besides a step's own, all units"),
+    "cache_bytes": Variable("float64", "bytes", "what these keys and their values take in float16"),
+    "answer_logp": Variable("float64", "nats", "log-probability of the answer, all its tokens"),
+    "exact": Variable("float64", "", "1 where greedy decoding gives the answer, else 0"),
+    "full_answer_logp": Variable("float64", "nats", "answer_logp with the full cache"),
+    "full_exact": Variable("float64", "", "exact with the full cache"),
+    "agreement": Variable("int64", "tokens", "written before the first that differs"),
+    "generated": Variable("text", "", "what the model wrote with the policy in force"),
+    "full_generated": Variable("text", "", "what the model wrote with the full cache"),
 }
 
 _ON_POLICY = ("policy",)
@@ -119,7 +127,7 @@ COORDINATES = {
     "readmits": (_ON_POLICY, Variable("bool", "", "whether it attends again to what it evicted")),
     "one_pass": (_ON_POLICY, Variable("bool", "", "whether one pass gave all its budgets")),
     "engine": (_ON_POLICY, Variable("text", "", "what replayed it")),
-    "split": (("split",), Variable("text", "", "how slots are split over the units")),
+    "split": (("split", "budget"), Variable("text", "", "how slots are split over the units")),
     "layer": (("layer", "unit"), Variable("int64", "", "model index of a layer")),
     "unit": (("unit",), Variable("int64", "", "number of the heads that share one cache")),
     "index": (("unit",), Variable("int64", "", "number of a unit in its layer")),
@@ -200,12 +208,23 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
         "kept": (*_EVALUATION, "layer", "unit"),
         "mass": (*_EVALUATION, "layer", "unit"),
         "kl_step": (*_EVALUATION, "decode_step"),
+        "cache_bytes": _EVALUATION,
+        "slots": ("text", "budget", "layer", "unit"),
+        "answer_logp": _EVALUATION,
+        "exact": _EVALUATION,
+        "full_answer_logp": ("text",),
+        "full_exact": ("text",),
+        "agreement": _EVALUATION,
+        "generated": _EVALUATION,
+        "full_generated": ("text",),
     },
     "target": {"least_budget": ("policy", "layer", "unit"), "least_budget_overall": ("policy",)},
 }
 OPTIONAL = {
     "kl_step", "step_recall", "evicted_at", "price", "price_fixed", "optimum", "regret", "closed",
     *ERRORS, *(f"{name}_step" for name in ERRORS),
+    "answer_logp", "exact", "full_answer_logp", "full_exact", "agreement", "generated",
+    "full_generated",
 }  # fmt: skip
 """Variables that a result may lack."""
 

@@ -31,29 +31,38 @@ def evaluation_records(results: xr.Dataset) -> list[dict[str, Any]]:
         for i, name in enumerate(names):
             one = here.isel(policy=i)
             kl = mean_interval(losses[name], geometric=True)
-            found.append(
-                {
-                    "policy": name,
-                    "budget": budget,
-                    "kl": kl.mean,
-                    "low": None if np.isnan(kl.low) else kl.low,
-                    "high": None if np.isnan(kl.high) else kl.high,
-                    "best": name in best if enough else None,
-                    "perplexity": float(np.exp(one["nll"].mean())),
-                    "top1": float(one["top1"].mean()),
-                    "recall": float(one["recall"].mean()),
-                }
-            )
+            record = {
+                "policy": name,
+                "budget": budget,
+                "split": str(here["split"].item()),
+                "kl": kl.mean,
+                "low": None if np.isnan(kl.low) else kl.low,
+                "high": None if np.isnan(kl.high) else kl.high,
+                "best": name in best if enough else None,
+                "perplexity": float(np.exp(one["nll"].mean())),
+                "top1": float(one["top1"].mean()),
+                "recall": float(one["recall"].mean()),
+            }
+            if "exact" in one:
+                record |= {key: float(one[key].mean()) for key in ("exact", "answer_logp")}
+            if "agreement" in one:
+                record["agreement"] = float(one["agreement"].mean())
+                if one.sizes["text"] == 1:
+                    record["generated"] = str(one["generated"].item())
+            found.append(record)
     return found
 
 
 def evaluation_table(results: xr.Dataset) -> Table:
-    """KL by policy and budget, the least first at the largest budget; * marks the best and ties."""
+    """KL by policy and budget, the least first at the largest budget; * marks the best and ties.
+
+    Of prompts with an answer also how many were answered and the answer's log-probability; of what
+    the model wrote, how long it agreed with the full cache.
+    """
     from rich.table import Table
 
     records = evaluation_records(results)
-    budgets = results["budget"].values.tolist()
-    texts = results.sizes["text"]
+    count, texts = results.sizes["budget"], results.sizes["text"]
     full = float(np.exp(results["full_nll"].mean()))
     if texts == 1:
         interval = "one text, so no interval and no test: the sample is the text"
@@ -61,25 +70,41 @@ def evaluation_table(results: xr.Dataset) -> Table:
         interval = "95 % intervals over texts; * cannot be told from the best (paired test, Holm)"
     else:
         interval = "95 % intervals over texts; no test, texts or policies are too few"
+    caption = f"geometric means; {interval}; perplexity of the full cache {full:.2f}"
+    if "exact" in results:
+        exact, logp = (float(results[f"full_{x}"].mean()) for x in ("exact", "answer_logp"))
+        caption += f"; with the full cache {exact:.0%} exact, log p {logp:.2f} nats"
     table = Table(
         title=f"KL from the full cache, nats a token, {texts} text{'s' if texts > 1 else ''}",
-        caption=f"geometric means; {interval}; perplexity of the full cache {full:.2f}",
+        caption=caption,
         title_justify="left",
         caption_justify="left",
     )
     table.add_column("policy")
-    for budget in budgets:
-        table.add_column(budget_word(budget), justify="right")
-    table.add_column("perplexity", justify="right")
-    cells = {(one["policy"], one["budget"]): one for one in records}
-    order = sorted(
-        results["policy"].values.tolist(), key=lambda name: cells[name, budgets[-1]]["kl"]
-    )
-    for name in order:
-        row = [cells[name, budget] for budget in budgets]
-        words = [_cell(one, texts) for one in row]
-        table.add_row(name, *words, " ".join(f"{one['perplexity']:.2f}" for one in row))
+    for b in range(count):
+        table.add_column(_heading(results, b), justify="right")
+    columns = [(name, word, form) for name, word, form in _COLUMNS if name in records[0]]
+    for _, word, _ in columns:
+        table.add_column(word, justify="right")
+    rows = [records[i :: results.sizes["policy"]] for i in range(results.sizes["policy"])]
+    for row in sorted(rows, key=lambda row: row[-1]["kl"]):
+        also = (" ".join(format(one[name], form) for one in row) for name, _, form in columns)
+        table.add_row(row[0]["policy"], *(_cell(one, texts) for one in row), *also)
     return table
+
+
+_COLUMNS = (
+    ("perplexity", "perplexity", ".2f"),
+    ("exact", "exact", ".0%"),
+    ("answer_logp", "answer's log p", ".2f"),
+    ("agreement", "agreement", ".1f"),
+)
+
+
+def _heading(results: xr.Dataset, b: int) -> str:
+    """A budget as it was asked, and the file's name where units have their own."""
+    word, split = budget_word(float(results["budget"][b])), str(results["split"][b].item())
+    return word if split == "equal" else f"{split}, mean {word}"
 
 
 def _cell(one: dict[str, Any], texts: int) -> str:
@@ -103,19 +128,27 @@ def evaluation_figure(results: xr.Dataset) -> Figure:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     records = evaluation_records(results)
-    budgets = results["budget"].values.tolist()
     names = results["policy"].values.tolist()
-    last = {one["policy"]: one["kl"] for one in records if one["budget"] == budgets[-1]}
+    equal = [one for one in records if one["split"] == "equal"]
+    budgets = sorted({one["budget"] for one in records})
+    last = {one["policy"]: one["kl"] for one in records}
     for i in sorted(range(len(names)), key=lambda i: -last[names[i]]):
-        rows = [one for one in records if one["policy"] == names[i]]
-        style: dict[str, Any] = {
-            "color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)],
-            "marker": MARKERS[i % len(MARKERS)],
-        }  # fmt: skip
-        axes.plot(budgets, [one["kl"] for one in rows], label=names[i], **style)
-        if all(one["low"] is not None for one in rows):
+        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)]}
+        line = style | {"linestyle": DASHES[i % len(DASHES)], "marker": MARKERS[i % len(MARKERS)]}
+        rows = [one for one in equal if one["policy"] == names[i]]
+        axes.plot(
+            [one["budget"] for one in rows], [one["kl"] for one in rows], label=names[i], **line
+        )
+        if rows and all(one["low"] is not None for one in rows):
             low, high = ([one[word] for one in rows] for word in ("low", "high"))
-            axes.fill_between(budgets, low, high, color=style["color"], alpha=0.12, linewidth=0)
+            x = [one["budget"] for one in rows]
+            axes.fill_between(x, low, high, alpha=0.12, linewidth=0, **style)
+        for one in records:  # budgets by unit, at their mean
+            if one["policy"] == names[i] and one["split"] != "equal":
+                axes.plot(
+                    one["budget"], one["kl"], linestyle="", marker="*", markersize=11, **style
+                )
+                axes.annotate(one["split"], (one["budget"], one["kl"]), fontsize=7)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(budgets, [budget_word(budget) for budget in budgets])

@@ -47,3 +47,20 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def locked_file(file: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock that ends with the process; False where another process holds it."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system: files stay whole, some work is done twice
+        yield True
+        return
+    with open(file, "w") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            yield False
+            return
+        yield True

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import h2osim
-from h2osim.policies.declaration import Policy
+from h2osim.policies.declaration import Configured, Policy
 from h2osim.policies.source import fingerprint
 from h2osim.replays.budgets import Budgets
 from h2osim.replays.plan import WorkPlan
@@ -32,8 +32,6 @@ def identity(plan: WorkPlan) -> dict[str, Any]:
 
     Raises :class:`UserError` where a policy reaches something whose change would go unnoticed.
     """
-    policies = list({id(one.policy): one.policy for one in plan.configured}.values())
-    place = {id(policy): i for i, policy in enumerate(policies)}
     layers = [plan.layers(o) for o in range(len(plan.traces))]
     return {
         "h2osim": h2osim.__version__,
@@ -41,11 +39,7 @@ def identity(plan: WorkPlan) -> dict[str, Any]:
         "layers": [list(one) for one in layers],
         "prompt_len": list(plan.prompt_lens),
         "budgets": plan.asked if isinstance(plan.asked, str) else _plain(plan.asked),
-        "policies": [one.text for one in plan.configured],
-        "parameters": [
-            {"policy": place[id(one.policy)], **_values(one.values)} for one in plan.configured
-        ],
-        "declarations": [{"name": policy.name, **_declaration(policy)} for policy in policies],
+        **policies_of(plan.configured),
         "traces": [
             {"name": name, **_trace(trace, chosen)}
             for name, trace, chosen in zip(plan.names, plan.traces, layers, strict=True)
@@ -53,15 +47,34 @@ def identity(plan: WorkPlan) -> dict[str, Any]:
     }
 
 
-def check_same(found: Mapping[str, Any], asked: Mapping[str, Any], where: object) -> None:
+def policies_of(configured: Sequence[Configured]) -> dict[str, Any]:
+    """What the decisions of some policies follow from."""
+    policies = list({id(one.policy): one.policy for one in configured}.values())
+    place = {id(policy): i for i, policy in enumerate(policies)}
+    return {
+        "policies": [one.text for one in configured],
+        "parameters": [
+            {"policy": place[id(one.policy)], **_values(one.values)} for one in configured
+        ],
+        "declarations": [{"name": policy.name, **_declaration(policy)} for policy in policies],
+    }
+
+
+def check_same(
+    found: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    where: object,
+    what: str = "sweep",
+    option: str = "--output",
+) -> None:
     """UserError naming the first thing in which two identities differ."""
     for part in dict.fromkeys([*asked, *found]):
         here, there = found.get(part), asked.get(part)
         if here != there:
             at, old, new = _difference(part, here, there)
             raise UserError(
-                f"{where}: holds another sweep: {at} is {_short(old)}, asked for is {_short(new)}; "
-                "give the same command to continue it, or another --output"
+                f"{where}: holds another {what}: {at} is {_short(old)}, asked for is "
+                f"{_short(new)}; give the same command to continue it, or another {option}"
             )
 
 

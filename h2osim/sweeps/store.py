@@ -38,7 +38,7 @@ from zarr.storage import LocalStore
 from h2osim.replays.found import Found
 from h2osim.replays.plan import WorkPlan
 from h2osim.replays.results import FORMS, VARIABLES, Labels
-from h2osim.support.atomic import LEFTOVERS, replacing, temporary_name
+from h2osim.support.atomic import LEFTOVERS, locked_file, replacing, temporary_name
 from h2osim.support.errors import UserError
 from h2osim.sweeps.identity import check_same, identity
 
@@ -93,7 +93,7 @@ class SweepStore:
         temporary = temporary_name(path)
         (temporary / _OWN).mkdir(parents=True)
         try:
-            with _lock(temporary / _OWN / "lock"):
+            with locked_file(temporary / _OWN / "lock"):
                 _lay_out(temporary, plan, coords, attributes)
                 digests = {name: _sha256(temporary / name) for name in _files(temporary)}
                 _write(temporary / _LAYOUT, json.dumps(digests, indent=1).encode())
@@ -177,7 +177,7 @@ class SweepStore:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Refuse a second process at work on this store; a killed one leaves no lock behind."""
-        with _lock(self.path / _OWN / "lock") as mine:
+        with locked_file(self.path / _OWN / "lock") as mine:
             if not mine:
                 raise UserError(f"{self.path}: another process is sweeping into it")
             yield
@@ -185,7 +185,7 @@ class SweepStore:
     @contextmanager
     def alone(self, index: int) -> Iterator[None]:
         """Wait until no other process is at work on a chunk, and keep others from it."""
-        with _lock(self.path / _OWN / f"chunk-{index}", wait=True):
+        with locked_file(self.path / _OWN / f"chunk-{index}", wait=True):
             yield
 
     def sweep_up(self) -> None:
@@ -270,29 +270,12 @@ def _write(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-@contextmanager
-def _lock(file: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold a lock that ends with the process; False where another process holds it."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on this system: chunks stay whole, some run twice
-        yield True
-        return
-    with open(file, "w") as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            yield False
-            return
-        yield True
-
-
 def _nobody_makes(folder: Path) -> bool:
     """Whether the process that began a store in this folder is gone."""
     lock = folder / _OWN / "lock"
     with suppress(OSError):
         if not lock.exists():
             return time.time() - folder.stat().st_mtime > _ABANDONED
-        with _lock(lock) as free:
+        with locked_file(lock) as free:
             return free
     return False

@@ -1,0 +1,207 @@
+"""A study: texts, policies and budgets, and one pass of the model for each combination."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from h2osim.policies.declaration import Configured
+from h2osim.replays.budget_file import UnitBudgets
+from h2osim.replays.budgets import budget_tokens
+from h2osim.support.errors import UserError
+
+if TYPE_CHECKING:
+    from h2osim.closed_loop.decoding import Choice, Comparison, Decoder
+    from h2osim.models.loading import Model
+
+Arrays = dict[str, NDArray[Any]]
+#: Text, policy and budget of a pass, by their places.
+Place = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A text as tokens: the first prompt_len are the prompt, the last ``answer`` are the answer.
+
+    sha256: of the text as it was given.
+    """
+
+    name: str
+    ids: tuple[int, ...]
+    prompt_len: int
+    sha256: str
+    answer: int = 0
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Evictions of a replay to be applied as they are: evicted_at int32 by policy, layer, unit,
+    budget and token, for one text. layers: the model's index of each. text: sha256, or empty.
+    """
+
+    source: str
+    evicted_at: NDArray[np.int32]
+    layers: tuple[int, ...]
+    facts: Mapping[str, Any]
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a study's numbers depend on, besides the model.
+
+    budgets: tokens, shares of each text's n, or budgets by unit. layers: where policies are in
+    force, None: in all. generate: how many tokens the model writes after each text (0: it reads).
+    """
+
+    items: tuple[Item, ...]
+    configured: tuple[Configured, ...]
+    budgets: tuple[float | UnitBudgets, ...]
+    share: str
+    layers: tuple[int, ...] | None = None
+    generate: int = 0
+    choice: Choice | None = None
+    masks: Masks | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """How many texts, policies and budgets."""
+        policies = len(self.configured) if self.masks is None else len(self.masks.evicted_at)
+        return len(self.items), policies, len(self.budgets)
+
+    @property
+    def places(self) -> list[Place]:
+        """Every pass, texts varying slowest."""
+        texts, policies, budgets = map(range, self.shape)
+        return list(itertools.product(texts, policies, budgets))
+
+    def length(self, i: int) -> int:
+        """Tokens of a text, with those the model is to write."""
+        return len(self.items[i].ids) + self.generate
+
+    def policy(self, j: int) -> str:
+        """A policy as text."""
+        if self.masks is not None:
+            return str(self.masks.facts["policy"][j])
+        return self.configured[j].text
+
+
+@dataclass
+class Runner:
+    """Does a study's passes with a loaded model; what passes of one text share is computed once."""
+
+    loaded: Model
+    plan: Plan
+    _last: tuple[int, Decoder, list[int]] | None = field(default=None, repr=False)
+
+    def whole(self, i: int) -> Arrays:
+        """The text with the full cache: nll and hits [steps], layers, units and key bytes of each,
+        and the tokens that the model wrote.
+        """
+        decoder, layers, written = self._text(i)
+        units = [decoder.prompt.units(layer) for layer in layers]
+        return {
+            "nll": decoder.full_nll,
+            "hits": decoder.full_hits,
+            "layers": np.array(layers),
+            "units": np.array(units),
+            "key_bytes": np.array([decoder.prompt.key_bytes(layer) for layer in layers]),
+            "slots": np.array(
+                [self._slots(i, b, layers, units) for b in range(self.plan.shape[2])]
+            ),
+            "written": np.array(written, np.int64),
+        }
+
+    def run(self, at: Place) -> Arrays:
+        """One pass: kl, nll, top1 and hits [steps]; kept, mass and cached [layers, units]; and the
+        tokens that the model wrote with the policy in force.
+        """
+        from h2osim.closed_loop.attention import Eviction
+        from h2osim.closed_loop.decoding import Choice
+
+        (i, j, b), plan = at, self.plan
+        decoder, layers, _ = self._text(i)
+        slots = self._slots(i, b, layers, [decoder.prompt.units(layer) for layer in layers])
+        eviction = Eviction(
+            None if plan.masks else plan.configured[j],
+            dict(zip(layers, slots, strict=True)),
+            None if plan.masks is None else self._masks(plan.masks, j, b, layers, decoder),
+        )
+        seen = decoder.evict(eviction, layers)
+        written: Sequence[int] = ()
+        if plan.generate:
+            choice = plan.choice or Choice()
+            written = decoder.prompt.generate(eviction, plan.generate, choice, layers)
+        return {
+            "kl": seen.kl,
+            "nll": seen.nll,
+            "top1": seen.top1,
+            "hits": seen.hits,
+            "written": np.array(written, np.int64),
+            **_units(seen, layers, decoder.prompt_len, decoder.n),
+        }
+
+    def _text(self, i: int) -> tuple[Decoder, tuple[int, ...], list[int]]:
+        """A text's decoder, the layers that evict, and what the model wrote after it."""
+        from h2osim.closed_loop.decoding import Choice, Decoder, Prompt
+
+        if self._last is None or self._last[0] != i:
+            self._last = None  # its memory first
+            plan, item = self.plan, self.plan.items[i]
+            prompt = Prompt(self.loaded, item.ids[: item.prompt_len], plan.share)
+            written = []
+            if plan.generate:
+                written = prompt.generate(None, plan.generate, plan.choice or Choice())
+            ids = [*item.ids, *written]
+            decoder = Decoder(self.loaded, ids, item.prompt_len, plan.share, prompt)
+            self._last = i, decoder, written
+        _, decoder, written = self._last
+        known = decoder.prompt.layers
+        wanted = self.plan.layers if self.plan.masks is None else self.plan.masks.layers
+        if unknown := [x for x in wanted or () if x not in known]:
+            raise UserError(
+                f"layers: found {unknown[0]}, expected attention layers of {self.loaded.name}: "
+                f"{', '.join(map(str, known))}"
+            )
+        return decoder, known if wanted is None else tuple(wanted), written
+
+    def _slots(
+        self, i: int, b: int, layers: Sequence[int], units: Sequence[int]
+    ) -> NDArray[np.int64]:
+        """Budgets in tokens, int64 [layers, units]."""
+        n, budget = self.plan.length(i), self.plan.budgets[b]
+        if isinstance(budget, UnitBudgets):
+            budget.for_model(self.loaded.name, self.plan.share, layers)
+            return budget.tokens(n, layers, units[0])
+        return np.full((len(layers), max(units)), budget_tokens(budget, n), np.int64)
+
+    def _masks(
+        self, masks: Masks, j: int, b: int, layers: Sequence[int], decoder: Decoder
+    ) -> dict[int, NDArray[np.int32]]:
+        found = masks.evicted_at[j, :, :, b]
+        if found.shape[1] != (units := decoder.prompt.units(layers[0])):
+            raise UserError(f"{masks.source}: {found.shape[1]} units a layer, expected {units}")
+        return {layer: found[o] for o, layer in enumerate(layers)}
+
+
+def _units(seen: Comparison, layers: Sequence[int], p: int, n: int) -> Arrays:
+    """Kept and whole mass int64, keys cached in the mean over steps float64, [layers, units]."""
+    kept, mass, cached = [], [], []
+    for layer in layers:
+        found = seen.layers[layer]
+        kept.append(found.kept.sum(axis=1))
+        mass.append(found.masses.sum(axis=1))
+        # token j is a cached key of steps max(p, j + 1) … min(n - 1, evicted_at[j])
+        last = np.minimum(found.evicted_at, n - 1)
+        held = np.maximum(0, last - np.maximum(p, np.arange(n) + 1) + 1).sum(axis=1)
+        cached.append(held / (n - p))
+    return {
+        "kept": np.array(kept, np.int64),
+        "mass": np.array(mass, np.int64),
+        "cached": np.array(cached, np.float64),
+    }
