@@ -39,6 +39,13 @@ class Engine(StrEnum):
     cuda = "cuda"
 
 
+class Weights(StrEnum):
+    """What the offline optimum keeps as much as possible of."""
+
+    mass = "mass"
+    value = "value"
+
+
 class Measure(StrEnum):
     """What policies are compared by."""
 

@@ -10,6 +10,7 @@ import typer
 
 from h2osim.cli.common import (
     Share,
+    Weights,
     checked_trace,
     command_line,
     parse_budgets,
@@ -59,6 +60,15 @@ def optimum(
     engine: Annotated[
         Solver, typer.Option("--engine", help="cuda brackets many units at once on a GPU.")
     ] = Solver.numba,
+    weights: Annotated[
+        Weights,
+        typer.Option(
+            "--weights", help="mass: attention; value: attention times |v - o|, needs values."
+        ),
+    ] = Weights.mass,
+    output_error: Annotated[
+        bool, typer.Option("--output-error", help="Measure that of the schedules found too.")
+    ] = False,
     format_: FormatOption = Format.table,
     certificate: Annotated[
         Path | None,
@@ -89,6 +99,8 @@ def optimum(
             method=method.value,
             gap=gap,
             engine=engine.value,
+            weights=weights.value,
+            output_error=output_error,
             progress=progress,
         )
     found.attrs["command"] = command_line(context)
@@ -100,7 +112,7 @@ def optimum(
     draw(plot, lambda: figures.prices_figure(found, title))
     save(found, output)
     records = frames.optimum_records(found)
-    show(format_, lambda: records, lambda: terminal.bounds_table(records, title))
+    show(format_, lambda: records, lambda: terminal.bounds_table(records, title, weights.value))
 
 
 def certify(
@@ -129,4 +141,5 @@ def certify(
     title = f"{certificate} holds for {recorded.name}"
     if checked:
         title += f", decoding from token {checked[0].prompt_len}, share {checked[0].share}"
-    show(format_, lambda: records, lambda: terminal.bounds_table(records, title))
+    weights = checked[0].weights if checked else "mass"
+    show(format_, lambda: records, lambda: terminal.bounds_table(records, title, weights))

@@ -119,7 +119,23 @@ class RunErrors:
             return summed(self._sums[:, :, 1:], power, steps, full.names)
         found = summed(self._sums.sum(axis=2, keepdims=True), power, steps, full.names)
         each = summed(self._sums * steps, power, steps, full.names)
-        return Errors(found.of, each.of)
+        return Errors({name: one[0] for name, one in found.of.items()}, each.of)
+
+
+def schedule_errors(
+    unit: Unit, evicted_at: NDArray[np.int32], prompt_len: int, names: Collection[str]
+) -> Errors:
+    """Errors of a schedule: the step after which each token leaves, n if never."""
+    outputs = Outputs(unit, prompt_len, names)
+    run = RunErrors(outputs, every=False)
+    for block in unit.blocks(rows=outputs.rows_at_a_time()):
+        outputs.read(block)
+        missing, counts = run.room(block)
+        for row, t in enumerate(range(block.start, block.stop)):
+            gone = np.flatnonzero(evicted_at[:t] < t)
+            missing[row, : len(gone)], counts[row] = gone, len(gone)
+        run.add(block, missing, counts)
+    return run.result()
 
 
 def summed(sums: Floats, power: Floats, steps: int, names: Collection[str]) -> Errors:

@@ -10,7 +10,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Errors:
-    """Errors that were asked for, by variable: float64 [budgets], and [steps] where they are known.
+    """Errors that were asked for, by variable: float64 [budgets], or of one budget a number.
+
+    Of one budget [steps] too.
     """
 
     of: Mapping[str, np.ndarray] = field(default_factory=dict)

@@ -55,6 +55,7 @@ def save_certificate(result: xarray.Dataset, trace: Trace, path: str | os.PathLi
     facts = {
         "prompt_len": int(result.attrs["prompt_len"]),
         "share": str(result.attrs["share"]),
+        "weights": str(result.attrs["weights"]),
         **trace_facts(trace, result["layer"].values.tolist()),
     }
     text = json.dumps(facts, sort_keys=True)

@@ -16,8 +16,9 @@ leaves) and prices λ_t >= 0. Checking it reads every row once and does three th
    does not lower its value; what is left is one independent choice of e for each token
    (proofs/13-dual-certificate.md).
 
-So value <= optimum <= D(λ), whoever made the file. A sha256 over the content tells a damaged file
-from a wrong one.
+A certificate of value weights speaks of the rows of `h2osim.optima.weighing` in the place of A,
+made anew from the trace. So value <= optimum <= D(λ), whoever made the file. A sha256 over the
+content tells a damaged file from a wrong one.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
+from h2osim.optima.weighing import WEIGHTS, weighed
 from h2osim.support.errors import UserError
 from h2osim.support.reading import Count, Sha256, parse
 from h2osim.traces.files import map_tensors, read_header
@@ -57,6 +59,7 @@ class Facts(Struct):
     sha256: list[Sha256 | None]
     prompt_len: int
     share: Annotated[str, Meta(pattern=rf"^({'|'.join(SHARES)})\Z")]
+    weights: Annotated[str, Meta(pattern=rf"^({'|'.join(WEIGHTS)})\Z")] = "mass"
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Certified:
     kept: int
     bound: int
     mass: int
+    weights: str = "mass"
 
     @property
     def gap(self) -> float:
@@ -104,7 +108,8 @@ def certify(path: str | os.PathLike[str], trace: Trace) -> list[Certified]:
     for k in budgets:
         if not 1 <= k <= n:
             raise UserError(f"{name}: budget {k}, expected 1 to {n}")
-    units = [unit for unit in trace.units(share) if unit.layer in layers]
+    weights = facts.get("weights", "mass")
+    units = [unit for unit in weighed(trace, share, weights) if unit.layer in layers]
     for layer in layers:
         trace.check_layer(layer)
     checked = []
@@ -126,7 +131,8 @@ def certify(path: str | os.PathLike[str], trace: Trace) -> list[Certified]:
                 )
             checked.append(
                 Certified(
-                    unit.label, unit.layer, unit.index, k, p, share, kept[b], bound[b], mass
+                    unit.label, unit.layer, unit.index, k, p, share, kept[b], bound[b], mass,
+                    weights,
                 )
             )
     return checked

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2osim.attention.fixed_point import UNIT
+from h2osim.engines.errors import schedule_errors
 from h2osim.optima.bracket import CLOSING, narrow
 from h2osim.optima.exact import optimal_curve, running_cost
+from h2osim.optima.weighing import weighed
 from h2osim.replays import results
 from h2osim.support.errors import UserError
 from h2osim.support.machine import cores
@@ -48,7 +50,9 @@ def optimum(
     gap: float = 1e-4,
     engine: str = "numba",
     layers: Iterable[int] | None = None,
+    weights: str = "mass",
     schedules: bool | None = None,
+    output_error: bool = False,
     progress: Callable[[float, float, str], None] | None = None,
 ) -> xarray.Dataset:
     """The most attention mass that any eviction schedule could keep, unit by unit.
@@ -85,9 +89,15 @@ def optimum(
         ``numba``, or ``cuda``: a bracket for all units at once on the GPUs, by price steps alone.
         It needs recorded scores, and stops after 448 readings though the gap may be wider (1e-3 is
         what it is made for; the bounds hold whatever the gap).
+    weights
+        ``mass``, or ``value``: A[t, j] times |v_j - o_t| in the place of A[t, j], what a key is
+        worth to the output (:mod:`h2osim.optima.weighing`); numba only, and the trace needs values.
+        Masses and recalls are then those of the weights. Takes the room of the scores in memory.
     schedules
         Whether to return schedules and prices. Default: unless every budget is asked for (they are
         n² numbers each).
+    output_error
+        Whether to measure the output error of the schedules found; the trace needs values.
     progress
         Called with units done, units in all and a word.
 
@@ -101,15 +111,17 @@ def optimum(
         * ``kept``, ``bound`` int64: the same in fixed point, and ``mass[layer, unit]``: the whole;
         * ``evicted_at[..., token]`` int32: the step after which a token leaves, n if never;
         * ``price[..., step]``: λ_t in units of attention mass: what one more cache slot in step t
-          would be worth; ``price_fixed`` int64: the same in fixed point.
+          would be worth; ``price_fixed`` int64: the same in fixed point;
+        * ``output_error``, ``output_error_abs``: as in :func:`h2osim.replay`, of the schedule.
 
     Raises
     ------
     UserError
-        A budget, prompt length, layer, share, method or gap out of range.
+        A budget, prompt length, layer, share, method, weights or gap out of range; no values.
     """
 
     from h2osim.replays.budgets import budget_list, chosen_layers, decode_start
+    from h2osim.replays.measures import variables_of
 
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}; expected {', '.join(METHODS)}")
@@ -121,6 +133,8 @@ def optimum(
         raise UserError(
             f"engine=cuda: trace {trace.name} stores no scores; engine=numba makes rows"
         )
+    if engine == "cuda" and weights != "mass":
+        raise UserError("engine=cuda brackets attention mass; weights=value is engine=numba's")
     if not 0 <= gap < 1:
         raise UserError(f"gap {gap:g}: expected 0 up to, and not, 1")
     tokens = budget_list(budgets, trace.n)
@@ -133,7 +147,11 @@ def optimum(
     if method == "auto":
         every = isinstance(budgets, str)
         method = "exact" if every or trace.n <= EXACT_N else "bracket"
-    units = [u for u in trace.units(share) if u.layer in chosen]
+    units = [u for u in weighed(trace, share, weights) if u.layer in chosen]
+    plain = [u for u in trace.units(share) if u.layer in chosen]
+    names = variables_of("error", [trace], engine) if output_error else ()
+    if names and not schedules:
+        raise UserError("output error: it is that of a schedule; ask for schedules, or few budgets")
     for layer in chosen:
         trace.check_layer(layer)
 
@@ -143,9 +161,14 @@ def optimum(
     mass = np.zeros(shape[:2], np.int64)
     gone = np.zeros((*shape, trace.n), np.int32) if schedules else None
     price = np.zeros((*shape, trace.n), np.int64) if schedules else None
+    errors = {name: np.zeros(shape) for name in names}
 
     def work(unit: Unit) -> list[_Found]:
         return _solve(unit, tokens, p, 0.0 if method == "exact" else gap, method, bool(schedules))
+
+    def measured(at: int, one: _Found) -> Mapping[str, Any]:
+        assert one.evicted_at is not None
+        return schedule_errors(plain[at], one.evicted_at, p, names).of
 
     solved = _on_gpu(units, tokens, p, gap) if engine == "cuda" else _each(units, work)
     for done, (at, found) in enumerate(solved):
@@ -155,6 +178,8 @@ def optimum(
             if gone is not None and price is not None:
                 gone[(*where, b)] = one.evicted_at
                 price[(*where, b)] = one.price
+            for name, value in measured(at, one).items() if names else ():
+                errors[name][(*where, b)] = value
         if progress:
             progress(done + 1, len(units), "solving")
 
@@ -169,6 +194,7 @@ def optimum(
         "evicted_at": gone,
         "price": None if price is None else price * UNIT,
         "price_fixed": price,
+        **errors,
     }
     coords = {
         "layer": chosen,
@@ -178,7 +204,7 @@ def optimum(
         "step": np.arange(trace.n),
         **results.token_facts(trace),
     }
-    facts = results.run_facts(trace, p, share) | {"method": method}
+    facts = results.run_facts(trace, p, share) | {"method": method, "weights": weights}
     return results.assemble("optimum", data, coords, facts)
 
 

@@ -187,6 +187,8 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
         "evicted_at": (*_OPTIMUM, "token"),
         "price": (*_OPTIMUM, "step"),
         "price_fixed": (*_OPTIMUM, "step"),
+        "output_error": _OPTIMUM,
+        "output_error_abs": _OPTIMUM,
     },
     "allocation": {
         "slots": _SPLIT,

@@ -119,8 +119,11 @@ def target_records(reached: xr.Dataset) -> list[Record]:
 
 
 def optimum_records(found: xr.Dataset) -> list[Record]:
-    """Records {layer, unit, budget, recall, lower, upper, gap}; budgets in tokens."""
-    columns = ("layer", "unit", "budget", "recall", "lower", "upper", "kept", "bound")
+    """Records {layer, unit, budget, recall, lower, upper, gap}; budgets in tokens.
+
+    The output error of the schedules is there too where it was measured.
+    """
+    columns = ("layer", "unit", "budget", "recall", "lower", "upper", "kept", "bound", *ERRORS)
     rows = records(found, columns)
     for row in rows:
         kept, bound = row.pop("kept"), row.pop("bound")

@@ -170,11 +170,17 @@ def _notes(one: xr.Dataset) -> str:
     return ", ".join(filter(None, words))
 
 
-def bounds_table(records: Sequence[Record], title: str) -> Table:
-    """Bounds on the optimum: a row a unit, a column a budget; the recall, and the gap if any."""
-    caption = "recall of the best schedule found; +: how much higher the proved bound lies"
+def bounds_table(records: Sequence[Record], title: str, weights: str = "mass") -> Table:
+    """Bounds on the optimum: a row a unit, a column a budget; the recall, and the gap if any.
+
+    Behind a stroke the output error, where it was measured.
+    """
+    what = "recall" if weights == "mass" else "share of the attention weighted by value"
+    caption = f"{what} of the best schedule found; +: how much higher the proved bound lies"
     if all(record["gap"] == 0 for record in records):
-        caption = "recall of the best schedule there is (gap 0)"
+        caption = f"{what} of the best schedule there is (gap 0)"
+    if any("output_error" in record for record in records):
+        caption += "; | its output error"
     budgets = sorted({record["budget"] for record in records})
     if len(budgets) > 10:
         budgets = budgets[:: -(-len(budgets) // 10)]
@@ -187,6 +193,8 @@ def bounds_table(records: Sequence[Record], title: str) -> Table:
         text = "–" if record["recall"] is None else f"{record['recall']:.4f}"
         if record["gap"]:
             text += f" +{record['upper'] - record['lower']:.1e}"
+        if "output_error" in record:
+            text += f" | {record['output_error']:.3g}"
         rows.setdefault((record["layer"], record["unit"]), {})[record["budget"]] = text
     for (layer, unit), cells in rows.items():
         table.add_row(str(layer), str(unit), *(cells[budget] for budget in budgets))
