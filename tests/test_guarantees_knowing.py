@@ -24,7 +24,7 @@ from statements.simulating import simulate
 from strategies import examples
 
 from h2osim.guarantees import Verdict, checks
-from h2osim.guarantees.history import Rows, Run
+from h2osim.guarantees.history import Rows, Schedule
 from h2osim.replays.replaying import replay
 from h2osim.traces.trace import Trace
 
@@ -66,7 +66,7 @@ def test_m2_can_fail() -> None:
         assert found.numbers["expected"] == pytest.approx(k / 4)
         assert random_rank_value(rows, k, 4) * 4 == k * brute_force_value(rows, 1, 4)
     # a fixed set is worth nothing there
-    first = Run(np.array([5, 5, 3, 3, 5]), 2, 4)
+    first = Schedule(np.array([5, 5, 3, 3, 5]), 2, 4)
     assert schedule_value(rows, first.evicted_at, 4) == 0
     # no better constant: k/(n-1) and a little is refuted
     small = needle_rows(4, 2, eta=1)
@@ -269,7 +269,7 @@ def test_m7_is_tight() -> None:
 def test_m7_can_fail() -> None:
     # with decay the residents forget: token 0 is frozen by its sum, and goes
     rows = rows_of((1,), (1, 0), (1, 0, 0), (0, 0, 0, 1))
-    forgetting = Run(np.array([3, 1, 2, 4]), 1, 1)
+    forgetting = Schedule(np.array([3, 1, 2, 4]), 1, 1)
     assert checks.freezing(rows, forgetting, 0).verdict == Verdict.VIOLATED
 
     # a threshold of R rows instead of R + 1 is not enough: token 0 has 1.5 and leaves

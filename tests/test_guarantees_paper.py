@@ -36,7 +36,7 @@ from statements.simulating import simulate
 
 from h2osim.attention.fixed_point import ONE
 from h2osim.guarantees import Verdict, checks
-from h2osim.guarantees.history import Rows, Run, follow
+from h2osim.guarantees.history import Rows, Schedule, follow
 from h2osim.traces.synthetic import synth
 
 
@@ -127,7 +127,7 @@ def test_alpha_of_one_is_too_much(n: int) -> None:
 
 def test_more_tokens_than_the_budget_are_outside_the_theorem() -> None:
     rows = rows_of((1,), (0, 1), (0, 1))
-    history = follow(rows, Run(np.array([3, 3, 3]), 1, 1))
+    history = follow(rows, Schedule(np.array([3, 3, 3]), 1, 1))
     found = checks.paper_theorem(history, 3)
     assert (found.verdict, found.note) == (Verdict.FAILS, "holds more than the budget")
     assert checks.drift_certificate(history).note == "holds more than the budget"
@@ -169,7 +169,7 @@ def test_first_k_meets_the_same_lemma(case: tuple[np.ndarray, int, int]) -> None
     matrix, k, _ = case
     n = matrix.shape[1]
     first_k = np.where(np.arange(n) < k, n, np.arange(n))
-    history = follow(Rows.of(matrix), Run(first_k, k, 1))
+    history = follow(Rows.of(matrix), Schedule(first_k, k, 1))
     assert np.all(history.value >= history.before)
     assert checks.drift_certificate(history).verdict in {Verdict.HOLDS, Verdict.VACUOUS}
     assert checks.paper_theorem(history, n).verdict != Verdict.VIOLATED
@@ -232,7 +232,7 @@ def test_c2_numbers(n: int, expected: float) -> None:
     assert ratio(history) == pytest.approx(expected, rel=2e-3)
     # the best feasible sequence keeps token 1 and reaches opt
     keep_one = np.where(np.arange(n) == 1, n, np.maximum(np.arange(n), 1))
-    best = follow(rows, Run(keep_one, 1, 1))
+    best = follow(rows, Schedule(keep_one, 1, 1))
     assert best.value[-1] == best.opt[-1]
     assert float(history.value[-1]) / float(best.value[-1]) == pytest.approx(expected, rel=2e-3)
 

@@ -28,7 +28,7 @@ from statements.simulating import simulate
 
 from h2osim.attention.fixed_point import ONE
 from h2osim.guarantees import Verdict, checks
-from h2osim.guarantees.history import Rows, Run, follow
+from h2osim.guarantees.history import Rows, Schedule, follow
 
 
 @given(runs())
@@ -127,7 +127,7 @@ def test_t2_can_fail() -> None:
     history = replace(follow(rows_of((1,)), simulate(rows_of((1,)), 1)), **other)
     result = checks.post_eviction_mass(history)
     assert (result.verdict, result.note) == (Verdict.VIOLATED, "for a set other than the top k")
-    keep_first = follow(rows_of((1,), (0, 3), (0, 1)), Run(np.array([3, 1, 2]), 1, 1))
+    keep_first = follow(rows_of((1,), (0, 3), (0, 1)), Schedule(np.array([3, 1, 2]), 1, 1))
     assert checks.post_eviction_mass(keep_first).verdict == Verdict.VIOLATED
 
 
@@ -268,7 +268,7 @@ def test_t4_can_fail() -> None:
 
 def test_t4_is_useful_where_the_clipped_product_is_not() -> None:
     trap = checks.drift_certificate(
-        follow(trap_rows(5)[0], Run(np.array([5, 1, 2, 3, 4]), 1, 1))
+        follow(trap_rows(5)[0], Schedule(np.array([5, 1, 2, 3, 4]), 1, 1))
     )
     assert trap.numbers["bound"] == pytest.approx(trap.numbers["ratio"])
     assert trap.numbers["ratio"] == pytest.approx(0.471, abs=1e-3)

@@ -16,7 +16,7 @@ from strategies import examples, qk_traces, traces
 
 from h2osim.guarantees import GUARANTEES, Verdict
 from h2osim.guarantees.findings import against, outside_setting
-from h2osim.guarantees.history import Rows, Run, follow
+from h2osim.guarantees.history import Rows, Schedule, follow
 from h2osim.guarantees.verify import (
     OFFLINE,
     POLICIES,
@@ -114,7 +114,7 @@ def test_a_run_is_held_to_the_bound_of_the_optimum() -> None:
     trace = synth("drift", 40)
     unit = trace.units()[0]
     best = optimum(trace, [6]).sel(layer=unit.layer, unit=unit.index, budget=6)
-    run = Run(best.evicted_at.values.astype(np.int64), 6, 1)
+    run = Schedule(best.evicted_at.values.astype(np.int64), 6, 1)
     history = follow(Rows.of_unit(unit), run)
     assert against(best, history).verdict == Verdict.HOLDS
     assert against(best, history).numbers["ratio"] == 1
@@ -242,7 +242,7 @@ def test_over_time_is_the_history() -> None:
         series = over_time(trace, policy, 8, unit=1)
         unit = trace.units()[1]
         gone = replay(trace, policy, 8).evicted_at.values[0, 0, 1, 0]
-        history = follow(Rows.of_unit(unit), Run(gone, 8, 1))
+        history = follow(Rows.of_unit(unit), Schedule(gone, 8, 1))
         assert {len(x) for x in series.values()} == {history.steps}
         assert np.allclose(series["ratio"], history.value / history.opt)
         lines = verify(trace, policy, 8)

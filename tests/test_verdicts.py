@@ -17,7 +17,7 @@ from statements import optimum as formulations
 
 from h2osim.guarantees import checks
 from h2osim.guarantees.findings import against, of_optimum
-from h2osim.guarantees.history import History, Rows, Run, follow
+from h2osim.guarantees.history import History, Rows, Schedule, follow
 from h2osim.guarantees.results import Verdict
 
 FIRST, STEPS = 1, 4
@@ -26,7 +26,7 @@ FIRST, STEPS = 1, 4
 def history(**series: Any) -> History:
     """Steps 1 ... 4 of a cache of two tokens that is the top k throughout, but for `series`."""
     rows = np.tril(np.ones((5, 5), np.int64))
-    made = follow(Rows.of(rows), Run(np.array([2, 3, 4, 5, 5]), 2, 1))
+    made = follow(Rows.of(rows), Schedule(np.array([2, 3, 4, 5, 5]), 2, 1))
     same: dict[str, Any] = {
         name: np.array([10, 10, 10, 10]) for name in ("value", "before", "opt", "worst")
     }

@@ -54,9 +54,7 @@ def scan_rows(bits: Any, n: int, window: int, sums: Any, top: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def add_columns(
-    bits: Any, first: int, start: int, stop: int, columns: Any, masses: Any
-) -> None:
+def add_columns(bits: Any, first: int, start: int, stop: int, columns: Any, masses: Any) -> None:
     """Add rows start ... stop-1 of a block from row `first` on to columns and masses, int64 [n]."""
     for h in range(bits.shape[0]):
         base = (start * (start + 1) - first * (first + 1)) // 2

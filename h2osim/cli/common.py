@@ -30,7 +30,7 @@ class Share(StrEnum):
     layer = "layer"
 
 
-class Engine(StrEnum):
+class EngineName(StrEnum):
     """Which engine replays."""
 
     auto = "auto"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from h2osim.cli.common import (
-    Engine,
+    EngineName,
     Measure,
     Share,
     checked_trace,
@@ -61,7 +61,7 @@ def compare(
     ] = None,
     prompt_len: PromptLen = None,
     share: ShareOption = Share.group,
-    engine: EngineOption = Engine.auto,
+    engine: EngineOption = EngineName.auto,
     layers: Layers = None,
     optimum: Annotated[
         bool,
@@ -119,7 +119,7 @@ def compare(
         )
     asked = {budget_tokens(b, recorded.n): b for b in wanted if isinstance(b, float)}
     on_cpu = results["policy"].values[results["engine"].values != "cuda"]
-    if engine is Engine.cuda and len(on_cpu):
+    if engine is EngineName.cuda and len(on_cpu):
         notice(f"on the CPU, for want of an exact CUDA form: {', '.join(map(str, on_cpu))}")
     if wanted == "all" or target_recall is not None:
         notice(terminal.one_pass_line(results))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from h2osim.cli.common import Engine, Share
+from h2osim.cli.common import EngineName, Share
 from h2osim.cli.output import Format
 
 TraceName = Annotated[
@@ -23,7 +23,7 @@ PromptLen = Annotated[
 ]
 ShareOption = Annotated[Share, typer.Option("--share", help="Which heads share one cache.")]
 EngineOption = Annotated[
-    Engine, typer.Option("--engine", help="What replays; every engine evicts the same.")
+    EngineName, typer.Option("--engine", help="What replays; every engine evicts the same.")
 ]
 Budgets = Annotated[
     str,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from h2osim.cli.common import (
-    Engine,
+    EngineName,
     Share,
     checked_trace,
     parse_budgets,
@@ -53,15 +53,13 @@ def verify(
     budgets: Budgets = "0.05,0.1,0.2",
     prompt_len: PromptLen = None,
     share: ShareOption = Share.group,
-    engine: EngineOption = Engine.auto,
+    engine: EngineOption = EngineName.auto,
     layers: Layers = None,
     format_: FormatOption = Format.table,
     show_details: Annotated[
         bool, typer.Option("--details", help="One line for each budget, with ranges and notes.")
     ] = False,
-    plot: Annotated[
-        Path | None, plot_option("the ratio over time with its certificates")
-    ] = None,
+    plot: Annotated[Path | None, plot_option("the ratio over time with its certificates")] = None,
 ) -> None:
     """Hold every proved statement against a trace; exit code 1 if one is violated.
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2osim.guarantees import checks
-from h2osim.guarantees.history import History, Rows, Run
+from h2osim.guarantees.history import History, Rows, Schedule
 from h2osim.guarantees.results import Result, Verdict
 from h2osim.policies.declaration import Configured
 from h2osim.traces.unit import Unit
@@ -45,7 +45,7 @@ def outside_setting(configured: Configured, k: int) -> str:
     return CACHED if configured.scores == "cached" else ""
 
 
-def of_run(how: Configured, history: History, unit: Unit, run: Run) -> Iterator[Result]:
+def of_run(how: Configured, history: History, unit: Unit, run: Schedule) -> Iterator[Result]:
     """What the statements about a run say of one; see `verify`."""
     if how.policy.readmits:
         note = "re-admits tokens"
@@ -86,7 +86,7 @@ def _objective(name: str, scores: NDArray[Any], held: Any) -> Any:
     return sum(SHAPES[name](sum(row)) for row in heads)
 
 
-def greedy_ratio(how: Configured, unit: Unit, run: Run, most: int = SETS) -> Result:
+def greedy_ratio(how: Configured, unit: Unit, run: Schedule, most: int = SETS) -> Result:
     """The dynamic greedy's objective over the best set's, least over the steps (T9 and M6, or M1).
 
     They promise a share of the best set of a function that stays; over time rows change it, so they
@@ -149,7 +149,7 @@ def of_optimum(best: Any, history: History, rows: Rows) -> Iterator[Result]:
     yield dataclasses.replace(found, numbers=numbers)
 
 
-def output_errors(unit: Unit, run: Run, most: int = OUTPUT_STEPS) -> Result:
+def output_errors(unit: Unit, run: Schedule, most: int = OUTPUT_STEPS) -> Result:
     """T5 at up to `most` evenly spread decode steps of a run, every head.
 
     The first violation as it is; otherwise numbers: error and bound where the error is largest,

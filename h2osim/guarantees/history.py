@@ -49,7 +49,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Run:
+class Schedule:
     """A run without re-admission: who left when.
 
     evicted_at: int [n], the step after which a token is gone, n if it stays. k: the budget.
@@ -111,12 +111,12 @@ class History:
         return len(self.value)
 
 
-def follow(rows: Rows, run: Run) -> History:
+def follow(rows: Rows, run: Schedule) -> History:
     """The series of one run; see `follow_all`."""
     return follow_all(rows, [run])[0]
 
 
-def follow_all(rows: Rows, runs: Sequence[Run]) -> list[History]:
+def follow_all(rows: Rows, runs: Sequence[Schedule]) -> list[History]:
     """The series of some runs over the same rows, which are read once: O(n^2) a run.
 
     Works for any run without re-admission; whether a theorem applies to it is the checks' business.
@@ -139,7 +139,7 @@ def follow_all(rows: Rows, runs: Sequence[Run]) -> list[History]:
 class _Follower:
     """One run on its way through the rows."""
 
-    def __init__(self, run: Run, rows: Rows) -> None:
+    def __init__(self, run: Schedule, rows: Rows) -> None:
         self.run, self.heads = run, rows.heads
         n = rows.n
         self.first = min(max(run.prompt_len, run.k) - 1, n)

@@ -18,7 +18,7 @@ import numpy as np
 
 from h2osim.guarantees import checks
 from h2osim.guarantees.findings import CACHED, against, of_optimum, of_run, outside_setting
-from h2osim.guarantees.history import Rows, Run, follow_all
+from h2osim.guarantees.history import Rows, Schedule, follow_all
 from h2osim.guarantees.results import Result, Verdict
 from h2osim.optima.solving import optimum
 from h2osim.policies.declaration import Configured, Policy
@@ -35,6 +35,7 @@ it is deployed (half of the budget recent, cached scores), which the theorems do
 
 OFFLINE = "offline optimum"
 """Stands where a line's policy does in the lines about the optimum itself (T6, T6b, T6c)."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -137,7 +138,7 @@ def verify(
             progress(done, len(units), f"checking {unit.label}")
         gone = found.evicted_at.sel(layer=unit.layer, unit=unit.index)
         runs = {
-            (text, k): Run(gone.sel(policy=text, budget=k).values.astype(np.int64), k, p)
+            (text, k): Schedule(gone.sel(policy=text, budget=k).values.astype(np.int64), k, p)
             for text in chosen
             for k in tokens
         }
@@ -146,7 +147,7 @@ def verify(
             here = best.sel(layer=unit.layer, unit=unit.index)
             for k in tokens:
                 left = here.evicted_at.sel(budget=k).values.astype(np.int64)
-                runs[OFFLINE, k] = Run(left, k, p)
+                runs[OFFLINE, k] = Schedule(left, k, p)
         histories = dict(zip(runs, follow_all(rows, list(runs.values())), strict=True))
         for text in chosen:
             how = configured[text]
@@ -245,7 +246,7 @@ def over_time(
         raise UserError(f"trace {trace.name}: no unit {unit} in layer {which} ({share})")
     k = int(found.budget.values[0])
     gone = found.evicted_at.values[0, 0, list(units).index(unit), 0].astype(np.int64)
-    run = Run(gone, k, decode_start(trace, prompt_len))
+    run = Schedule(gone, k, decode_start(trace, prompt_len))
     history = follow_all(Rows.of_unit(units[unit]), [run])[0]
     value, opt = history.value.astype(float), history.opt.astype(float)
     before = history.before.astype(float)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from h2osim.engines.results import Curve, Outcome
-from h2osim.replays.plan import Run
+from h2osim.replays.plan import PlannedRun
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class Found:
         errors = {name: values[at] for name, values in self.errors.items()}
         return Found(self.kept[at], self.held[at], self.mass[at[1]], errors=errors)
 
-    def recorded(self, run: Run) -> list[int]:
+    def recorded(self, run: PlannedRun) -> list[int]:
         """The budgets of a pass whose evictions are wanted, ascending."""
         if self.evicted_at is None or not run.one_pass:
             return []
         every = np.arange(1, run.job.unit.n + 1)
         return sorted(every[run.entries].tolist())
 
-    def put(self, run: Run, result: Curve | Outcome, masses: np.ndarray | int) -> None:
+    def put(self, run: PlannedRun, result: Curve | Outcome, masses: np.ndarray | int) -> None:
         """Enter what a run found, and the masses of its unit's decode rows (or their sum)."""
         u = run.at[1]
         self.mass[u] = np.sum(masses)

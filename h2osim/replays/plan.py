@@ -35,7 +35,7 @@ Index: TypeAlias = np.ndarray | slice
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """A configuration on a unit, at one budget or (``one_pass``) at all that are asked for.
 
     ``at`` is the place of the configuration and the unit in their chunk. ``places`` are the columns
@@ -94,7 +94,7 @@ class Chunk:
         """Configurations, units, budgets."""
         return len(self.configured), len(self.units), len(self.tokens[0])
 
-    def runs(self, i: int, u: int) -> list[Run]:
+    def runs(self, i: int, u: int) -> list[PlannedRun]:
         """The runs of a configuration on a unit."""
         unit, one = self.units[u], self.configured[i]
         tokens, p = self.tokens[u], self.prompt_lens[u]
@@ -102,9 +102,11 @@ class Chunk:
         if there is None:
             return []
         if self.one_pass[i, u]:
-            return [Run(Job(unit, one, unit.n, p), True, (i, u), *there)]
+            return [PlannedRun(Job(unit, one, unit.n, p), True, (i, u), *there)]
         return [
-            Run(Job(unit, one, int(k), p), False, (i, u), np.flatnonzero(tokens == k), slice(None))
+            PlannedRun(
+                Job(unit, one, int(k), p), False, (i, u), np.flatnonzero(tokens == k), slice(None)
+            )
             for k in np.unique(tokens[tokens > 0])
         ]
 
@@ -220,7 +222,8 @@ class WorkPlan:
         # the largest working arrays of a configuration on a unit, all its budgets together
         lag = max(one.lag() for one in self.configured)
         states = max(
-            n * (_STATE_BYTES + 8 * min(lag, n))
+            n
+            * (_STATE_BYTES + 8 * min(lag, n))
             * (1 if self.one_pass[:, self.owner == o].all() else len(listed))
             for o, (listed, n) in enumerate(self._lengths())
         )

@@ -17,7 +17,7 @@ import numpy as np
 from h2osim.attention.softmax import BLOCK_ROWS
 from h2osim.attention.triangle import tri
 from h2osim.replays.found import Found
-from h2osim.replays.plan import Chunk, Run
+from h2osim.replays.plan import Chunk, PlannedRun
 from h2osim.traces.unit import Unit
 
 #: Bytes of working arrays of the runs that are fed together.
@@ -37,7 +37,7 @@ class Task:
     """Runs that are done together, and the engine that does them: naive, numba or cuda."""
 
     engine: str
-    runs: Sequence[Run]
+    runs: Sequence[PlannedRun]
 
     @property
     def seconds(self) -> float:
@@ -86,9 +86,9 @@ def refused_by_cuda(chunk: Chunk) -> list[int]:
     return [i for i, told in enumerate(refusals) if any(told)]
 
 
-def _batches(runs: list[Run], unit: Unit, most: int) -> Iterator[list[Run]]:
+def _batches(runs: list[PlannedRun], unit: Unit, most: int) -> Iterator[list[PlannedRun]]:
     """As many runs at a time as fit the memory for their working arrays, at most ``most``."""
-    batch: list[Run] = []
+    batch: list[PlannedRun] = []
     room = 0
     for run in runs:
         policy = run.job.configured.policy
@@ -104,7 +104,7 @@ def _batches(runs: list[Run], unit: Unit, most: int) -> Iterator[list[Run]]:
 
 def _cuda_tasks(chunk: Chunk, accepted: Sequence[int]) -> Iterator[Task]:
     """The jobs of one call have a trace, a prompt length, a number of heads and a kind."""
-    groups: defaultdict[tuple, list[Run]] = defaultdict(list)
+    groups: defaultdict[tuple, list[PlannedRun]] = defaultdict(list)
     for i in accepted:
         for u, unit in enumerate(chunk.units):
             for run in chunk.runs(i, u):
@@ -117,7 +117,7 @@ def _cuda_tasks(chunk: Chunk, accepted: Sequence[int]) -> Iterator[Task]:
 # --- the engines ----------------------------------------------------------------------------
 
 
-def _naive(runs: Sequence[Run], found: Found, tick: Tick) -> None:
+def _naive(runs: Sequence[PlannedRun], found: Found, tick: Tick) -> None:
     from h2osim.engines import naive
 
     unit = runs[0].job.unit
@@ -127,7 +127,7 @@ def _naive(runs: Sequence[Run], found: Found, tick: Tick) -> None:
         found.put(run, naive.run(run.job, lambda: tick(share), found.errors), masses)
 
 
-def _numba(runs: Sequence[Run], found: Found, tick: Tick) -> None:
+def _numba(runs: Sequence[PlannedRun], found: Found, tick: Tick) -> None:
     """All runs are fed the unit's rows block by block, so that rows are read or made once."""
     from h2osim.engines.direct import DirectRun
     from h2osim.engines.errors import Outputs
@@ -162,7 +162,7 @@ def _numba(runs: Sequence[Run], found: Found, tick: Tick) -> None:
 _DEVICE_LOCKS: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
 
 
-def _cuda(runs: Sequence[Run], found: Found, lane: int | None, tick: Tick) -> None:
+def _cuda(runs: Sequence[PlannedRun], found: Found, lane: int | None, tick: Tick) -> None:
     from h2osim import cuda
 
     jobs = [run.job for run in runs]

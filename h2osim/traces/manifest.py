@@ -24,7 +24,7 @@ Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
 Store = Annotated[str, Meta(pattern=rf"^({'|'.join(STORES)})\Z")]
 
 
-class Layer(Struct):
+class LayerEntry(Struct):
     """A layer in memory."""
 
     index: Index
@@ -36,7 +36,7 @@ class Layer(Struct):
     tensors: list[str] | None = None
 
 
-class StoredLayer(Layer, kw_only=True):
+class StoredLayerEntry(LayerEntry, kw_only=True):
     """A layer in a file of the trace's folder."""
 
     file: Annotated[str, Meta(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*\Z", max_length=255)]
@@ -70,7 +70,7 @@ class Manifest(Struct, kw_only=True):
     heads: Annotated[list[Index], Meta(min_length=1)]
     kv_heads: Annotated[list[Index], Meta(min_length=1)]
     stores: Annotated[list[Store], Meta(min_length=1)]
-    layers: Annotated[Sequence[Layer], Meta(min_length=1)]
+    layers: Annotated[Sequence[LayerEntry], Meta(min_length=1)]
     created_by: str | None = None
     command: str | None = None
     model: Origin | None = None
@@ -88,7 +88,7 @@ class Manifest(Struct, kw_only=True):
 class StoredManifest(Manifest, kw_only=True):
     """The fields of a trace in a folder."""
 
-    layers: Annotated[Sequence[StoredLayer], Meta(min_length=1)]
+    layers: Annotated[Sequence[StoredLayerEntry], Meta(min_length=1)]
 
 
 OPTIONAL: dict[str, Any] = {

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from h2osim.guarantees.history import Rows, Run
+from h2osim.guarantees.history import Rows, Schedule
 
 
 def simulate(
     rows: Rows, k: int, prompt_len: int = 1, *, scores: str = "full", recent: int = 0
-) -> Run:
+) -> Schedule:
     """Accumulated attention, evict the least, the oldest of equals first: setting P of the proofs.
 
     scores: "full" (setting P) in integers, or "cached" (proof T3) in exact fractions, for small n.
@@ -44,7 +44,7 @@ def simulate(
             least = min(candidates, key=lambda j: (score[j], j))
             cache.remove(least)
             gone[least] = t
-    return Run(gone, k, p)
+    return Schedule(gone, k, p)
 
 
 def stack_run(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2osim.attention.fixed_point import ONE
-from h2osim.guarantees.history import History, Rows, Run
+from h2osim.guarantees.history import History, Rows, Schedule
 from h2osim.guarantees.results import CLOSE, Result, Verdict, share
 
 NEVER_FULL = "the budget is never reached"
@@ -173,7 +173,7 @@ def drift_certificate(history: History, outside: str = "") -> Result:
     return Result("T4", Verdict.HOLDS if certificate > 0 else Verdict.VACUOUS, None, numbers)
 
 
-def freezing(rows: Rows, run: Run, recent: int, *, cached: bool = False) -> Result:
+def freezing(rows: Rows, run: Schedule, recent: int, *, cached: bool = False) -> Result:
     """M7: once every unprotected resident has more than H(R+1), none of them ever leaves.
 
     H is the largest mass of a row, R = recent the number of newest tokens that are protected.
