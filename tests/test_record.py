@@ -255,11 +255,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4},
         r"no softmax attention that goes through transformers' attention interface.*bloom",
     ),
-    "attention sinks": (
-        "GptOssConfig",
-        {**GEMMA, "num_local_experts": 2},
-        r"its attention takes s_aux",
-    ),
     "encoder": ("BertConfig", SMALL, r"layer 0 is not causal"),
 }
 

@@ -169,7 +169,10 @@ class EvictingSession(Session):
                     units, rows, columns = attended.shape
                     by_unit = block.p.view(units, -1, rows, columns)
                     by_unit.mul_(attended[:, None].to(block.p.dtype))
-                    block.p.div_(block.p.sum(dim=2, keepdim=True))
+                    total = block.p.sum(dim=2, keepdim=True)
+                    if call.sinks is not None:  # a learned sink keeps its share of what is left
+                        total += (call.sinks[:, None] - block.lse).exp()[:, :, None]
+                    block.p.div_(total)
             mix(block, call, output)
         return output
 

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2osim.engines.results import Errors
+from h2osim.support.errors import UserError
 from h2osim.traces.unit import Block, Unit
 
 Floats = NDArray[np.float64]
@@ -56,6 +57,11 @@ class Outputs:
     """
 
     def __init__(self, unit: Unit, prompt_len: int, names: Collection[str]):
+        if unit.trace.layer_entry(unit.layer).get("sink"):
+            raise UserError(
+                f"trace {unit.trace.name}: layer {unit.layer} has a learned sink, for which output "
+                f"and attention error are not defined here; expected recall alone"
+            )
         heads, n = len(unit.heads), unit.n
         self.names, self.prompt_len = names, prompt_len
         self.values, self.kv = np.zeros((1, n, 0)), np.zeros(heads, np.int64)

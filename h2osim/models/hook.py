@@ -106,6 +106,7 @@ class Session:
         softcap: float | None,
         sliding_window: int | None,
         is_causal: bool | None,
+        s_aux: torch.Tensor | None,
     ) -> torch.Tensor:
         """Attention output [1, rows, heads, dv] of one layer's call; its rows go to the sink."""
         batch, heads, rows, size = query.shape
@@ -132,6 +133,8 @@ class Session:
             )
         if heads % kv_heads:
             raise self.refuse(f"layer {index} has {heads} query heads for {kv_heads} KV heads")
+        if s_aux is not None and s_aux.numel() != heads:
+            raise self.refuse(f"layer {index} has {s_aux.numel()} sinks for {heads} heads")
         if mask is None and rows > 1 and not _causal(module, is_causal):
             raise self.refuse(f"layer {index} is not causal")
         facts = self._mask(index, mask, start, origin, rows)
@@ -149,10 +152,14 @@ class Session:
                 window=seen.window(facts, sliding_window or window, self.seen),
                 regular=seen.regular,
                 chunk=chunk,
+                sink=s_aux is not None,
             )
         )
         allowed = None if layer.regular else facts.allowed
-        output = self.output(Call(layer, q, k, v, start, origin, allowed, mask))
+        sinks = None if s_aux is None else s_aux.reshape(-1)
+        if sinks is not None and order is not None:
+            sinks = sinks[list(order)]
+        output = self.output(Call(layer, q, k, v, start, origin, allowed, mask, sinks))
         new_k, new_v = k[:, length - rows :], v[:, length - rows :]
         if not bool(torch.isfinite(output).all()):
             # One bad key or value spoils the outputs of earlier rows too: 0 times NaN is NaN.
@@ -171,7 +178,7 @@ class Session:
     def output(self, call: Call) -> torch.Tensor:
         """Attention output [rows, heads, dv]; rows that are wanted go to the sink."""
         wanted = self.sink.wants(call.layer)
-        if not wanted and call.layer.softcap is None:
+        if not wanted and call.layer.softcap is None and call.sinks is None:
             return output_only(call)
         output = call.empty_output()
         for block in softmax_blocks(call, self.block_bytes):
@@ -229,7 +236,7 @@ class Session:
         else:
             known = self._known.setdefault(layer.index, layer)
         layer = replace(layer, latent=known.latent, order=known.order, cache_of=known.cache_of)
-        for name in ("heads", "kv_heads", "head_dim", "value_dim", "scale", "softcap"):
+        for name in ("heads", "kv_heads", "head_dim", "value_dim", "scale", "softcap", "sink"):
             before, now = getattr(known, name), getattr(layer, name)
             if before != now:
                 raise self.refuse(
@@ -256,12 +263,13 @@ def _hook(
     is_causal: bool | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend as transformers' attention functions do, for the session that runs.
 
-    An argument that is not known to leave the rows alone (attention sinks, position biases, sparse
-    indices) is refused by its name.
+    s_aux: the logits of learned sinks, one a head. An argument that is not known to leave the rows
+    alone (position biases, sparse indices) is refused by its name.
     """
     if _session is None:
         raise RuntimeError(f"attention {HOOK!r} runs only while h2osim records")
@@ -280,6 +288,7 @@ def _hook(
         softcap=softcap,
         sliding_window=sliding_window,
         is_causal=is_causal,
+        s_aux=s_aux,
     )
     return output, None
 

@@ -187,6 +187,11 @@ def _plan(
                 f"cached vector a token, which a trace cannot keep; expected store scores, without "
                 f"values"
             )
+        if layer.sink and "qk" in wanted.stores:
+            raise UserError(
+                f"layer {index} of {loaded.name}: a learned sink takes part of each row, so "
+                f"rows cannot be made from queries and keys; expected store scores"
+            )
         if layer.chunk is not None and n > layer.chunk and "qk" in wanted.stores:
             raise UserError(
                 f"layer {index} of {loaded.name}: it attends within chunks of {layer.chunk} "

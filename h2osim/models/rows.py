@@ -5,7 +5,9 @@ For query t and key j of one head,
     x_j = scale * <q_t, k_j>,  x_j <- c tanh(x_j / c) when the layer has a softcap c,
     a_j = exp(x_j - max x) / sum exp(x - max x)  over the keys the mask allows, else 0,
 
-in float32 whatever the model's dtype (float64 for a float64 model), a block of rows at a time.
+in float32 whatever the model's dtype (float64 for a float64 model), a block of rows at a time. A
+head with a learned sink (gpt-oss, arXiv:2508.10925) has one more term exp(s - max x) in the sum,
+the mass of no token, so that its rows sum to less than 1.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class Layer:
     latent: the cache keeps one vector a token, from which all heads make their own keys and values
     (multi-head latent attention, arXiv:2405.04434), so all heads share one cache. order: the
     model's number of each head, where heads of one KV head do not stand together in the model.
-    cache_of: the earlier layer whose keys and values this one attends to, None for its own.
+    cache_of: the earlier layer whose keys and values this one attends to, None for its own. sink:
+    whether a learned sink takes a part of each row's mass.
     """
 
     index: int
@@ -49,6 +52,7 @@ class Layer:
     latent: bool = False
     order: tuple[int, ...] | None = None
     cache_of: int | None = None
+    sink: bool = False
 
     @property
     def group_size(self) -> int:
@@ -67,7 +71,8 @@ class Call:
 
     q [heads, rows, d] of rows `start` on; k [kv_heads, keys, d] and v [kv_heads, keys, dv] of
     positions `origin` on. allowed: bool [rows, keys], or None for causal rows with the layer's
-    window. mask: the model's own, where it gave one.
+    window. mask: the model's own, where it gave one. sinks: the logit of each head's learned sink,
+    float [heads], None for none.
     """
 
     layer: Layer
@@ -78,6 +83,7 @@ class Call:
     origin: int
     allowed: torch.Tensor | None
     mask: torch.Tensor | None
+    sinks: torch.Tensor | None = None
 
     def empty_output(self) -> torch.Tensor:
         """Room for the output, [rows, heads, dv], float32 (float64 for a float64 model)."""
@@ -90,7 +96,8 @@ class RowBlock:
     """Consecutive rows of one layer.
 
     p: float32 [heads, rows, columns] of rows `start` on and keys `first` on; all other entries are
-    0. lse: log sum exp x_j, row_sum: sum of p, float32 [heads, rows].
+    0. lse: log of the sum of exp, the sink's term included, row_sum: sum of p, float32
+    [heads, rows].
     """
 
     start: int
@@ -140,8 +147,13 @@ def softmax_blocks(call: Call, block_bytes: int = BLOCK_BYTES) -> Iterator[RowBl
                 blocked |= j <= t - layer.window
             x[:, :, free:].masked_fill_(blocked, -torch.inf)
         largest = x.amax(dim=2, keepdim=True)
+        if call.sinks is not None:
+            sinks = call.sinks.to(x.dtype)[:, None, None]
+            largest = largest.maximum(sinks)
         x.sub_(largest).exp_()
         total = x.sum(dim=2, keepdim=True)
+        if call.sinks is not None:
+            total += (sinks - largest).exp_()
         x.div_(total)
         lse = (largest + total.log()).squeeze(2)
         yield RowBlock(start + top, origin + low, x, lse, x.sum(dim=2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -178,7 +179,9 @@ class TraceSink:
             tensors["v_scale"] = ("F32", (caches, n))
         elif self.plan.values:
             tensors["v"] = ("F32", (caches, n, layer.value_dim))
-        facts = {} if layer.cache_of is None else {"cache_of": layer.cache_of}
+        facts: dict[str, Any] = {} if layer.cache_of is None else {"cache_of": layer.cache_of}
+        if layer.sink:
+            facts["sink"] = True
         return self.writer.layer(
             layer.index, tensors=tensors, scale=layer.scale, softcap=layer.softcap, **facts
         )

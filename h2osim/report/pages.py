@@ -205,6 +205,11 @@ def info_page(facts: TraceFacts) -> Group:
     windowed = any(layer.window is not None for layer in facts.layers)
     if windowed:
         table.add_column("window", justify="right")
+    with_sink = any(layer.no_token is not None for layer in facts.layers)
+    if with_sink:
+        table.add_column("no token", justify="right")
+        table.caption = f"{table.caption}; % of a row's mass on no token, taken by a learned sink "
+        table.caption += "(shares and recall are of the mass on tokens)"
     for layer in facts.layers:
         shares = (layer.sparsity, layer.zeros, layer.sinks, layer.recent, layer.heavy, layer.rest)
         row = [str(layer.layer), *(f"{100 * share:.1f}" for share in shares)]
@@ -212,6 +217,8 @@ def info_page(facts: TraceFacts) -> Group:
         row.append("–" if layer.exponent is None else f"{layer.exponent:.2f}")
         if windowed:
             row.append(str(layer.window or "–"))
+        if with_sink:
+            row.append("–" if layer.no_token is None else f"{100 * layer.no_token:.1f}")
         table.add_row(*row)
     return Group(grid, table)
 

@@ -44,11 +44,13 @@ def check_scores(
     n: int,
     window: int | None,
     computed_in: str | None = None,
+    sink: bool = False,
 ) -> NDArray[np.int64]:
     """The fixed-point row sums int64 [H, n] of the packed rows `bits`; UserError on a bad row.
 
     A row holds numbers in [0, 1], zeros before the window, and sums to its stored sum (1 when there
-    is none) within `rounding_bound`; the stored sum is 1 within `summation_bound`.
+    is none) within `rounding_bound`; the stored sum is 1 within `summation_bound`, or less than
+    that where a learned sink takes the rest.
     """
     from h2osim.attention import row_loops
 
@@ -59,8 +61,13 @@ def check_scores(
     stored = np.ones(sums.shape) if row_sum is None else row_sum.astype(np.float64)
     found = sums / ONE
     wrong_entry = (top < 0) | (top > ONE_BITS)
-    wrong_stored = ~(np.abs(stored - 1) <= summation_bound(entries, computed_in))
+    off = stored - 1
+    wrong_stored = ~(np.abs(off) <= summation_bound(entries, computed_in))
     wrong_sum = ~(np.abs(found - stored) <= rounding_bound(stored, entries))
+    if sink:
+        wrong_stored &= ~((stored >= 0) & (off < 0))
+        if row_sum is None:
+            wrong_sum &= found > stored
     if not (wrong_entry.any() or wrong_stored.any() or wrong_sum.any()):
         return sums
     h, t = (int(x) for x in np.argwhere(wrong_entry | wrong_stored | wrong_sum)[0])

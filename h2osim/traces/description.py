@@ -13,7 +13,9 @@ and visible entries (j <= t, and within the sliding window if there is one).
 * *lost*: by how much rounding to float16 changed the sum of a row (before minus after), the mean
   and the largest size, where the sums before were kept;
 * *exponent*: a where the r-th most attended token (sinks aside) receives about r^-a: minus the
-  slope of a least-squares line through log mass against log rank, over the first half of ranks.
+  slope of a least-squares line through log mass against log rank, over the first half of ranks;
+* *no token*: the mean mass of a row that a learned sink takes; the shares above, as recall, are of
+  the mass on tokens.
 """
 
 from __future__ import annotations
@@ -61,6 +63,7 @@ class LayerFacts:
     lost_mean: float | None
     lost_max: float | None
     exponent: float | None
+    no_token: float | None = None
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,15 @@ def _layer_facts(trace: Trace, layer: int) -> LayerFacts:
         lost_mean=lost_total / (heads * n) if known else None,
         lost_max=lost_max if known else None,
         exponent=_exponent(columns),
+        no_token=_no_token(trace, layer),
     )
+
+
+def _no_token(trace: Trace, layer: int) -> float | None:
+    """Mean mass of a row on no token, where a learned sink takes it and the sums were kept."""
+    if not trace.layer_entry(layer).get("sink") or "row_sum" not in trace.tensors(layer):
+        return None
+    return 1 - float(trace.tensor(layer, "row_sum").mean(dtype=np.float64))
 
 
 def _blocks(

@@ -32,6 +32,7 @@ class LayerEntry(Struct):
     softcap: Positive | None = None
     window: Count | None = None
     cache_of: Index | None = None
+    sink: bool | None = None
     computed_in: Literal["float16", "bfloat16", "float32", "float64"] | None = None
     tensors: list[str] | None = None
 

@@ -313,7 +313,7 @@ class Trace:
                 scores, row_sum = tensors["scores"], tensors.get("row_sum")
                 checks.check_scores(
                     where, self.heads, scores, row_sum, self.n, entry.get("window"),
-                    entry.get("computed_in"),
+                    entry.get("computed_in"), bool(entry.get("sink")),
                 )  # fmt: skip
             checks.check_floats(where, self.heads, self.kv_heads, tensors)
             self._checked[layer] = state
