@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -319,6 +320,37 @@ def test_mistakes(options: dict[str, Any], message: str) -> None:
 
 def test_scores_are_enough_for_the_attention_error() -> None:
     assert replay(BARE, "recency", 1, measure="attention-error").attention_error.item() == 0
+
+
+def test_a_sweep_measures_what_a_replay_does(tmp_path: Path) -> None:
+    """In memory, and into a store that is continued; another measure is another sweep."""
+    trace = h2osim.open_trace("chat")
+    grid, budgets = "decay:gamma=.9..1:.05,h2o:recent=0..16:16,scores=full", [8, 40, 383]
+    options: dict[str, Any] = {"layers": [2, 9], "measure": "error"}
+    swept = h2osim.sweep(trace, grid, budgets, **options)
+    check(swept)
+    replayed = replay(trace, swept.policy.values.tolist(), budgets, **options)
+    expected = replayed.output_error.values.reshape(swept.output_error.shape)
+    np.testing.assert_allclose(swept.output_error, expected, rtol=1e-12, atol=1e-15)
+    store = tmp_path / "s"
+    stored = h2osim.sweep(trace, grid, budgets, store, chunk=(2, 1), **options)
+    (store / "output_error" / "c" / "0" / "1" / "0").write_bytes(b"")  # its chunk is done again
+    again = h2osim.sweep(trace, grid, budgets, store, chunk=(2, 1), **options)
+    for found in (stored, again):
+        np.testing.assert_allclose(found.output_error, expected, rtol=1e-12, atol=1e-15)
+        np.testing.assert_array_equal(found.recall, swept.recall)
+    with pytest.raises(UserError, match="another sweep: measure is error, asked for is None"):
+        h2osim.sweep(trace, grid, budgets, store, chunk=(2, 1), layers=[2, 9])
+
+
+def test_a_sweep_finds_the_least_error(run: Run, tmp_path: Path) -> None:
+    words = ["sweep", "chat", "--policies", "decay:gamma=.8..1:.05", "--budgets", "40"]
+    ended = run(*words, "--measure", "error", "--format", "json", "--best", "5")
+    errors = [record["output_error"] for record in json.loads(ended.out)]
+    assert len(errors) == 5 and errors == sorted(errors)
+    table = run(*words, "--measure", "attention-error", "--plot", tmp_path / "p.png").out
+    assert "attention error" in table and (tmp_path / "p.png").stat().st_size
+    fails(run(*words, "--measure", "error", "--engine", "cuda"), "engine cuda", "recall only")
 
 
 def test_compare_ranks_by_what_was_measured(run: Run, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from h2osim.cli.options import (
     EngineOption,
     FormatOption,
     Layers,
+    MeasureOption,
     Output,
     PromptLen,
     ShareOption,
@@ -69,14 +70,7 @@ def compare(
             "--optimum", help="Compare with the exact offline optimum: regret and gap closed."
         ),
     ] = False,
-    measure: Annotated[
-        Measure,
-        typer.Option(
-            "--measure",
-            help="What to rank by: recall; error of the attention's output (the trace needs "
-            "values), both; or attention-error, which needs scores only.",
-        ),
-    ] = Measure.recall,
+    measure: MeasureOption = Measure.recall,
     format_: FormatOption = Format.table,
     plot: Annotated[Path | None, plot_option("what is ranked by, against budget")] = None,
     output: Output = None,

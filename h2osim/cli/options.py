@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from h2osim.cli.common import EngineName, Share
+from h2osim.cli.common import EngineName, Measure, Share
 from h2osim.cli.output import Format
 
 TraceName = Annotated[
@@ -29,6 +29,14 @@ Budgets = Annotated[
     str,
     typer.Option(
         "--budgets", "-b", help="Tokens (64), fractions of the trace (0.05), percent (5%), or all."
+    ),
+]
+MeasureOption = Annotated[
+    Measure,
+    typer.Option(
+        "--measure",
+        help="What to rank by: recall; error of the attention's output (the trace needs values), "
+        "both; or attention-error, which needs scores only.",
     ),
 ]
 Layers = Annotated[str | None, typer.Option("--layers", help="Only these model layers: 0,9,16")]

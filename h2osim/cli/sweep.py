@@ -11,11 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from h2osim.cli.common import Share, checked_trace, command_line, parse_budgets, parse_integers
+from h2osim.cli.common import (
+    Measure,
+    Share,
+    checked_trace,
+    command_line,
+    parse_budgets,
+    parse_integers,
+)
 from h2osim.cli.options import (
     Budgets,
     FormatOption,
     Layers,
+    MeasureOption,
     PromptLen,
     ShareOption,
     plot_option,
@@ -56,6 +64,7 @@ def sweep(
         str, typer.Option("--engine", help="auto, numba, cuda or naive; all evict the same.")
     ] = "auto",
     layers: Layers = None,
+    measure: MeasureOption = Measure.recall,
     dask: Annotated[
         str | None,
         typer.Option(
@@ -64,7 +73,7 @@ def sweep(
             help="Work on this running Dask cluster: tcp://host:8786",
         ),
     ] = None,
-    plot: Annotated[Path | None, plot_option("recall over two parameters")] = None,
+    plot: Annotated[Path | None, plot_option("what is ranked by, over two parameters")] = None,
     format_: FormatOption = Format.table,
     best: Annotated[
         int, typer.Option("--best", min=1, help="How many settings to print for each budget.")
@@ -94,6 +103,7 @@ def sweep(
             share=share.value,
             engine=engine,
             layers=only,
+            measure=measure.value,
             dask=dask,
             command=command_line(context),
             progress=progress,

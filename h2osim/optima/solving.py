@@ -149,7 +149,7 @@ def optimum(
         method = "exact" if every or trace.n <= EXACT_N else "bracket"
     units = [u for u in weighed(trace, share, weights) if u.layer in chosen]
     plain = [u for u in trace.units(share) if u.layer in chosen]
-    names = variables_of("error", [trace], engine) if output_error else ()
+    names = variables_of("error", [trace]) if output_error else ()
     if names and not schedules:
         raise UserError("output error: it is that of a schedule; ask for schedules, or few budgets")
     for layer in chosen:

@@ -11,7 +11,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
@@ -294,9 +294,15 @@ def execute(
     meter.end()
 
 
-def compute(chunk: Chunk, engine: Engine, lane: int = 0, tick: Tick = lambda _: None) -> Found:
-    """Do a chunk on this thread."""
-    found = Found.empty(chunk.shape)
+def compute(
+    chunk: Chunk,
+    engine: Engine,
+    lane: int = 0,
+    tick: Tick = lambda _: None,
+    errors: Sequence[str] = (),
+) -> Found:
+    """Do a chunk on this thread; ``errors``: the variables measured beside recall."""
+    found = Found.empty(chunk.shape, errors=errors)
     for task in tasks_of(chunk, engine.name):
         task.do(found, lane, tick)
     return found

@@ -17,7 +17,7 @@ MEASURES: dict[str, tuple[str, ...]] = {
 }
 
 
-def variables_of(measure: str, traces: Iterable[Trace], engine: str) -> tuple[str, ...]:
+def variables_of(measure: str, traces: Iterable[Trace]) -> tuple[str, ...]:
     """The variables that a measure adds to a result; UserError where the trace lacks the data."""
     if measure not in MEASURES:
         raise UserError(f"unknown measure {measure!r}; expected one of {', '.join(MEASURES)}")
@@ -30,8 +30,13 @@ def variables_of(measure: str, traces: Iterable[Trace], engine: str) -> tuple[st
                     "it with h2osim record … --values, or ask for attention-error, which needs "
                     "scores only"
                 )
-    if names and engine == "cuda":
-        raise UserError(
-            f"measure {measure}: engine cuda measures recall only; use --engine numba"
-        )
     return names
+
+
+def engine_for(measure: str, engine: str) -> str:
+    """The engine that is asked for, where it can measure this; UserError where it can not."""
+    if measure == "recall" or engine not in ("auto", "cuda"):
+        return engine
+    if engine == "cuda":
+        raise UserError(f"measure {measure}: engine cuda measures recall only; use --engine numba")
+    return "numba"

@@ -18,6 +18,7 @@ from h2osim.replays.budgets import (
     chosen_layers,
     decode_start,
 )
+from h2osim.replays.measures import MEASURES, variables_of
 from h2osim.support.errors import UserError
 from h2osim.traces.trace import Trace
 from h2osim.traces.unit import Unit
@@ -133,6 +134,7 @@ class WorkPlan:
     for shares, the shares. ``tokens[trace]`` has each column in tokens of that trace, 0 where the
     trace is shorter. ``one_pass`` says which runs give all their budgets at once (T7), bool
     [configurations, units]. ``chunk`` is the shape of a chunk: configurations, units.
+    ``measure`` is one of :data:`~h2osim.replays.measures.MEASURES`.
     """
 
     configured: tuple[Configured, ...]
@@ -147,11 +149,17 @@ class WorkPlan:
     one_pass: np.ndarray
     chunk: tuple[int, int]
     asked: Budgets
+    measure: str = "recall"
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Configurations, units, budgets."""
         return len(self.configured), len(self.units), len(self.budgets)
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """The variables that are measured beside recall."""
+        return MEASURES[self.measure]
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -244,6 +252,7 @@ def plan_work(
     prompt_len: int | Sequence[int] | None = None,
     share: str = "group",
     layers: Iterable[int] | Sequence[Sequence[int]] | None = None,
+    measure: str = "recall",
 ) -> WorkPlan:
     """Check a request and lay out its work, as one chunk.
 
@@ -251,6 +260,7 @@ def plan_work(
     """
     if not traces:
         raise UserError("no trace given; expected at least one")
+    variables_of(measure, traces)
     given = list(prompt_len) if isinstance(prompt_len, Sequence) else [prompt_len] * len(traces)
     starts = tuple(decode_start(t, p) for t, p in zip(traces, given, strict=True))
     asked: list[Any] = [None] if layers is None else list(layers)
@@ -271,6 +281,7 @@ def plan_work(
     return WorkPlan(
         tuple(configured), tuple(traces), _names(traces), share, tuple(units), owners, starts,
         labels, tokens, inclusive[:, which] & pays[owners], (len(configured), len(units)), budgets,
+        measure,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from h2osim.replays import results
 from h2osim.replays.budgets import Budgets
 from h2osim.replays.execute import Memory, engine_here, execute
 from h2osim.replays.found import Found, quotient
-from h2osim.replays.measures import variables_of
+from h2osim.replays.measures import engine_for
 from h2osim.replays.plan import plan_work
 from h2osim.support.errors import UserError
 from h2osim.support.progress import Progress
@@ -121,12 +121,11 @@ def replay(
     if evictions is None:
         evictions = not isinstance(budgets, str)
     plan = plan_work(
-        [trace], configured, budgets, prompt_len=prompt_len, share=share, layers=layers
+        [trace], configured, budgets, prompt_len=prompt_len, share=share, layers=layers,
+        measure=measure,
     )
-    errors = variables_of(measure, [trace], engine)
-    if errors and engine == "auto":
-        engine = "numba"
-    kind = engine_here(engine, float(plan.seconds.sum()))
+    errors = plan.errors
+    kind = engine_here(engine_for(measure, engine), float(plan.seconds.sum()))
     each = step_recall or bool(errors and step_errors)
     if each or kind.name == "naive":
         plan = plan.budget_by_budget()

@@ -176,7 +176,10 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
         **{name: _REPLAY for name in ERRORS},
         **{f"{name}_step": (*_REPLAY, "step") for name in ERRORS},
     },
-    "sweep": {"recall": _SWEEP, "kept": _SWEEP, "mass": ("unit",), "held": _SWEEP},
+    "sweep": {
+        "recall": _SWEEP, "kept": _SWEEP, "mass": ("unit",), "held": _SWEEP,
+        **{name: _SWEEP for name in ERRORS},
+    },
     "optimum": {
         "recall": _OPTIMUM,
         "lower": _OPTIMUM,

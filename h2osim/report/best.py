@@ -12,7 +12,7 @@ import numpy as np
 
 from h2osim.replays.budgets import budget_tokens
 from h2osim.replays.results import params_of
-from h2osim.report.frames import MOST_COLUMNS, SHOWN_SHARES
+from h2osim.report.frames import MEASURED, MOST_COLUMNS, SHOWN_SHARES
 
 if TYPE_CHECKING:
     import xarray
@@ -71,9 +71,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class Summary:
-    """Recall over the units: float64 [configurations, columns] each.
+    """A measure over the units: float64 [configurations, columns] each.
 
-    ``over`` is bool: a unit holds more than the budget somewhere.
+    ``measure`` is its variable. ``over`` is bool: a unit holds more than the budget somewhere.
     """
 
     columns: list[Column]
@@ -82,6 +82,12 @@ class Summary:
     low: np.ndarray
     high: np.ndarray
     over: np.ndarray
+    measure: str = "recall"
+
+    @property
+    def sign(self) -> int:
+        """1 where the largest is best, -1 where the least is."""
+        return 1 if self.measure == "recall" else -1
 
     @cached_property
     def ranked(self) -> np.ndarray:
@@ -101,8 +107,9 @@ class Summary:
 def summarise(results: xarray.Dataset) -> Summary:
     """Means, least and greatest over the units, read chunk by chunk."""
     columns = columns_of(results)
-    shape = results["recall"].shape
-    step = results["recall"].encoding.get("chunks", shape)
+    measure = next(name for name in MEASURED if name in results)
+    shape = results[measure].shape
+    step = results[measure].encoding.get("chunks", shape)
     total = np.zeros((shape[0], len(columns)))
     count = np.zeros_like(total)
     low, high = np.full_like(total, np.inf), np.full_like(total, -np.inf)
@@ -110,15 +117,15 @@ def summarise(results: xarray.Dataset) -> Summary:
     starts = (range(0, size, by) for size, by in zip(shape[:2], step[:2], strict=True))
     for c, u in itertools.product(*starts):
         here, there = slice(c, c + step[0]), slice(u, u + step[1])
-        recall = results["recall"][here, there].values
+        found = results[measure][here, there].values
         held = results["held"][here, there].values
-        rows = np.arange(recall.shape[1])
+        rows = np.arange(found.shape[1])
         for s, column in enumerate(columns):
             mine = rows[column.at[there] >= 0]
             if not len(mine):
                 continue
             at = column.at[there][mine]
-            values = recall[:, mine, at]
+            values = found[:, mine, at]
             told = ~np.isnan(values)
             total[here, s] += np.where(told, values, 0).sum(axis=1)
             count[here, s] += told.sum(axis=1)
@@ -132,23 +139,23 @@ def summarise(results: xarray.Dataset) -> Summary:
         Setting(text, rule, params_of(params), kind == "online")
         for text, rule, params, kind in zip(*facts, strict=True)
     ]
-    return Summary(columns, settings, mean, low, high, over)
+    return Summary(columns, settings, mean, low, high, over, measure)
 
 
 def best_records(summary: Summary, most: int) -> list[dict[str, Any]]:
     """The best settings of each column, the first of equals first."""
     found = []
     for s, column in enumerate(summary.columns):
-        recall = np.where(summary.ranked[:, s], summary.mean[:, s], -np.inf)
-        order = np.argsort(-recall, kind="stable")[:most]
-        for rank, i in enumerate(order[np.isfinite(recall[order])], 1):
+        good = np.where(summary.ranked[:, s], summary.sign * summary.mean[:, s], -np.inf)
+        order = np.argsort(-good, kind="stable")[:most]
+        for rank, i in enumerate(order[np.isfinite(good[order])], 1):
             found.append(
                 {
                     "budget": column.budget,
                     "rank": rank,
                     "policy": summary.settings[i].text,
                     "params": dict(summary.settings[i].values),
-                    "recall": float(summary.mean[i, s]),
+                    summary.measure: float(summary.mean[i, s]),
                     "least": float(summary.low[i, s]),
                     "greatest": float(summary.high[i, s]),
                 }

@@ -1,4 +1,4 @@
-"""The heat map of a sweep: recall over two parameters."""
+"""The heat map of a sweep: recall, or an error, over two parameters."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from h2osim.report.best import Summary
 from h2osim.report.files import require_matplotlib
+from h2osim.report.frames import MEASURED
 from h2osim.support.errors import UserError
 from h2osim.support.parameters import Value
 
@@ -47,7 +48,7 @@ def varied(settings: Sequence[tuple[str, Mapping[str, Value]]]) -> dict[str, lis
 
 
 def sweep_figure(summary: Summary, title: str = "") -> Figure:
-    """Draw the mean recall over two parameters, a row of panels a policy, a panel a budget.
+    """Draw the mean measure over two parameters, a row of panels a policy, a panel a budget.
 
     Where more than two parameters vary, the two with the most values are the axes and a cell shows
     the best over the others; where one varies, the budgets are the other axis. A ring marks the
@@ -56,6 +57,7 @@ def sweep_figure(summary: Summary, title: str = "") -> Figure:
     require_matplotlib()
     from matplotlib.figure import Figure
 
+    sign = summary.sign
     chosen = axes_of([(one.rule, one.values) for one in summary.settings])
     some = len(summary.columns)
     shown = _spread(some, _MOST_PANELS)
@@ -77,17 +79,19 @@ def sweep_figure(summary: Summary, title: str = "") -> Figure:
             for i in mine:
                 picture[place[i][0]] = summary.mean[i]
             labels = [column.label for column in summary.columns]
-            _panel(figure, row[0], picture, (labels, ticks[0]), ("budget", names[0]), rule)
+            _panel(figure, row[0], picture, (labels, ticks[0]), ("budget", names[0]), rule, sign)
             continue
         for axes, s in zip(row, shown, strict=False):
             picture = np.full((len(ticks[1]), len(ticks[0])), np.nan)
             for i in mine:
                 x, y = place[i]
-                picture[y, x] = np.fmax(picture[y, x], summary.mean[i, s])
+                better = np.fmax if sign > 0 else np.fmin
+                picture[y, x] = better(picture[y, x], summary.mean[i, s])
             label = f"{rule}, budget {summary.columns[s].label}"
-            _panel(figure, axes, picture, (ticks[0], ticks[1]), (names[0], names[1]), label)
+            _panel(figure, axes, picture, (ticks[0], ticks[1]), (names[0], names[1]), label, sign)
+    name = "recall" if summary.measure == "recall" else MEASURED[summary.measure]
     if title:
-        figure.suptitle(f"{title}\nmean recall over the units", fontsize="medium")
+        figure.suptitle(f"{title}\nmean {name} over the units", fontsize="medium")
     return figure
 
 
@@ -98,6 +102,7 @@ def _panel(
     ticks: tuple[list[Any], list[Any]],
     names: tuple[str, str],
     title: str,
+    sign: int,
 ) -> None:
     image = axes.imshow(picture, cmap="viridis", origin="lower", aspect="auto")
     for side, values in zip((axes.xaxis, axes.yaxis), ticks, strict=True):
@@ -109,7 +114,7 @@ def _panel(
     axes.set_ylabel(names[1])
     axes.set_title(title, fontsize="small")
     if not np.isnan(picture).all():
-        y, x = np.unravel_index(np.nanargmax(picture), picture.shape)
+        y, x = np.unravel_index(np.nanargmax(sign * picture), picture.shape)
         axes.plot(x, y, "o", fillstyle="none", color="white", markersize=9, markeredgewidth=3)
         axes.plot(x, y, "o", fillstyle="none", color="black", markersize=9)
     figure.colorbar(image, ax=axes, shrink=0.9).ax.tick_params(labelsize="x-small")

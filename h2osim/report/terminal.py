@@ -223,20 +223,23 @@ def allocation_table(found: xr.Dataset, title: str) -> Table:
 
 def best_table(summary: Summary, most: int, title: str) -> Table:
     """The best settings of each budget of a sweep: a row each."""
-    caption = "recall of the attention mass: mean over the units, then least–greatest"
+    name = "recall" if summary.measure == "recall" else MEASURED[summary.measure]
+    caption = f"{MEASURED[summary.measure]}: mean over the units, then least–greatest"
     left = int((~summary.ranked).all(axis=1).sum())
     if left:
         caption += f"; {left} settings never compete: oracles, bounds, or holding over the budget"
     table = _table(title, caption)
-    for header in ("budget", "#", "setting", "recall", "least–greatest"):
-        right = header in ("budget", "#", "recall")
+    for header in ("budget", "#", "setting", name, "least–greatest"):
+        right = header in ("budget", "#", name)
         table.add_column(header, justify="right" if right else "left", overflow="fold")
     records = best_records(summary, most)
     for column in summary.columns:
         label = column.label
         for one in (r for r in records if r["budget"] == column.budget):
-            spread = f"{one['least']:.4f}–{one['greatest']:.4f}"
-            table.add_row(label, str(one["rank"]), one["policy"], f"{one['recall']:.4f}", spread)
+            numbers = one[summary.measure], one["least"], one["greatest"]
+            style = ".4f" if name == "recall" else ".3g"
+            mean, low, high = (f"{number:{style}}" for number in numbers)
+            table.add_row(label, str(one["rank"]), one["policy"], mean, f"{low}–{high}")
             label = ""
         table.add_section()
     return table

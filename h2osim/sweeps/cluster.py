@@ -149,7 +149,7 @@ def _remote(
             return index
         lane = lane_of(*turns.get(get_worker().address, (0, 1)))
         store.started(index)
-        store.put(index, compute(plan.part(index), engine_called(engine), lane))
+        store.put(index, compute(plan.part(index), engine_called(engine), lane, errors=plan.errors))
     return index
 
 
@@ -165,6 +165,7 @@ def _opened(path: str, traces: tuple[str, ...]) -> tuple[WorkPlan, SweepStore]:
         prompt_len=asked["prompt_len"],
         share=asked["share"],
         layers=asked["layers"],
+        measure=asked.get("measure", "recall"),
     )
     store.check(plan)
     return replace(plan, chunk=store.chunk), store

@@ -33,7 +33,8 @@ def identity(plan: WorkPlan) -> dict[str, Any]:
     Raises :class:`UserError` where a policy reaches something whose change would go unnoticed.
     """
     layers = [plan.layers(o) for o in range(len(plan.traces))]
-    return {
+    measured = {} if plan.measure == "recall" else {"measure": plan.measure}
+    return measured | {
         "h2osim": h2osim.__version__,
         "share": plan.share,
         "layers": [list(one) for one in layers],

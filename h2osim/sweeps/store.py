@@ -7,7 +7,7 @@ renamed, and only then, in the same way, its mark, which holds a digest of them.
 process is killed at, a chunk whose mark fits is whole; any other is computed again.
 
     zarr.json                     the group: attributes, the sweep's identity, all metadata
-    recall/c/I/U/0, kept, held    results of the chunk of configurations I and units U
+    recall/c/I/U/0, kept, held    results of the chunk of configurations I and units U; errors too
     mass/c/U                      the mass of these units, the same from every I
     done/c/I/U/0                  the chunk's mark: a sha256 of its files, once they are there
     NAME/c/0                      coordinates
@@ -36,6 +36,7 @@ from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore
 
 from h2osim.replays.found import Found
+from h2osim.replays.measures import MEASURES
 from h2osim.replays.plan import WorkPlan
 from h2osim.replays.results import FORMS, VARIABLES, Labels
 from h2osim.support.atomic import LEFTOVERS, locked_file, replacing, temporary_name
@@ -81,6 +82,8 @@ class SweepStore:
             self._arrays = zarr.open_group(DurableStore(path), mode="r+", use_consolidated=True)
         self.identity: dict[str, Any] = self._arrays.attrs[KEY]["identity"]
         self._shape: tuple[int, ...] = self._arrays["recall"].shape
+        self._errors = MEASURES[self.identity.get("measure", "recall")]
+        self._results = (*RESULTS, *self._errors)
         self.chunk: tuple[int, int] = self._arrays["recall"].chunks[:2]
         self.grid: tuple[int, int] = self._arrays["done"].shape[:2]
 
@@ -132,15 +135,16 @@ class SweepStore:
     def room(self, index: int) -> Found:
         """What a chunk's results are entered into before they are written."""
         configurations, units = (part.stop - part.start for part in self._slices(index))
-        return Found.empty((configurations, units, self._shape[2]))
+        return Found.empty((configurations, units, self._shape[2]), errors=self._errors)
 
     def put(self, index: int, found: Found) -> None:
         """Write a chunk's results and then mark it as done; each file is whole or absent."""
-        for name in ("done", "recall", "kept", "held"):  # what was damaged must not be read again
+        # What was damaged must not be read again; the mass is that of other chunks too.
+        for name in {"done", *self._results} - {"mass"}:
             self._file(name, index).unlink(missing_ok=True)
         at = self._slices(index)
-        for name in RESULTS:
-            values = getattr(found, name)
+        for name in self._results:
+            values = found.errors[name] if name in self._errors else getattr(found, name)
             self._arrays[name][at if values.ndim > 1 else at[1]] = values
         mark = np.frombuffer(self._digest(index), np.uint8)
         self._arrays["done"][divmod(index, self.grid[1])] = mark
@@ -162,7 +166,7 @@ class SweepStore:
     def _digest(self, index: int) -> bytes:
         """A sha256 of a chunk's files and its number; OSError where one is missing."""
         total = hashlib.sha256(str(index).encode())
-        for name in RESULTS:
+        for name in self._results:
             total.update(hashlib.sha256(self._file(name, index).read_bytes()).digest())
         return total.digest()
 
@@ -190,7 +194,7 @@ class SweepStore:
 
     def sweep_up(self) -> None:
         """Remove what killed processes had half written, once nobody writes any more."""
-        for name in (*RESULTS, "done"):
+        for name in (*self._results, "done"):
             for left in (self.path / name).rglob(LEFTOVERS):
                 left.unlink(missing_ok=True)
         for left in (self.path / _OWN).glob("chunk-*"):
@@ -213,7 +217,7 @@ def _lay_out(
         group = zarr.create_group(DurableStore(folder), attributes=whole)
         # Chunks that hold nothing but the fill value are written too: a mark speaks of files.
         some: dict[str, Any] = {"compressors": None, "config": {"write_empty_chunks": True}}
-        for name, nothing in RESULTS.items():
+        for name, nothing in {**RESULTS, **dict.fromkeys(plan.errors, np.nan)}.items():
             dims, dtype = FORMS["sweep"][name], VARIABLES[name].dtype
             packed = None if dtype == "float64" else _PACKED
             group.create_array(

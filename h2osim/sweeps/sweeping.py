@@ -17,6 +17,7 @@ from h2osim.replays import results
 from h2osim.replays.budgets import Budgets
 from h2osim.replays.execute import Destination, Engine, Memory, engine_here, execute
 from h2osim.replays.found import Found
+from h2osim.replays.measures import engine_for
 from h2osim.replays.plan import WorkPlan, plan_work
 from h2osim.support.errors import UserError
 from h2osim.sweeps.grid import expand
@@ -44,6 +45,7 @@ def sweep(
     share: str = "group",
     engine: str = "auto",
     layers: Iterable[int] | None = None,
+    measure: str = "recall",
     dask: str | None = None,
     chunk: tuple[int, int] | None = None,
     command: str = "",
@@ -63,7 +65,7 @@ def sweep(
     policies
         Grids as text, ``"h2o:recent=0..128:16,scores=full|cached,tova"`` (see
         :mod:`h2osim.sweeps.grid`), or policy objects.
-    budgets, prompt_len, share, layers
+    budgets, prompt_len, share, layers, measure
         As in :func:`h2osim.replay`, for each trace.
     store
         A folder for the results, in the Zarr format; made if it is not there, continued if it holds
@@ -85,7 +87,8 @@ def sweep(
     Returns
     -------
     xarray.Dataset
-        ``recall``, ``kept``, ``held`` and ``mass[unit]`` as in :func:`h2osim.replay`, over
+        ``recall``, ``kept``, ``held`` and ``mass[unit]`` as in :func:`h2osim.replay`, and the
+        errors measured, over
 
         * ``policy``: the configurations as text; beside it the facts about each, as in a replay
           but for ``engine``, and one coordinate a parameter, of all parameters of all the policies
@@ -112,8 +115,10 @@ def sweep(
     if path is not None:
         _storage()
     plan = plan_work(
-        opened, configured, budgets, prompt_len=prompt_len, share=share, layers=layers
+        opened, configured, budgets, prompt_len=prompt_len, share=share, layers=layers,
+        measure=measure,
     )
+    engine = engine_for(measure, engine)
     seconds = float(plan.seconds.sum())
     if dask is None:
         kind = engine_here(engine, seconds)
@@ -124,11 +129,12 @@ def sweep(
 
         if path is not None:
             return _into_store(plan, path, command, planned, work)
-        memory = Memory(plan, Found.empty(plan.shape))
+        memory = Memory(plan, Found.empty(plan.shape, errors=plan.errors))
         if planned:
             planned(plan, plan.chunks)
         work(plan, memory)
-        data = {name: getattr(memory.found, name) for name in results.FORMS["sweep"]}
+        names = ("recall", "kept", "held", "mass")
+        data = {name: getattr(memory.found, name) for name in names} | memory.found.errors
         return results.assemble("sweep", data, _coords(plan), _facts(plan, command))
     if path is None:
         raise UserError("--dask: give a store too; workers write their chunks into it")
