@@ -140,7 +140,7 @@ class SweepStore:
     def put(self, index: int, found: Found) -> None:
         """Write a chunk's results and then mark it as done; each file is whole or absent."""
         # What was damaged must not be read again; the mass is that of other chunks too.
-        for name in {"done", *self._results} - {"mass"}:
+        for name in ("done", *(name for name in self._results if name != "mass")):
             self._file(name, index).unlink(missing_ok=True)
         at = self._slices(index)
         for name in self._results:
