@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ from transformers.masking_utils import sdpa_mask  # noqa: E402
 
 from h2osim.closed_loop.attention import Eviction  # noqa: E402
 from h2osim.closed_loop.decoding import Decoder  # noqa: E402
-from h2osim.models import loading  # noqa: E402
+from h2osim.models import layers, loading  # noqa: E402
 from h2osim.models.loading import given  # noqa: E402
 
 torch.set_num_threads(1)
@@ -296,6 +297,31 @@ def test_what_cannot_be_run_is_refused_in_a_line() -> None:
     assert "each may be given once" in refused(model, ids, ["tova", "tova"], 5)
     assert "share: found 'all'" in refused(model, ids, "tova", 5, share="all")
     assert "context" in refused(model, {"a": [1] * 129}, "tova", 5)
+
+
+def test_a_layer_on_another_layers_keys_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = layers.probe
+    monkeypatch.setattr(
+        "h2osim.closed_loop.decoding.probe",
+        lambda *x: (plain(*x)[0], replace(plain(*x)[1], cache_of=0)),
+    )
+    assert "layer 1 attends to the keys of layer 0" in refused(
+        make("gqa"), {"a": tokens(9)}, "tova", 5
+    )
+
+
+def test_memory_that_does_not_suffice_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("gqa")
+    before = model.forward
+
+    def forward(input_ids: Any, *rest: Any, **more: Any) -> Any:
+        if input_ids.shape[1] > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return before(input_ids, *rest, **more)
+
+    monkeypatch.setattr(model, "forward", forward)
+    model.forward.__signature__ = inspect.signature(before)
+    assert "out of memory with 34 tokens" in refused(model, {"a": tokens(9)}, "tova", 5)
 
 
 # --- the command line ------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from h2osim.closed_loop.attention import EvictingSession, Eviction, LayerFound, PromptSession
 from h2osim.models.hook import Session, hooked
+from h2osim.models.layers import call, probe
 from h2osim.models.loading import Model, quiet
 from h2osim.support.errors import UserError
 
@@ -80,6 +81,13 @@ class Prompt:
         self.loaded, self.share, self.length = loaded, share, len(ids)
         self.ids = torch.tensor([list(ids)], device=loaded.model.device)
         session = PromptSession(loaded.name)
+        self._layers = probe(loaded, list(ids))
+        for layer in self._layers:
+            if layer.cache_of is not None:
+                raise session.refuse(
+                    f"layer {layer.index} attends to the keys of layer {layer.cache_of}, so "
+                    "evicting there would evict here"
+                )
         result = self.run(session, self.ids, None)
         self._cache = getattr(result, loaded.cache_argument, None)
         if self._cache is None:
@@ -133,6 +141,7 @@ class Prompt:
 
     def run(self, session: Session, ids: torch.Tensor, cache: Any) -> Any:
         """Run the model on more tokens [1, r], its attention through the session."""
+        session.layers = self._layers
         with quiet(), torch.inference_mode(), hooked(self.loaded.model, session):
             session.begin(ids.shape[1])
             return self.forward(ids, session.seen, cache)
@@ -140,13 +149,13 @@ class Prompt:
     def forward(self, ids: torch.Tensor, seen: int, cache: Any) -> Any:
         """Run the model as it stands on more tokens, after which it has seen ``seen`` in all."""
         try:
-            return self.loaded.model(
-                input_ids=ids,
-                attention_mask=torch.ones(1, seen, device=ids.device).long(),
-                use_cache=True,
+            return call(
+                self.loaded, ids[0].tolist(), seen, use_cache=True,
                 **{self.loaded.cache_argument: cache},
-            )
-        except torch.OutOfMemoryError:
+            )  # fmt: skip
+        except UserError as error:
+            if not isinstance(error.__cause__, torch.OutOfMemoryError):
+                raise
             raise UserError(
                 f"{self.loaded.name} on {ids.device}: out of memory with {seen} tokens; take fewer "
                 "(--tokens), or another device"
