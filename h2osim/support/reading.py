@@ -76,18 +76,18 @@ def check(value: Any, schema: Any, where: object) -> None:
         if missing := re.fullmatch("Object missing required field `(.*)`?", message):
             field = f"{at}.{missing[1]}".strip(".`")
             raise UserError(f"{where}: field {field} is missing") from None
+        if "[...]" in at:  # a key of an object that may have any
+            raise UserError(f"{where}: field {at.lstrip('.')}: {message}") from None
         found = value
-        for key in re.findall(r"\w+|\[\.\.\.\]", at):
-            found = ... if key == "[...]" else found[int(key) if key.isdigit() else key]
-            if found is ...:  # a key of an object that may have any
-                break
-        expected = re.sub("`, got `.*", "`", message)[len("Expected ") :].replace("`", "")
+        for key in re.findall(r"\w+", at):
+            found = found[int(key) if key.isdigit() else key]
+        expected = re.sub("`, got `.*", "`", message).removeprefix("Expected ").replace("`", "")
         raise wrong(where, at.lstrip("."), found, expected) from None
 
 
 def wrong(where: object, field: str, found: Any, expected: str) -> UserError:
     """The error of a field that holds something else than expected."""
-    text = "another type" if found is ... else json.dumps(found, default=repr)
+    text = json.dumps(found, default=repr)
     text = text if len(text) <= 60 else text[:57] + "..."
     place = f"{where}: field {field}" if field else str(where)
     return UserError(f"{place}: found {text}, expected {expected}")

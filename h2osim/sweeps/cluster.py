@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
 import uuid
 from asyncio import CancelledError
 from collections.abc import Iterable, Sequence
+from concurrent.futures import CancelledError as Cancelled
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -33,6 +35,8 @@ def connect(address: str) -> Any:
         from distributed import Client
     except ImportError:
         raise UserError("--dask needs Dask: run pip install 'h2osim[dask]'") from None
+    for name in ("distributed", "distributed.client"):  # a lost cluster is told in one line, below
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = Client(address, timeout=_PATIENCE, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
@@ -122,7 +126,7 @@ def execute_there(
         raise UserError(
             f"--dask: a task's workers died again and again ({error.task}); is their memory enough?"
         ) from None
-    except (CancelledError, OSError) as error:
+    except (CancelledError, Cancelled, OSError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"--dask: lost the cluster ({reason}); the same command goes on") from None
     finally:

@@ -28,10 +28,11 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import zarr
+from msgspec import Meta, Struct
 from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore
 
@@ -41,6 +42,7 @@ from h2osim.replays.plan import WorkPlan
 from h2osim.replays.results import FORMS, VARIABLES, Labels
 from h2osim.support.atomic import LEFTOVERS, locked_file, replacing, temporary_name
 from h2osim.support.errors import UserError
+from h2osim.support.reading import Sha256, json_of, regular
 from h2osim.sweeps.identity import check_same, identity
 
 #: The attribute of the group that holds the sweep's identity.
@@ -54,6 +56,33 @@ _DIMS = ("policy", "unit", "budget")
 RESULTS: dict[str, float] = {"recall": np.nan, "kept": -1, "held": 0, "mass": 0}
 #: Recalls are noise in their low bits: only integers and coordinates are worth packing.
 _PACKED = (ZstdCodec(level=1),)
+
+
+_Three = Annotated[int, Meta(ge=3, le=3)]
+
+
+class _Codec(Struct):
+    """Zarr finds codecs by name, and some that it may find run code: only ours are let in."""
+
+    name: Annotated[str, Meta(pattern=r"^(bytes|vlen-utf8|zstd)\Z")]
+
+
+class _Array(Struct):
+    zarr_format: _Three
+    node_type: Annotated[str, Meta(pattern=r"^array\Z")]
+    shape: list[Annotated[int, Meta(ge=0, le=1 << 24)]]
+    codecs: list[_Codec]
+
+
+class _Arrays(Struct):
+    metadata: dict[str, _Array]
+
+
+class _Group(Struct):
+    """What zarr.json may hold."""
+
+    zarr_format: _Three
+    consolidated_metadata: _Arrays
 
 
 class DurableStore(LocalStore):
@@ -76,16 +105,15 @@ class SweepStore:
 
     def __init__(self, path: Path):
         self.path = path
-        _check_layout(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that texts are no part of Zarr's core
+        with understood(path):
+            _check_layout(path)
             self._arrays = zarr.open_group(DurableStore(path), mode="r+", use_consolidated=True)
-        self.identity: dict[str, Any] = self._arrays.attrs[KEY]["identity"]
-        self._shape: tuple[int, ...] = self._arrays["recall"].shape
-        self._errors = MEASURES[self.identity.get("measure", "recall")]
-        self._results = (*RESULTS, *self._errors)
-        self.chunk: tuple[int, int] = self._arrays["recall"].chunks[:2]
-        self.grid: tuple[int, int] = self._arrays["done"].shape[:2]
+            self.identity: dict[str, Any] = self._arrays.attrs[KEY]["identity"]
+            self._shape: tuple[int, ...] = self._arrays["recall"].shape
+            self._errors = MEASURES[self.identity.get("measure", "recall")]
+            self._results = (*RESULTS, *self._errors)
+            self.chunk: tuple[int, int] = self._arrays["recall"].chunks[:2]
+            self.grid: tuple[int, int] = self._arrays["done"].shape[:2]
 
     @classmethod
     def create(
@@ -247,23 +275,41 @@ def _files(folder: Path) -> list[str]:
 
 def _check_layout(path: Path) -> None:
     """UserError unless a folder holds a store with metadata and coordinates as written."""
-    try:
-        digests = json.loads((path / _LAYOUT).read_text(encoding="utf-8"))
-        names = [str(name) for name in digests.keys() | {"zarr.json"}]
-    except (OSError, ValueError, AttributeError, RecursionError):
-        raise UserError(f"{path}: found something else than the store of a sweep") from None
-    for name in sorted(names):
+    digests = json_of(path / _LAYOUT, dict[str, Sha256], 1 << 20)
+    for name in sorted(digests.keys() | {"zarr.json"}):
         try:
             found = _sha256(path / name)
-        except OSError:
+        except (OSError, UserError):
             found = None
         if found != digests.get(name):
-            raise UserError(
+            raise _Damaged(
                 f"{path}: damaged: {name} is not as it was written; give another --output"
             )
+    json_of(path / "zarr.json", _Group, 1 << 26)
+
+
+class _Damaged(UserError):
+    """A store that was once whole."""
+
+
+@contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """One line for whatever zarr and xarray make of files that they do not understand."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that texts are no part of Zarr's core
+            yield
+    except _Damaged:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: found something else than the store of a sweep: {reason}"
+        ) from None
 
 
 def _sha256(path: Path) -> str:
+    regular(path, path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -188,8 +187,7 @@ def open_sweep(store: str | os.PathLike) -> xarray.Dataset:
     storage = _storage()
     path = Path(store)
     storage.SweepStore(path).verify()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that texts are no part of Zarr's core
+    with storage.understood(path):
         found = xarray.open_zarr(path, chunks=None, consolidated=True).drop_vars("done")
     texts = {
         name: (c.dims, np.array(c.values.tolist(), str))

@@ -1,0 +1,105 @@
+"""Whatever stops a command, it ends soon, in one line, and what is on the disk stays whole."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import h2osim
+
+COMMAND = (sys.executable, "-m", "h2osim")
+dask = pytest.mark.skipif(
+    importlib.util.find_spec("distributed") is None,
+    reason="needs Dask: pip install 'h2osim[dask]'",
+)
+
+
+def start(words: Sequence[object], **more: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *map(str, words)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more,
+    )  # fmt: skip
+
+
+@contextmanager
+def cluster(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The address of a Dask scheduler with two workers, and the scheduler's process."""
+    file = folder / "scheduler.json"
+    python = [sys.executable, "-m"]
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    scheduler = subprocess.Popen(
+        [*python, "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard",
+         "--host", "127.0.0.1", "--scheduler-file", str(file)], text=True, **quiet,
+    )  # fmt: skip
+    worker = subprocess.Popen(
+        [*python, "distributed.cli.dask_worker", "--scheduler-file", str(file), "--nworkers", "2",
+         "--nthreads", "1", "--no-dashboard", "--local-directory", str(folder)], **quiet,
+    )  # fmt: skip
+    try:
+        address = ""
+        while not address:
+            time.sleep(0.1)
+            assert scheduler.poll() is None
+            if file.exists() and file.read_text():
+                address = json.loads(file.read_text())["address"]
+        yield address, scheduler
+    finally:
+        for process in (worker, scheduler):
+            process.terminate()
+            process.wait(timeout=30)
+
+
+def log(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in (path / ".h2osim/log.jsonl").read_text().splitlines()]
+    except FileNotFoundError:
+        return []
+
+
+def begun(path: Path, chunks: int = 1) -> None:
+    """Wait until so many chunks of a store are begun."""
+    deadline = time.monotonic() + 60
+    while sum("start" in event for event in log(path)) < chunks:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@dask
+@pytest.mark.nightly
+def test_a_dead_scheduler_is_one_line_and_a_dead_driver_repeats_no_chunk(tmp_path: Path) -> None:
+    """Found: 94 lines of traceback; two workers on one chunk, one of them of the killed driver."""
+    h2osim.synth("powerlaw", 500, seed=1).save(tmp_path / "trace")
+    store = tmp_path / "s.zarr"
+    words = ("sweep", tmp_path / "trace", "-p", "h2o:recent=1..12", "-b", "40,50", "--engine",
+             "naive", "-o", store, "--dask")  # fmt: skip
+    with cluster(tmp_path) as (address, scheduler):
+        driver = start((*words, address))
+        begun(store)
+        driver.kill()
+        driver.communicate()
+        driver = start((*words, address))
+        begun(store, 4)
+        at_work: dict[int, int] = {}
+        for event in log(store):
+            if "start" in event:
+                assert at_work.setdefault(event["start"], event["pid"]) == event["pid"]
+            else:
+                del at_work[event["done"]]
+        scheduler.kill()
+        out, err = driver.communicate(timeout=60)
+    assert (driver.returncode, out) == (2, ""), err
+    assert re.fullmatch(r"(\d+ settings.*\n)?h2osim: error: --dask: lost the cluster.*\n", err), err
+    ended = [event["done"] for event in log(store) if "done" in event]
+    assert len(ended) == len(set(ended))
