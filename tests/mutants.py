@@ -125,7 +125,7 @@ def _compiled(root: Path) -> set[str]:
         own = str(path.relative_to(root))
         files = {f"{name.replace('.', '/')}.py" for name in names}
         imports[own] = {file for file in files if (root / file).is_file()}
-        if any(name.split(".")[0] == "numba" for name in names):
+        if names & {"numba", "numba.njit", "h2osim.support.compiling.njit"}:
             found.add(own)
     while True:
         more = set().union(*(imports[file] for file in found)) - found

@@ -103,3 +103,70 @@ def test_a_dead_scheduler_is_one_line_and_a_dead_driver_repeats_no_chunk(tmp_pat
     assert re.fullmatch(r"(\d+ settings.*\n)?h2osim: error: --dask: lost the cluster.*\n", err), err
     ended = [event["done"] for event in log(store) if "done" in event]
     assert len(ended) == len(set(ended))
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return h2osim.synth("powerlaw", 4096, seed=1).save(tmp_path_factory.mktemp("long") / "trace")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("compare", "LONG", "-p", "h2o", "-b", "200", "--engine", "naive"),
+        ("compare", "LONG", "-p", "h2o", "-b", "all"),
+        ("optimum", "LONG", "--method", "exact", "-b", "all"),
+        ("optimum", "LONG", "-b", "50,100,200,400", "--certificate", "OUT"),
+        ("allocate", "LONG", "--slots", "800"),
+        ("verify", "LONG"),
+        ("sweep", "LONG", "-p", "h2o:recent=1..40", "-b", "50,60", "-o", "OUT"),
+    ],
+    ids=lambda words: f"{words[0]} {words[-1]}",
+)
+def test_ctrl_c_ends_compiled_loops_and_threads(
+    long: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """Found: 32 s until the exact solver's loop was through, and as long as threads took."""
+    places: dict[str, object] = {"LONG": long, "OUT": tmp_path / "out"}
+    process = start([places.get(word, word) for word in words])
+    time.sleep(3.5)
+    assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    sent = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 2
+    assert (process.returncode, out) == (130, ""), err
+    assert err.splitlines()[-1] == "h2osim: error: interrupted" and err.count("error") == 1
+    assert "Traceback" not in err
+    assert {path.name for path in tmp_path.iterdir()} <= ({"out"} if words[0] == "sweep" else set())
+
+
+@pytest.mark.parametrize("taken", [0, 1000])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("compare", "chat", "-p", "recency,streaming", "-b", "all"),
+        ("compare", "chat", "-p", "recency,streaming", "-b", "all", "-f", "json"),
+        ("compare", "chat", "-p", "recency", "-b", "all", "-f", "csv"),
+        ("--help",),
+    ],
+    ids=lambda words: " ".join(words),
+)
+def test_a_closed_pipe_is_the_readers_will(words: tuple[str, ...], taken: int) -> None:
+    """Found: tables and JSON that are larger than a pipe's buffer ended with another code."""
+    process = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    os.read(process.stdout.fileno(), taken)
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=60) == 0
+    assert b"error" not in err and b"Traceback" not in err and err.count(b"\n") <= 1
+
+
+def test_output_that_was_closed_from_the_start() -> None:
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        ended = subprocess.run(
+            ["bash", "-c", f'"$0" -m h2osim traces {closed}', sys.executable],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert ended.returncode == 0 and "Traceback" not in ended.stderr

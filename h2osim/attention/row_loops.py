@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from h2osim.attention.fixed_point import fixed_point
+from h2osim.support.compiling import njit
 
 fixed = njit(cache=True, nogil=True)(fixed_point)
 

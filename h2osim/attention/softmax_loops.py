@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from h2osim.support.compiling import njit
 
 _TILE = 512
 _LANES = 16

@@ -8,17 +8,45 @@ traceback.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from typing import NoReturn
 
 USER_ERROR = 2
 INTERRUPTED = 130
+#: Seconds that a command has, after Ctrl-C, to clean up by itself.
+PATIENCE = 1.0
 
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
+    nothing = open(os.devnull, "w")  # noqa: SIM115  (for what was closed from the start)
+    sys.stdout, sys.stderr = sys.stdout or nothing, sys.stderr or nothing
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    threading.Thread(target=_end_soon, args=[heard], daemon=True).start()
     sys.exit(run(sys.argv[1:]))
+
+
+def _end_soon(heard: int) -> None:
+    """End the process soon after Ctrl-C, also from within a compiled loop.
+
+    Python hears of a signal only between two of its own instructions, and threads that compute are
+    waited for; this thread is told at once.
+    """
+    while os.read(heard, 1)[0] != signal.SIGINT:
+        pass
+    time.sleep(PATIENCE)
+    from h2osim.support.atomic import discard_all
+
+    discard_all()
+    if not _SAID.is_set():
+        os.write(2, b"h2osim: error: interrupted\n")
+    os._exit(INTERRUPTED)
 
 
 def run(args: Sequence[str]) -> int:
@@ -33,6 +61,9 @@ def run(args: Sequence[str]) -> int:
         code = app(args=words, prog_name="h2osim", standalone_mode=False, obj=words)
         # A closed pipe shows at the flush, not at the print: provoke it while it can be handled.
         sys.stdout.flush()
+    except SystemExit as end:
+        # How rich ends where a pipe is closed, after it has turned the output away itself.
+        return 0 if isinstance(end.__context__, BrokenPipeError) else _code(end.code)
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
     except UserError as error:
@@ -55,9 +86,17 @@ def run(args: Sequence[str]) -> int:
         return _say(f"{message} (see `{command} --help`)", USER_ERROR)
     if code == INTERRUPTED:  # typer turns Ctrl-C into an exit code, without a word
         return _say("interrupted", INTERRUPTED)
+    return _code(code)
+
+
+def _code(code: object) -> int:
     return code if isinstance(code, int) else 0
 
 
+_SAID = threading.Event()
+
+
 def _say(message: str, code: int) -> int:
+    _SAID.set()
     print("h2osim: error:", " ".join(message.split()), file=sys.stderr)
     return code

@@ -108,7 +108,7 @@ def compare(
             engine=engine.value,
             layers=only,
             measure=measure.value,
-            evictions=output is not None and output.suffix == ".nc",
+            evictions=output is not None and output.suffix.lower() == ".nc",
             progress=progress,
         )
     asked = {budget_tokens(b, recorded.n): b for b in wanted if isinstance(b, float)}

@@ -27,7 +27,7 @@ from h2osim.cli.options import (
     TraceName,
     plot_option,
 )
-from h2osim.cli.output import Format, check_files, draw, notice, save, show
+from h2osim.cli.output import Format, check_files, draw, notice, output_path, save, show
 from h2osim.support.errors import UserError
 
 
@@ -83,6 +83,8 @@ def optimum(
 
     wanted = parse_budgets(budgets)
     check_files(plot, output)
+    if certificate is not None:
+        output_path(certificate, "--certificate")
     for option, path in (("--certificate", certificate), ("--plot", plot)):
         if path is not None and wanted == "all":
             raise UserError(

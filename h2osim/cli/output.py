@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from h2osim.support.atomic import try_writing
 from h2osim.support.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,11 +62,9 @@ def show(
 
 def print_json(value: object) -> None:
     """Print JSON, one record a line when it is a list."""
-    if isinstance(value, list):
-        rows = ",\n".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in value)
-        print(f"[\n{rows}\n]" if rows else "[]")
-    else:
-        print(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2))
+    from h2osim.report.files import json_text
+
+    print(json_text(value))
 
 
 def print_csv(records: Sequence[Mapping[str, object]]) -> None:
@@ -84,18 +82,21 @@ def print_csv(records: Sequence[Mapping[str, object]]) -> None:
 # --- files ----------------------------------------------------------------------------------
 
 
-def output_path(text: Path, option: str, suffixes: Sequence[str]) -> Path:
-    """Check, before any work is done, that a file of a known kind can be written at ``text``."""
-    if text.suffix.lower() not in suffixes:
+def output_path(path: Path, option: str, suffixes: Sequence[str] = ()) -> None:
+    """Check, before any work is done, that a file of a known kind can be written: by trying."""
+    if suffixes and path.suffix.lower() not in suffixes:
         raise UserError(
-            f"{option} {text}: found the ending {text.suffix!r}, expected one of "
+            f"{option} {path}: found the ending {path.suffix!r}, expected one of "
             f"{', '.join(suffixes)}"
         )
-    if text.is_dir():
-        raise UserError(f"{option} {text}: found a folder, expected a file name")
-    if not text.parent.is_dir():
-        raise UserError(f"{option} {text}: the folder {text.parent} does not exist")
-    return text
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{option} {path}: found a folder or device, expected a file name")
+        if not path.parent.is_dir():
+            raise UserError(f"{option} {path}: the folder {path.parent} does not exist")
+        try_writing(path)
+    except OSError as error:
+        raise UserError(f"{option} {path}: cannot be written: {error.strerror}") from None
 
 
 def check_files(

@@ -11,9 +11,9 @@ from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from h2osim.attention.row_loops import sum_heads
+from h2osim.support.compiling import njit
 
 INF = 1 << 60
 SHORT = 80  # candidates per node that a reading aims at

@@ -37,9 +37,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from h2osim.attention.row_loops import sum_heads
+from h2osim.support.compiling import njit
 
 INF = 1 << 60
 BLOCK = 64  # nodes that share a bound

@@ -13,12 +13,10 @@ import inspect
 import math
 import re
 import sys
-import tempfile
 import textwrap
 import threading
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -26,6 +24,7 @@ from h2osim.policies.declaration import Policy
 from h2osim.policies.roles import ROLES, SCORE_KINDS, Rule, arguments
 from h2osim.policies.source import outside
 from h2osim.support.atomic import replacing
+from h2osim.support.compiling import cache_folder
 from h2osim.support.errors import UserError
 
 _LOCK = threading.Lock()
@@ -169,8 +168,10 @@ def _imported() -> str:
 
 def _module(text: str, name: str) -> ModuleType:
     stem = f"{re.sub(r'[^a-zA-Z0-9]', '_', name)}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    file = _cache_folder() / f"{stem}.py"
-    if not file.exists():
+    folder = cache_folder() / "loops"
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{stem}.py"
+    if not file.exists() or file.read_bytes() != text.encode():  # it may have been damaged
         with replacing(file) as temporary:
             temporary.write_text(text, encoding="utf-8")
     spec = importlib.util.spec_from_file_location(f"h2osim_generated.{stem}", file)
@@ -179,20 +180,6 @@ def _module(text: str, name: str) -> ModuleType:
     sys.modules[spec.name] = module  # numba looks a cached function's module up by name
     spec.loader.exec_module(module)
     return module
-
-
-@cache
-def _cache_folder() -> Path:
-    from platformdirs import user_cache_path
-
-    for folder in (user_cache_path("h2osim") / "loops", Path(tempfile.gettempdir()) / "h2osim"):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                return folder
-        except OSError:
-            continue
-    return Path(tempfile.mkdtemp(prefix="h2osim"))
 
 
 def compiled(policy: Policy, loop: str, function: str = "advance") -> Callable[..., Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from h2osim.report.frames import flat, frame, records
 from h2osim.support.atomic import replacing
@@ -23,7 +24,9 @@ PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 def require_writer(path: Path) -> None:
     """UserError, naming the extra, where a file of this ending cannot be written."""
     if path.suffix.lower() == ".parquet":
-        require("pyarrow", "parquet", "writing .parquet")
+        require("pyarrow", "'h2osim[parquet]'", "writing .parquet")
+    if path.suffix.lower() == ".nc":
+        require("h5netcdf", "h5netcdf", "writing .nc")
 
 
 def save_results(result: xr.Dataset, path: str | os.PathLike) -> Path:
@@ -40,8 +43,7 @@ def save_results(result: xr.Dataset, path: str | os.PathLike) -> Path:
         if suffix == ".nc":
             result.to_netcdf(temporary, engine="h5netcdf")
         elif suffix == ".json":
-            rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in records(result))
-            temporary.write_text(f"[\n{rows}\n]\n", encoding="utf-8")
+            temporary.write_text(json_text(records(result)) + "\n", encoding="utf-8")
         else:
             table = frame(result)
             if "params" in table:
@@ -51,6 +53,22 @@ def save_results(result: xr.Dataset, path: str | os.PathLike) -> Path:
             else:
                 table.to_parquet(temporary, engine="pyarrow", index=False)
     return target
+
+
+def json_text(value: object) -> str:
+    """A value as JSON, a record a line where it is a list; NaN and infinities are null."""
+    if not isinstance(value, list):
+        return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=2)
+    rows = [json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) for row in value]
+    return "[\n" + ",\n".join(rows) + "\n]" if rows else "[]"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> Path:
@@ -72,10 +90,10 @@ def _of_kind(path: Path, what: str, suffixes: tuple[str, ...]) -> Path:
 
 def require_matplotlib() -> None:
     """UserError, naming the extra, where figures cannot be drawn."""
-    require("matplotlib", "plot", "drawing plots")
+    require("matplotlib", "'h2osim[plot]'", "drawing plots")
 
 
-def require(module: str, extra: str, job: str) -> None:
+def require(module: str, package: str, job: str) -> None:
     """UserError, naming the extra, where a module is not installed."""
     if importlib.util.find_spec(module) is None:
-        raise UserError(f"{job} needs {module}: run pip install 'h2osim[{extra}]'")
+        raise UserError(f"{job} needs {module}: run pip install {package}")

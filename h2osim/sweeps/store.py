@@ -40,7 +40,7 @@ from h2osim.replays.found import Found
 from h2osim.replays.measures import MEASURES
 from h2osim.replays.plan import WorkPlan
 from h2osim.replays.results import FORMS, VARIABLES, Labels
-from h2osim.support.atomic import LEFTOVERS, locked_file, replacing, temporary_name
+from h2osim.support.atomic import LEFTOVERS, UNFINISHED, locked_file, replacing, temporary_name
 from h2osim.support.errors import UserError
 from h2osim.support.reading import Sha256, json_of, regular
 from h2osim.sweeps.identity import check_same, identity
@@ -122,6 +122,7 @@ class SweepStore:
         """Lay out an empty store, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_name(path)
+        UNFINISHED.add(temporary)
         (temporary / _OWN).mkdir(parents=True)
         try:
             with locked_file(temporary / _OWN / "lock"):
@@ -132,6 +133,8 @@ class SweepStore:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        finally:
+            UNFINISHED.discard(temporary)
         return cls(path)
 
     def check(self, plan: WorkPlan) -> None:

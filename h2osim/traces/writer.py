@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-import secrets
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,9 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2osim.attention.triangle import rows_in, tri
-from h2osim.support.atomic import flush
+from h2osim.support.atomic import UNFINISHED, claim, flush, temporary_name
 from h2osim.support.errors import UserError
 from h2osim.traces import files, manifest
+
+_PARTIAL = ".partial.trace"
+_YOUNG = 5.0
+"""Seconds after which a hidden folder that nobody has locked is nobody's."""
 
 
 class LayerWriter:
@@ -92,8 +96,9 @@ class TraceWriter:
     """Writes a trace folder; a context manager.
 
     Everything goes into a hidden folder beside `path`, which gets its name when the block ends
-    well and is removed when it does not (Ctrl-C included). An existing `path` is refused, at the
-    beginning, unless `overwrite` is set and it is a trace.
+    well and is removed when it does not (Ctrl-C included); after a kill, by the next one who writes
+    there. An existing `path` is refused, at the beginning, unless `overwrite` is set and it is a
+    trace with nothing else in it. A link is written through.
 
     fields: the manifest's fields, see the package's docstring. n, heads, kv_heads and head_dim may
     also be given with the first layer. ``writer.manifest`` can be amended until the block ends, so
@@ -109,7 +114,7 @@ class TraceWriter:
         before_naming: Callable[[Path], None] | None = None,
         **fields: Any,
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
         self._before_naming = before_naming
         self._overwrite = overwrite
         known = {*manifest.OPTIONAL, "name", "n", "heads", "group_size", "kv_heads", "stores"}
@@ -127,18 +132,26 @@ class TraceWriter:
             "layers": [],
         }
         self._folder: Path | None = None
+        self._claim: int | None = None
         self._made: list[Path] = []
 
     def __enter__(self) -> TraceWriter:
-        self._refuse_existing()
         try:
+            self._refuse_existing()
             parent = self.path.absolute().parent
             missing = [p for p in (parent, *parent.parents) if not p.exists()]
             for place in reversed(missing):
                 self._made.append(place)
                 place.mkdir(exist_ok=True)
-            self._folder = parent / f".{self.path.name}.{secrets.token_hex(4)}.partial"
+            for left in parent.glob(f".*{_PARTIAL}"):
+                young = time.time() - left.lstat().st_mtime < _YOUNG
+                if not young and (abandoned := claim(left)) is not None:
+                    shutil.rmtree(left, ignore_errors=True)
+                    os.close(abandoned)
+            self._folder = temporary_name(parent / "new.trace")
+            UNFINISHED.add(self._folder)
             self._folder.mkdir()
+            self._claim = claim(self._folder)
         except BaseException as error:
             self._discard()
             if isinstance(error, OSError):
@@ -258,11 +271,15 @@ class TraceWriter:
         if not self._overwrite:
             raise UserError(f"{self.path}: exists already; nothing was written")
         try:
-            manifest.read(self.path)
-        except UserError:
+            others = {entry.name for entry in self.path.iterdir()} - _own(self.path)
+        except (UserError, OSError):
             raise UserError(
                 f"{self.path}: exists and is no trace; only a trace is overwritten"
             ) from None
+        if others:
+            raise UserError(
+                f"{self.path}: holds {min(others)}, which is no part of the trace; move it first"
+            )
 
     def _publish(self) -> None:
         """Write trace.json and give the folder its name."""
@@ -279,6 +296,7 @@ class TraceWriter:
         old = None
         if self.path.exists():
             old = self._folder.with_suffix(".old")
+            own = _own(self.path)
             os.rename(self.path, old)
         try:
             os.rename(self._folder, self.path)
@@ -286,19 +304,35 @@ class TraceWriter:
             if old is not None and not self.path.exists():
                 os.rename(old, self.path)
             raise
-        self._folder = None
+        self._release()
         flush(self.path.absolute().parent)
         if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
+            for name in own:
+                (old / name).unlink(missing_ok=True)
+            with suppress(OSError):  # what somebody has put in meanwhile stays
+                old.rmdir()
 
     def _discard(self) -> None:
         """Remove what was written, and the parent folders made for it."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+            self._release()
         for place in reversed(self._made):
             with suppress(OSError):
                 place.rmdir()
+
+    def _release(self) -> None:
+        """The hidden folder is no longer there."""
+        UNFINISHED.discard(self._folder or self.path)
+        self._folder = None
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
+
+
+def _own(path: Path) -> set[str]:
+    """The names of a trace's files."""
+    return {"trace.json"} | {layer["file"] for layer in manifest.read(path)["layers"]}
 
 
 def _reserve(fd: int, size: int) -> None:
