@@ -18,7 +18,7 @@ from commands import Run, fails
 
 import h2osim
 from h2osim import UserError
-from h2osim.report import save_results
+from h2osim.report.files import save_results
 from h2osim.support import atomic
 from h2osim.traces.writer import TraceWriter
 
