@@ -101,6 +101,19 @@ def test_outputs_do_not_change(name: str) -> None:
     assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
 
 
+def test_values_in_eight_bits(tmp_path: Path) -> None:
+    model, ids = family("llama"), tokens()
+    whole = open_trace(record(model, tokens=ids, out=tmp_path / "whole", values=True))
+    small = open_trace(record(model, tokens=ids, out=tmp_path / "small", values="8bit"))
+    small.verify()
+    assert "v" not in small.tensors(0)
+    for one, other in zip(whole.units(), small.units(), strict=True):
+        largest = np.abs(one.values()).max(axis=2, keepdims=True)
+        assert (np.abs(one.values() - other.values()) <= 1.001 * largest / 254 + 1e-6).all()
+    with pytest.raises(UserError, match="values: found '4bit'"):
+        record(model, tokens=ids, out=tmp_path / "no", values="4bit")
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2-softcap-window", "mistral-window", "opt"])
 def test_rows_remade_from_queries_and_keys(name: str, tmp_path: Path) -> None:
     model, ids = family(name), tokens()
