@@ -1,0 +1,411 @@
+"""Fuzzers of all that h2osim reads, replays and writes: ``python -m tests.fuzz --minutes 10``.
+
+Each fuzzer draws one case with hypothesis, structure-aware: valid JSON with a field, a shape or an
+offset changed, digests sealed again or not, bytes flipped. What is refused must be refused by
+UserError in one line; what is let in must pass an oracle that shares no code with the readers. A
+sample goes through the command in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fuzz_oracle import check_claims, check_trace, tensors_of
+from strategies import traces
+
+import h2osim
+from h2osim import Trace, UserError
+from h2osim.optima.certificate import save_certificate
+from h2osim.optima.certifying import certify, digest
+from h2osim.replays.results import trace_facts
+
+COUNTS = ("tried", "refused", "tracebacks", "accepted invalid", "silent")
+N, PROMPT, BUDGETS = 7, 2, (2, 3)
+
+
+class Invalid(Exception):
+    """A reader has let in what the oracle refuses."""
+
+
+class Silent(Exception):
+    """Numbers have changed and nobody was told."""
+
+
+NASTY = st.one_of(
+    st.none(), st.booleans(), st.text(max_size=4), st.floats(), st.just([]), st.just({}),
+    st.integers(-2, N + 2),
+    st.sampled_from([2**31, 2**53, 2**63, 10**30, -1, 0.5, "0", "1", "\0", "../x", "/dev/zero",
+                     ".", "trace.json", "scores", "row_sum", "qk", "F32", [[]], [0], {"name": 3}]),
+)  # fmt: skip
+PIECES = st.sampled_from(
+    [b"NaN", b"Infinity", b"1e999", b"9" * 5000, b'"\\ud800"', b'"\\u0000"', b"\xff", b"[" * 3000,
+     b'{"a":1,"a":2}', b"", b",", b"}", b"\xef\xbb\xbf", b"-0", b"0", b"null", b"true", b"1.0"]
+)  # fmt: skip
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where something can be changed in a JSON value: the ways to all that is in it."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    found = []
+    for key, one in items:
+        found.append((*path, key))
+        if isinstance(one, dict | list) and len(one) < 40:
+            found += places(one, (*path, key))
+    return found
+
+
+def mutate(data: st.DataObject, value: Any, fields: tuple[str, ...] = ()) -> bytes:
+    """A JSON text with one to three changes."""
+    value = json.loads(json.dumps(value))
+    for _ in range(data.draw(st.integers(1, 3))):
+        where = data.draw(st.sampled_from(places(value) + [(field,) for field in fields]))
+        parent = value
+        for key in where[:-1]:
+            parent = parent[key]
+        if data.draw(st.booleans()) or where[0] in fields:
+            parent[where[-1]] = data.draw(NASTY)
+        elif len(where) > 1 or len(value) > 1:
+            del parent[where[-1]]
+        if not value:
+            break
+    text = json.dumps(value).encode()
+    if data.draw(st.integers(0, 3)) == 0 and text:
+        at = data.draw(st.integers(0, len(text)))
+        text = text[:at] + data.draw(PIECES) + text[at + data.draw(st.integers(0, 3)) :]
+    return text
+
+
+def flip(data: st.DataObject, content: bytes) -> bytes:
+    """Bytes changed, cut off, doubled or added."""
+    at = data.draw(st.integers(0, max(0, len(content) - 1)))
+    match data.draw(st.integers(0, 3)):
+        case 0:
+            return content[:at]
+        case 1:
+            return content + data.draw(st.binary(min_size=1, max_size=9))
+        case 2:
+            return content[:at] + content[at : at + 8] + content[at:]
+    return content[:at] + bytes([content[at] ^ data.draw(st.integers(1, 255))]) + content[at + 1 :]
+
+
+class Bench:
+    """The valid files that mutants are made from, in a folder of this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        rng = np.random.default_rng(1)
+        scores = np.tril(rng.gamma(0.5, size=(2, 2, N, N)) + 1e-2)
+        trace = Trace.from_scores(
+            scores / scores.sum(-1, keepdims=True), group_size=1, name="fuzzed",
+            v_norm1=rng.random((2, 2, N)), model={"name": "m", "architecture": "a"},
+            text={"name": "t"}, tokens={"ids": [*range(N)], "text": ["a"] * N}, prompt_len=PROMPT,
+        )  # fmt: skip
+        self.base = trace.save(folder / "base")
+        self.trace = folder / "trace"
+        shutil.copytree(self.base, self.trace)
+        self.whole = {path.name: path.read_bytes() for path in self.base.iterdir()}
+        self.manifest = json.loads(self.whole["trace.json"])
+        opened = h2osim.open_trace(self.base)
+        found = h2osim.optimum(opened, list(BUDGETS), layers=[0])
+        self.certificate = save_certificate(found, opened, folder / "c").read_bytes()
+        self.rows = np.array(
+            [[np.pad(u.row(t), (0, N - 1 - t)) for t in range(N)] for u in opened.units()[:2]]
+        )
+        self.best = {}
+        for p in range(1, N):
+            every = h2osim.optimum(opened, "all", layers=[0], prompt_len=p)
+            for unit in range(2):
+                for k in every["budget"].values:
+                    kept = every["kept"].sel(budget=k).values
+                    self.best[unit, int(k), p] = int(kept[0, unit])
+        self.grid = ("h2o:recent=0|1,tova", [2, 4])
+        self.expected = h2osim.sweep(self.base, *self.grid, folder / "store", chunk=(2, 2)).load()
+
+    def reset(self) -> None:
+        for name, content in self.whole.items():
+            if (self.trace / name).read_bytes() != content:
+                (self.trace / name).write_bytes(content)
+
+    def seal(self, name: str, content: bytes) -> None:
+        """Put a layer's file there, and its size and digest into the manifest."""
+        (self.trace / name).write_bytes(content)
+        fields = json.loads(self.whole["trace.json"])
+        for layer in fields["layers"]:
+            if layer["file"] == name:
+                layer |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        (self.trace / "trace.json").write_text(json.dumps(fields))
+
+    def read(self) -> None:
+        """Open the mutant as commands do; what they let in is judged."""
+        trace = h2osim.open_trace(self.trace)
+        trace.verify()
+        trace_facts(trace)
+        for unit in trace.units():
+            unit.row(trace.n - 1)
+        try:
+            check_trace(self.trace)
+        except Exception as error:
+            raise Invalid(repr(error)) from error
+
+
+Fuzzer = Callable[[Bench, st.DataObject], None]
+
+
+def fuzz_manifest(bench: Bench, data: st.DataObject) -> None:
+    """trace.json: fields changed, taken away, of other types, twice, or broken as text."""
+    more = ("head_dim", "model_heads", "model_kv_heads", "generation", "provenance")
+    (bench.trace / "trace.json").write_bytes(mutate(data, bench.manifest, more))
+    bench.read()
+
+
+def split(content: bytes) -> tuple[dict[str, Any], bytes]:
+    (length,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def fuzz_layer(bench: Bench, data: st.DataObject) -> None:
+    """A layer's file: its header changed, or its numbers; with a digest that fits, or without."""
+    name = "layer-000.safetensors"
+    content = bench.whole[name]
+    if data.draw(st.booleans()):
+        header, body = split(content)
+        text = mutate(data, header, ("__metadata__",))
+        wrong = data.draw(st.sampled_from([0] * 9 + [1, -1, 2**40, 2**62]))
+        content = struct.pack("<Q", max(0, len(text) + wrong)) + text + body
+    else:
+        content = flip(data, content)
+    if data.draw(st.integers(0, 4)):
+        bench.seal(name, content)
+    else:
+        (bench.trace / name).write_bytes(content)
+    bench.read()
+
+
+def fuzz_certificate(bench: Bench, data: st.DataObject) -> None:
+    """A certificate: facts, header or numbers changed, under a checksum that fits, or without."""
+    path = bench.folder / "mutant"
+    path.write_bytes(bench.certificate)
+    metadata, tensors = tensors_of(path)
+    header, body = split(bench.certificate)
+    kind = data.draw(st.integers(0, 3))
+    if kind == 0:
+        text = mutate(data, header)
+        content = struct.pack("<Q", len(text)) + text + body
+    elif kind == 1:
+        content = flip(data, bench.certificate)
+    else:
+        changed = {name: tensor.copy() for name, tensor in tensors.items()}
+        facts = metadata["facts"]
+        if kind == 2:
+            facts = mutate(data, json.loads(facts)).decode("utf-8", "replace")
+        for _ in range(data.draw(st.integers(0, 2))):
+            tensor = changed[data.draw(st.sampled_from(sorted(changed)))].reshape(-1)
+            at = data.draw(st.integers(0, len(tensor) - 1))
+            tensor[at] += data.draw(st.sampled_from([-1, 1, 2, -5, 2**20, -(2**20)]))
+        header["__metadata__"] |= {"facts": facts, "sha256": digest(facts, changed)}
+        order = sorted(tensors, key=lambda name: header[name]["data_offsets"])
+        text = json.dumps(header).encode()
+        body = b"".join(changed[name].tobytes() for name in order)
+        content = struct.pack("<Q", len(text)) + text + body
+    path.write_bytes(content)
+    certify(path, h2osim.open_trace(bench.base))
+    try:
+        check_claims(path, bench.rows, bench.best)
+    except Exception as error:
+        raise Invalid(repr(error)) from error
+
+
+def fuzz_store(bench: Bench, data: st.DataObject) -> None:
+    """A store: any file of it changed; metadata also under a digest that fits."""
+    store = bench.folder / "mutant.zarr"
+    shutil.rmtree(store, ignore_errors=True)
+    shutil.copytree(bench.folder / "store", store)
+    names = sorted(str(p.relative_to(store)) for p in store.rglob("*") if p.is_file())
+    name = data.draw(st.sampled_from([n for n in names if "lock" not in n and "jsonl" not in n]))
+    content = (store / name).read_bytes()
+    sealed = False
+    if name.endswith(".json") and data.draw(st.booleans()):
+        changed = mutate(data, json.loads(content))
+        sealed = data.draw(st.booleans())
+    else:
+        changed = flip(data, content)
+    (store / name).write_bytes(changed)
+    if sealed and not name.startswith(".h2osim"):
+        layout = store / ".h2osim/layout.json"
+        digests = json.loads(layout.read_text())
+        layout.write_text(json.dumps(digests | {name: hashlib.sha256(changed).hexdigest()}))
+    found = h2osim.open_sweep(store)
+    if sealed or changed == content:  # whoever seals a store anew says what is in it
+        return
+    for variable in ("recall", "kept", "mass"):
+        if not np.array_equal(found[variable], bench.expected[variable]):
+            raise Silent(f"{name}: {variable}")
+
+
+def fuzz_replay(bench: Bench, data: st.DataObject) -> None:
+    """The same replay in two engines."""
+    trace = data.draw(traces(max_n=12, max_heads=2, max_layers=1))
+    policies = ["h2o", "tova", "streaming:sinks=1", "h2o:recent=1,scores=full", "recency"]
+    policy = data.draw(st.sampled_from(policies))
+    budget = data.draw(st.integers(1, trace.n))
+    naive, numba = (
+        h2osim.replay(trace, policy, budget, engine=engine) for engine in ("naive", "numba")
+    )
+    for variable in ("kept", "mass", "evicted_at"):
+        if not np.array_equal(naive[variable], numba[variable]):
+            raise Silent(f"{policy}, {budget}: {variable}")
+
+
+def fuzz_disk(bench: Bench, data: st.DataObject) -> None:
+    """A trace is saved over another one while the disk is full: whole, new or old, and alone."""
+    place = bench.folder / "disk"
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(bench.base, place / "t")
+    left = data.draw(st.integers(0, 12))
+
+    def full(call: Callable[..., Any]) -> Callable[..., Any]:
+        def instead(*given: Any, **named: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return call(*given, **named)
+
+        return instead
+
+    names = ("pwrite", "fsync", "posix_fallocate", "mkdir")
+    failing: dict[str, Any] = {name: full(getattr(os, name)) for name in names}
+    with mock.patch.multiple(os, **failing):
+        try:
+            Trace.from_scores(np.ones((1, 1))).save(place / "t", overwrite=True)
+        finally:
+            check_trace(place / "t")
+            if [path.name for path in place.iterdir()] != ["t"]:
+                raise Silent(f"left behind: {list(place.iterdir())}")
+
+
+def fuzz_kill(bench: Bench, data: st.DataObject) -> None:
+    """A process that saves a trace is killed at some moment."""
+    place = bench.folder / "kill"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    source = h2osim.open_trace(bench.base)
+    child = os.fork()
+    if child == 0:
+        try:
+            source.save(place / "t")
+        finally:
+            os._exit(0)
+    time.sleep(data.draw(st.integers(0, 60)) / 10_000)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    if (place / "t").exists():
+        check_trace(place / "t")
+
+
+def fuzz_process(bench: Bench, data: st.DataObject) -> None:
+    """A mutant through the command, in a process of its own."""
+    (bench.trace / "trace.json").write_bytes(mutate(data, bench.manifest))
+    ended = subprocess.run(
+        [sys.executable, "-m", "h2osim", "info", str(bench.trace)], capture_output=True, timeout=60
+    )
+    if ended.returncode == 2 and ended.stderr.count(b"\n") == 1 and not ended.stdout:
+        raise UserError("refused")
+    if ended.returncode:
+        raise AssertionError(ended.stderr.decode())
+    check_trace(bench.trace)
+
+
+#: Each with how many cases of a round are its.
+FUZZERS: dict[Fuzzer, int] = {
+    fuzz_manifest: 120, fuzz_layer: 120, fuzz_certificate: 100, fuzz_store: 15, fuzz_replay: 8,
+    fuzz_disk: 8, fuzz_kill: 4, fuzz_process: 1,
+}  # fmt: skip
+
+
+def cases(fuzzer: Fuzzer, bench: Bench, count: int, start: int, tally: Counter[str]) -> None:
+    """Draw and try so many cases of a fuzzer; what fails is counted and printed."""
+
+    def one(data: st.DataObject) -> None:
+        tally["tried"] += 1
+        try:
+            fuzzer(bench, data)
+        except Exception as error:
+            kinds = {Invalid: "accepted invalid", Silent: "silent"}
+            outcome = kinds.get(type(error), "tracebacks")
+            if isinstance(error, UserError) and "\n" not in str(error):
+                outcome = "refused"
+            else:
+                print(f"{fuzzer.__name__}: {outcome}\n{traceback.format_exc()}", file=sys.stderr)
+            tally[outcome] += 1
+        finally:
+            bench.reset()
+
+    quiet = settings(
+        max_examples=count, database=None, deadline=None, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    seed(start)(quiet(given(st.data())(one)))()
+
+
+def worker(seconds: float, start: int) -> dict[str, Counter[str]]:
+    """Rounds of all fuzzers until the time is over."""
+    tallies: dict[str, Counter[str]] = {fuzzer.__name__: Counter() for fuzzer in FUZZERS}
+    shared = Path("/dev/shm")
+    end = time.monotonic() + seconds
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
+        bench = Bench(Path(folder))
+        while time.monotonic() < end:
+            for fuzzer, count in FUZZERS.items():
+                start += 1
+                cases(fuzzer, bench, count, start, tallies[fuzzer.__name__])
+    return tallies
+
+
+def main() -> int:
+    """The command: prints what was tried, by fuzzer and in all; 1 where something failed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    asked = parser.parse_args()
+    print(f"seed {asked.seed}, {asked.jobs} processes, {asked.minutes:g} minutes")
+    total: dict[str, Counter[str]] = {fuzzer.__name__: Counter() for fuzzer in FUZZERS}
+    with ProcessPoolExecutor(asked.jobs) as pool:
+        starts = [asked.seed + 10**7 * job for job in range(asked.jobs)]
+        for tallies in pool.map(worker, [asked.minutes * 60] * asked.jobs, starts):
+            for name, tally in tallies.items():
+                total[name] += tally
+    total["all"] = sum(total.values(), Counter())
+    print(f"{'':18}", *(f"{name:>17}" for name in COUNTS))
+    for name, tally in total.items():
+        print(f"{name:18}", *(f"{tally[count]:17,}" for count in COUNTS))
+    return int(any(total["all"][count] for count in COUNTS[2:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
