@@ -33,7 +33,7 @@ from h2osim.bench.gpu import (
     random_rows,
     seconds,
 )
-from h2osim.cuda.bracket import Bounds, search
+from h2osim.cuda.bracket import search
 from h2osim.cuda.chunks import spread
 from h2osim.cuda.kernels.depths import Depths
 from h2osim.cuda.kernels.direct import Direct
@@ -41,6 +41,7 @@ from h2osim.cuda.kernels.stack import Stack
 from h2osim.cuda.rows import DeviceRows, block_rows, load_rows, row_masses
 from h2osim.engines.direct import DirectRun
 from h2osim.engines.request import Job
+from h2osim.engines.results import Bracket
 from h2osim.optima.bracket import narrow
 from h2osim.policies.text import parse
 from h2osim.traces.trace import Trace
@@ -197,7 +198,7 @@ def bounds(device: cuda.Gpu, n: int, copy: float) -> list[Measurement]:
     rows = random_rows(device, n)
     k, gap = n // 5, 1e-3
 
-    def run() -> list[Bounds]:
+    def run() -> list[Bracket]:
         return search(device, rows, UNITS, 1, n, k, 1, gap, 448)
 
     found = run()

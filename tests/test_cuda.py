@@ -417,7 +417,7 @@ def test_bounds_hold_the_optimum_and_prove_it(data: st.DataObject) -> None:
     for unit, found in zip(units, brackets(units, k, p, 1e-3, 64, device), strict=True):
         exact = narrow(unit, k, p, 0.0)
         assert exact.lower == exact.upper
-        assert found.lower <= exact.lower <= found.upper
+        assert found.lower <= exact.lower <= found.upper and found.whole == exact.whole
         # the schedule is feasible and keeps what it says; the prices prove what they say
         gone, kept, dual = found.evicted_at, 0, k * int(found.price.sum())
         first = min(max(k, p - 1), n - 1)

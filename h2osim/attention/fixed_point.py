@@ -1,9 +1,9 @@
-"""Float16 probabilities as integers, and rows packed into a triangle.
+"""Float16 probabilities as integers.
 
 A float16 number in [0, 1] is an integer multiple of 2^-24. That integer, 0 ... 2^24, is its *fixed
 point*: sums of it in int64 are exact in any order, which is what lets two engines agree on every
 eviction. This module converts between the three spellings (float16, its bit pattern, its fixed
-point) without ever rounding silently, and knows where row t of a packed lower triangle lies.
+point) and never rounds silently.
 """
 
 from __future__ import annotations

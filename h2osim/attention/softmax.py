@@ -67,7 +67,7 @@ class RowMaker:
     ) -> SoftmaxRows:
         """Rows start ... start+r-1 for their queries q [H, r, d], packed.
 
-        With `out` (uint16 [H, packed], C-contiguous) the rows go into its place for them, row
+        With `out` (uint16 [H, packed], C-contiguous) the rows are written into it, row
         `first` being the first it holds; without, bits holds just these rows. Logits that overflow
         float32 raise ValueError.
         """

@@ -71,7 +71,7 @@ def one_budget(unit: Unit, budget: int) -> Outcome:
 def numpy_h2o(
     rows: NDArray[np.floating], budget: int, recent: int
 ) -> tuple[float, NDArray[np.int32]]:
-    """H2O with full scores in array operations: mass kept while decoding, and who left when."""
+    """H2O with full scores in array operations: the mass kept, and the step of each eviction."""
     n = len(rows)
     score, cache, kept = np.zeros(n), np.zeros(0, np.int64), 0.0
     evicted_at = np.full(n, n, np.int32)

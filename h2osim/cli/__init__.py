@@ -59,7 +59,7 @@ def run(args: Sequence[str]) -> int:
         words = list(args)
         # The context's obj: commands that make a trace write their command line into it.
         code = app(args=words, prog_name="h2osim", standalone_mode=False, obj=words)
-        # A closed pipe shows at the flush, not at the print: provoke it while it can be handled.
+        # A closed pipe raises at the flush, not at the print; flush while that can be handled.
         sys.stdout.flush()
     except SystemExit as end:
         # How rich ends where a pipe is closed, after it has turned the output away itself.
@@ -69,22 +69,22 @@ def run(args: Sequence[str]) -> int:
     except UserError as error:
         return _say(str(error), USER_ERROR)
     except BrokenPipeError:
-        # The reader (head, less) has seen enough. What is left in the buffer goes nowhere, and
-        # the interpreter's own flush at exit must not complain about it.
+        # The reader (head, less) has closed the pipe. The rest of the buffer is discarded, so that
+        # the interpreter's own flush at exit raises nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"{where}{error.strerror or error}", USER_ERROR)
     except Exception as error:
-        # Usage errors. Recent releases of typer bring their own copy of click, so the class has no
-        # fixed home; this method is what makes one.
+        # Usage errors. Recent releases of typer have their own copy of click, so the class cannot
+        # be imported from one module; such an error is recognised by this method.
         if not hasattr(error, "format_message"):
             raise
         command = getattr(getattr(error, "ctx", None), "command_path", "h2osim")
         message = error.format_message().rstrip(".")
         return _say(f"{message} (see `{command} --help`)", USER_ERROR)
-    if code == INTERRUPTED:  # typer turns Ctrl-C into an exit code, without a word
+    if code == INTERRUPTED:  # typer turns Ctrl-C into an exit code and prints nothing
         return _say("interrupted", INTERRUPTED)
     return _code(code)
 

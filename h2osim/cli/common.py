@@ -82,7 +82,7 @@ def _budget(word: str) -> int | float:
 
 
 def parse_integers(text: str | None, option: str) -> list[int] | None:
-    """Read ``0,9,16``; None stays None. ``option`` names the place in the error."""
+    """Read ``0,9,16``; None stays None. ``option`` is named in the error."""
     if text is None:
         return None
     words = [word.strip() for word in text.split(",")]
@@ -163,7 +163,7 @@ def progress_bar(rate: str = "") -> Iterator[Progress | None]:
         begun: tuple[float, float] | None = None
 
         def update(done: float, total: float, what: str) -> None:
-            # No total yet: the bar only shows that something goes on.
+            # No total yet: the bar shows only that work is going on.
             nonlocal begun
             bar.update(task, completed=done, total=total or None, description=what)
             if rate and total:

@@ -1,4 +1,4 @@
-"""What commands put out: tables, JSON and CSV; notices on standard error; files."""
+"""The output of commands: tables, JSON and CSV; notices on standard error; files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def console(stderr: bool = False) -> Console:
 
 
 def notice(text: str) -> None:
-    """Tell the user something that is no result: on standard error, without markup."""
+    """Print a message that is not a result, on standard error and without markup."""
     print(text, file=sys.stderr)
 
 
@@ -48,7 +48,7 @@ def show(
     table: Callable[[], RenderableType],
     rows: Callable[[], Sequence[Mapping[str, object]]] | None = None,
 ) -> None:
-    """Print a result in the format asked for; only what is printed is made.
+    """Print a result in the format asked for; only that format is computed.
 
     ``rows`` are the records for CSV, where they differ from those for JSON.
     """

@@ -143,9 +143,9 @@ SAYS = {
     "T7": "small caches within large",
     "T9": "greedy keeps 1/k",
     "M1": "threshold keeps a quarter",
-    "M7": "frozen: nobody leaves",
+    "M7": "frozen: no token leaves",
 }
-"""What a statement says, in a few words; `h2osim.guarantees.GUARANTEES` has the sentences."""
+"""Each statement in a few words; `h2osim.guarantees.GUARANTEES` has whole sentences."""
 
 
 LEGEND = """\
@@ -216,7 +216,7 @@ def summary(lines: list[Line]) -> Iterator[RenderableType]:
 
 
 def _verdict(verdicts: Sequence[Verdict]) -> str:
-    """One word for many: the worst first, with its number where they differ."""
+    """The verdicts of a group in a few words: the worst one, with its count where they differ."""
     from h2osim.guarantees import Verdict
 
     order = (Verdict.VIOLATED, Verdict.FAILS, Verdict.VACUOUS, Verdict.HOLDS)

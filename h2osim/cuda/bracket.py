@@ -12,35 +12,19 @@ in float32.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from h2osim.attention.triangle import tri
 from h2osim.cuda.chunks import spread
 from h2osim.cuda.device import Device, kernel_text
 from h2osim.cuda.rows import DeviceRows, load_rows
+from h2osim.engines.results import Bracket
 from h2osim.traces.unit import Unit
 
 #: Rounds after which a schedule is made.
 SCHEDULES = (16, 56, 72, 88, 104, 128, 160, 192, 224, 256, 320, 384, 448)
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """lower <= optimum <= upper, in units of 2^-24, with a proof of either side.
-
-    The schedule ``evicted_at`` int32 [n] keeps exactly `lower`. The prices ``price`` int64 [n] have
-    the dual value `upper`. ``readings``: how many times the rows were read.
-    """
-
-    lower: int
-    upper: int
-    evicted_at: NDArray[np.int32]
-    price: NDArray[np.int64]
-    readings: int
 
 
 def brackets(
@@ -50,7 +34,7 @@ def brackets(
     gap: float = 1e-3,
     readings: int = 300,
     device: Device | None = None,
-) -> list[Bounds]:
+) -> list[Bracket]:
     """Bound the optimum of each unit until upper - lower <= gap * upper.
 
     The units belong to one trace with a `scores` store. ``budget``: tokens, 1 … n. A unit is left
@@ -61,7 +45,7 @@ def brackets(
     cost = {unit: heads * tri(n) * 2 + tri(n) * 4 + 64 * n for unit in units}
     index = {unit: i for i, unit in enumerate(units)}
 
-    def work(mine: Device, some: list[Unit]) -> dict[int, Bounds]:
+    def work(mine: Device, some: list[Unit]) -> dict[int, Bracket]:
         (rows,) = load_rows(mine, some, n, 0)
         some_bounds = search(mine, rows, len(some), heads, n, budget, prompt_len, gap, readings)
         return {index[unit]: one for unit, one in zip(some, some_bounds, strict=True)}
@@ -80,7 +64,7 @@ def search(
     p: int,
     gap: float,
     readings: int,
-) -> list[Bounds]:
+) -> list[Bracket]:
     """`brackets` for `many` units of `heads` heads and n tokens whose rows are on the device.
 
     k: budget, p: prompt length.
@@ -152,6 +136,9 @@ def search(
         which = device.array(active)
     final = device.host(best_prices)
     return [
-        Bounds(int(lower), int(upper), schedules[u], final[u].astype(np.int64), int(readings_of[u]))
+        Bracket(
+            int(lower), int(upper), int(whole[u]), schedules[u], final[u].astype(np.int64),
+            int(readings_of[u]),
+        )
         for u, (lower, upper) in enumerate(proved)
-    ]
+    ]  # fmt: skip

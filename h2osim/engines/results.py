@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -47,3 +48,20 @@ class Curve:
     held: np.ndarray
     evicted_at: np.ndarray
     errors: Errors = Errors()
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """lower <= optimum of a budget <= upper <= whole, in exact integers, with what proves it.
+
+    ``evicted_at`` int32 [n] is a schedule that keeps exactly `lower`; ``price`` int64 [n] are
+    prices λ with D(λ) = `upper`; both None where they were not asked for. ``readings``: how many
+    times the rows were read.
+    """
+
+    lower: int
+    upper: int
+    whole: int
+    evicted_at: Any
+    price: Any
+    readings: int

@@ -1,4 +1,4 @@
-"""What the statements say of one run of a unit, and of its offline optimum."""
+"""Results of all checks on one run of a unit, and on its offline optimum."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def outside_setting(configured: Configured, k: int) -> str:
 
 
 def of_run(how: Configured, history: History, unit: Unit, run: Schedule) -> Iterator[Result]:
-    """What the statements about a run say of one; see `verify`."""
+    """The result of every statement about a run; see `verify`."""
     if how.policy.readmits:
         note = "re-admits tokens"
         for name in ("paper-theorem", "T1", "T2", "T4"):
@@ -119,7 +119,7 @@ def greedy_ratio(how: Configured, unit: Unit, run: Schedule, most: int = SETS) -
 
 
 def against(best: Any, history: History) -> Result:
-    """T6 of a run: it keeps at most what the optimum is bounded by. best: one unit and budget."""
+    """T6 of a run: it keeps at most the upper bound of the optimum. best: one unit and budget."""
     whole, bound, schedule = int(best.mass), int(best.bound), int(best.kept)
     kept = whole - history.lost
     numbers = {

@@ -1,4 +1,4 @@
-"""What a run kept and what it missed, step by step, in integers.
+"""The mass that a run kept and missed, step by step, in integers.
 
 `follow` takes any run's evictions and computes the series the theorems speak about.
 
@@ -50,7 +50,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A run without re-admission: who left when.
+    """The evictions of a run without re-admission.
 
     evicted_at: int [n], the step after which a token is gone, n if it stays. k: the budget.
     prompt_len: steps before it are the prompt, kept whole to its end.
@@ -119,7 +119,7 @@ def follow(rows: Rows, run: Schedule) -> History:
 def follow_all(rows: Rows, runs: Sequence[Schedule]) -> list[History]:
     """The series of some runs over the same rows, which are read once: O(n^2) a run.
 
-    Works for any run without re-admission; whether a theorem applies to it is the checks' business.
+    Works for any run without re-admission; the checks decide whether a theorem applies to it.
     """
     n = rows.n
     score = np.zeros(n, np.int64)
@@ -137,7 +137,7 @@ def follow_all(rows: Rows, runs: Sequence[Schedule]) -> list[History]:
 
 
 class _Follower:
-    """One run on its way through the rows."""
+    """The state of one run while the rows are read."""
 
     def __init__(self, run: Schedule, rows: Rows) -> None:
         self.run, self.heads = run, rows.heads
@@ -165,7 +165,7 @@ class _Follower:
         top: NDArray[np.bool_] | None,
     ) -> None:
         gone = self.gone[: t + 1]
-        seen = gone >= t  # G_t: whoever is evicted at step t is still attended
+        seen = gone >= t  # G_t: a token that is evicted at step t is still attended
         if t >= self.run.prompt_len:
             attended = int(row[seen].sum())
             if attended < int(row.sum()):
@@ -180,7 +180,7 @@ class _Follower:
         before = int(now[seen].sum()) - (int(now[t]) if seen[t] else 0) if i else value
         missed = np.flatnonzero(top & ~kept)
         after = now[missed] - self.at_exit[missed]
-        known = np.where(kept, now, self.at_exit[: t + 1])  # what an exchange may count on
+        known = np.where(kept, now, self.at_exit[: t + 1])  # a_i or a_{t_o}
         worst = int(_largest(known, k).sum())
         self.sums[:, i] = value, before, best, after.sum(), self.lost, worst
         shown = known + np.where(kept, self.extra[: t + 1], self.extra_at_exit[: t + 1])

@@ -1,4 +1,4 @@
-"""What a check answers: a verdict, the numbers behind it, and a line in words."""
+"""The result of a check: a verdict, the numbers behind it, and a line in words."""
 
 from __future__ import annotations
 

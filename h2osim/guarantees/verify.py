@@ -1,8 +1,8 @@
-"""Everything that is proved, held against a recorded trace: one line a unit, budget and statement.
+"""Checks every proved statement on a recorded trace: one line a unit, budget and statement.
 
 The replays come from `h2osim.replay`; what they kept and missed is recomputed here from the rows
-and the evictions alone. A line that says "violated" is a wrong theorem or a wrong program, and
-`write_counterexample` saves the unit as a trace to look at.
+and the evictions alone. A verdict "violated" means a wrong theorem or a wrong program;
+`write_counterexample` then saves the unit as a trace.
 """
 
 from __future__ import annotations
@@ -168,8 +168,8 @@ def verify(
             concave = checks.concave_in_budget(here.kept.sel(budget=tokens).values.tolist(), tokens)
             if bool((here.kept == here.bound).all()):
                 lines.append(Line(OFFLINE, unit.layer, unit.index, unit.label, None, concave))
-    place = {text: i for i, text in enumerate([*chosen, OFFLINE])}
-    return sorted(lines, key=lambda line: place[line.policy])  # stable: units stay in order
+    order = [*chosen, OFFLINE]
+    return sorted(lines, key=lambda line: order.index(line.policy))  # stable: units stay in order
 
 
 def counts(lines: Iterable[Line]) -> dict[str, int]:

@@ -150,8 +150,9 @@ def allocate(
         "kept": value.reshape(shape), "mass": mass.reshape(shape[2:]), "overall": overall,
         "bound": bound, "upper": bound / (whole or np.nan),
     }  # fmt: skip
-    # The optimum stands among the policies as the oracle that it is.
-    best_of_all = Policy(OPTIMUM, "offline optimum", "theory T6", lambda: 0.0, oracle=True)
+    # The optimum is listed among the policies, as an oracle.
+    proof = "proofs/11-offline-optimum-is-an-assignment.md"
+    best_of_all = Policy(OPTIMUM, "offline optimum", proof, lambda: 0.0, oracle=True)
     coords = {
         **results.policy_facts([best_of_all.with_params(), *configured]),
         "split": RULES, "layer": chosen, "unit": np.arange(per_layer),
@@ -203,8 +204,8 @@ def _by_gains(curves: Ints, slots: int) -> tuple[Ints, int]:
 
 
 def _by_hull(curves: Ints, slots: int) -> tuple[Ints, int]:
-    """Steepest pieces of the hulls first; what is left inside the first that does not fit is
-    spent on the best rise per slot that does.
+    """Steepest pieces of the hulls first; slots that remain inside the first piece that does not
+    fit are given to the best rise per slot that does.
 
     The value of the hulls at `slots`, rounded down, bounds every split. The split gives up no more
     than the height of one hull above its curve.
@@ -233,7 +234,7 @@ def _by_hull(curves: Ints, slots: int) -> tuple[Ints, int]:
                 ahead = curves[u, split[u] + 1 : split[u] + 1 + reach] - curves[u, split[u]]
                 rise = ahead / np.arange(1, reach + 1)
                 steepest = max(steepest, (float(rise.max()), -u, int(rise.argmax()) + 1))
-        if steepest[2] == 0:  # every rise is a fall: any unit with room takes what is left
+        if steepest[2] == 0:  # no rise is positive: any unit with room takes the rest
             u = int(np.argmax(split < n))
             steepest = (0.0, -u, min(left, n - int(split[u])))
         split[-steepest[1]] += steepest[2]
@@ -307,8 +308,8 @@ def _observed(unit: Unit, p: int, window: int) -> Ints:
 def _share(weight: NDArray[Any], slots: int, room: Ints) -> Ints:
     """Whole numbers in 1 … room near weight / sum(weight) * slots, adding up to `slots`.
 
-    Water-filling: whoever would get less than 1 or more than his room gets just that; then largest
-    remainders, the first among equals.
+    Water-filling: a share below 1 or above the room is cut to that limit; then largest remainders,
+    the first among equals.
     """
     weight = np.asarray(weight, np.float64)
     low, high = 0.0, 2.0 * slots * len(weight) / max(weight.max(), 1e-300) + 1.0
@@ -325,7 +326,7 @@ def _share(weight: NDArray[Any], slots: int, room: Ints) -> Ints:
         open_units = np.flatnonzero(split < room)
         order = open_units[np.argsort(split[open_units] - ideal[open_units], kind="stable")]
         if left >= len(order):
-            # weights of 0 get nothing from water-filling; what is left goes round
+            # weights of 0 get nothing from water-filling; the rest is shared equally
             split[order] += np.minimum(left // len(order), room[order] - split[order])
         else:
             split[order[:left]] += 1

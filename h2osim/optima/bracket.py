@@ -5,9 +5,9 @@ Subgradient steps on λ alone need hundreds of readings, and a schedule made fro
 1e-4 or more short of the optimum. Instead:
 
 1. a flat price, then a few subgradient steps, give prices of the right size;
-2. such prices are wrong in *waves*: for hundreds of steps nobody wants to leave, then everybody
-   does. With the steps in groups the problem is small enough to be solved on all tokens, roughly,
-   by an auction: a group that lacks tokens raises its price until they come. What that changes,
+2. such prices are wrong in *waves*: for hundreds of steps too few tokens leave, then too many
+   do. With the steps in groups the problem is small enough to be solved on all tokens, roughly,
+   by an auction: a group that lacks tokens raises its price until it has enough. What that changes,
    interpolated, is added to the prices;
 3. a second reading at the same prices collects *candidates*: for each step, some dozens of tokens
    that lose least by leaving there (a token's loss there: its best worth less its worth after that
@@ -24,12 +24,12 @@ Subgradient steps on λ alone need hundreds of readings, and a schedule made fro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from h2osim.attention.triangle import tri
+from h2osim.engines.results import Bracket
 from h2osim.traces.unit import Unit
 
 Ints = NDArray[np.int64]
@@ -45,22 +45,6 @@ RAISES = 100  # times the number of nodes: raises of prices after which an aucti
 
 # Nanoseconds that closing a bracket takes, times n² (10-18 seen); compared with exact.running_cost.
 CLOSING = 14.0
-
-
-@dataclass(frozen=True)
-class Bracket:
-    """lower <= OPT(budget) <= upper <= whole, in fixed point, with what proves either side.
-
-    ``evicted_at`` int32 [n] keeps exactly `lower`; ``price`` int64 [n] has D(price) = `upper`.
-    ``readings``: how often the rows were read.
-    """
-
-    lower: int
-    upper: int
-    whole: int
-    evicted_at: NDArray[np.int32]
-    price: Ints
-    readings: int
 
 
 def narrow(
@@ -98,7 +82,7 @@ def narrow(
 
 
 class _Search:
-    """What is known about one budget of a unit so far.
+    """The bounds and schedules found so far for one budget of a unit.
 
     A node is a step after which tokens leave: first ... n-2, and n-1 for those that stay to the
     end. ``room`` says how many tokens each node takes, ``plan`` is the node of every token in the

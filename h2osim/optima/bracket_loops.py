@@ -145,10 +145,11 @@ def snapshots(
 def deal(ends: Any, room: Any, gains: Any, later: Any, tolerance: int, most: int) -> None:
     """Prices at which about room[i] tokens leave at step ends[i], by an auction of the tokens.
 
-    Token v leaving at step ends[i] >= v is worth gains[i, v] + later[i]. At first everyone goes
-    where that is largest. Then, again and again, the step that lacks most tokens raises its price
-    later[i] until as many as it lacks would come, and `tolerance` more; that takes them from other
-    steps. Stops, at any rate, after so many raises as `most` says. `later` [m] is changed.
+    Token v leaving at step ends[i] >= v is worth gains[i, v] + later[i]. At first every token is
+    assigned to the step where that is largest. Then, again and again, the step that lacks most
+    tokens raises its price later[i] until as many as it lacks would come, and `tolerance` more;
+    that takes them from other steps. Stops, at any rate, after so many raises as `most` says.
+    `later` [m] is changed.
     """
     m, n = gains.shape
     at = np.empty(n, np.int64)
@@ -173,7 +174,7 @@ def deal(ends: Any, room: Any, gains: Any, later: Any, tolerance: int, most: int
             raise_by[v] = worth[v] - gain[v] if at[v] != g else INF
         ordered = np.partition(raise_by[:size], min(c, size - 1))
         bar = ordered[min(c, size - 1)]
-        if bar == INF:  # it takes all there are
+        if bar == INF:  # it takes all tokens
             bar = ordered[:c].max()
         price = max(later[g], bar + tolerance)
         for v in range(size):
@@ -243,7 +244,7 @@ def pairs(
 
 @njit(cache=True, nogil=True)
 def settle(start: Any, token: Any, gain: Any, later: Any, at: Any, got: Any) -> None:
-    """Every token goes to the node where gain + later is largest: at[v], its gain there got[v]."""
+    """Assign every token to the node of largest gain + later: at[v], its gain there got[v]."""
     n = at.shape[0]
     worth = np.full(n, -INF, np.int64)
     for t in range(n):
@@ -263,7 +264,7 @@ def auction(
     """Move tokens until no node holds more or fewer than `room`, at nearly the least loss.
 
     As in `deal`, a node that lacks tokens raises its price later[t] until they come and `tolerance`
-    more, over the given pairs; whoever loses one to it is next. Every token stays within
+    more, over the given pairs; a node that loses one to it follows. Every token stays within
     `tolerance` of its best node. False if it gave up after `most` raises, with prices that are
     better than before all the same.
     """
@@ -285,7 +286,7 @@ def auction(
         if size > 0:
             size -= 1
             t = stack[size]
-        elif lack[n - 1] > 0:  # it has many tokens, and its turn comes when all others are served
+        elif lack[n - 1] > 0:  # it takes many tokens, and is treated after all others
             t = n - 1
         else:
             return True

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,10 +19,12 @@ from numpy.typing import NDArray
 
 from h2osim.attention.fixed_point import UNIT
 from h2osim.engines.errors import schedule_errors
+from h2osim.engines.results import Bracket
 from h2osim.optima.bracket import CLOSING, narrow
 from h2osim.optima.exact import optimal_curve, running_cost
 from h2osim.optima.weighing import weighed
 from h2osim.replays import results
+from h2osim.replays.found import quotient
 from h2osim.support.errors import UserError
 from h2osim.support.machine import cores
 from h2osim.traces.trace import Trace
@@ -163,10 +164,10 @@ def optimum(
     price = np.zeros((*shape, trace.n), np.int64) if schedules else None
     errors = {name: np.zeros(shape) for name in names}
 
-    def work(unit: Unit) -> list[_Found]:
+    def work(unit: Unit) -> list[Bracket]:
         return _solve(unit, tokens, p, 0.0 if method == "exact" else gap, method, bool(schedules))
 
-    def measured(at: int, one: _Found) -> Mapping[str, Any]:
+    def measured(at: int, one: Bracket) -> Mapping[str, Any]:
         assert one.evicted_at is not None
         return schedule_errors(plain[at], one.evicted_at, p, names).of
 
@@ -183,11 +184,11 @@ def optimum(
         if progress:
             progress(done + 1, len(units), "solving")
 
-    lower = _ratio(kept, mass[:, :, None])
+    lower = quotient(kept, mass[:, :, None])
     data: dict[str, Any] = {
         "recall": lower,
         "lower": lower.copy(),
-        "upper": _ratio(bound, mass[:, :, None]),
+        "upper": quotient(bound, mass[:, :, None]),
         "kept": kept,
         "bound": bound,
         "mass": mass,
@@ -225,29 +226,18 @@ def optimum_curves(
     return kept, mass
 
 
-@dataclass(frozen=True)
-class _Found:
-    lower: int
-    upper: int
-    whole: int
-    evicted_at: NDArray[np.int32] | None = None
-    price: NDArray[np.int64] | None = None
-
-
 def _solve(
     unit: Unit, tokens: Sequence[int], p: int, gap: float, method: str, schedules: bool
-) -> list[_Found]:
+) -> list[Bracket]:
     if method == "bracket" or one_by_one(unit.n, tokens):
         found = [narrow(unit, k, p, gap, READINGS) for k in tokens]
         if method == "bracket" or all(one.lower == one.upper for one in found):
-            return [
-                _Found(one.lower, one.upper, one.whole, one.evicted_at, one.price) for one in found
-            ]
+            return found
     solved = optimal_curve(unit, p, wanted=tokens if schedules else (), most=max(tokens))
     return [
-        _Found(
+        Bracket(
             int(solved.kept[k]), int(solved.kept[k]), solved.whole,
-            solved.evicted_at.get(k), solved.price.get(k),
+            solved.evicted_at.get(k), solved.price.get(k), 1,
         )
         for k in tokens
     ]  # fmt: skip
@@ -265,15 +255,12 @@ def one_by_one(n: int, budgets: Sequence[int]) -> bool:
 
 def _on_gpu(
     units: Sequence[Unit], tokens: Sequence[int], p: int, gap: float
-) -> Iterable[tuple[int, list[_Found]]]:
+) -> Iterable[tuple[int, list[Bracket]]]:
     """Brackets of all units, budget by budget; (index, result) of each."""
     from h2osim.cuda.bracket import SCHEDULES, brackets
 
     found = [brackets(units, k, p, gap, SCHEDULES[-1]) for k in tokens]
-    for i, unit in enumerate(units):
-        whole = int(unit.row_masses()[p:].sum())
-        mine = [bounds[i] for bounds in found]
-        yield i, [_Found(b.lower, b.upper, whole, b.evicted_at, b.price) for b in mine]
+    yield from enumerate(map(list, zip(*found, strict=True)))
 
 
 def _each(units: Sequence[Unit], work: Callable[[Unit], Any]) -> Iterable[tuple[int, Any]]:
@@ -285,10 +272,3 @@ def _each(units: Sequence[Unit], work: Callable[[Unit], Any]) -> Iterable[tuple[
             yield waiting[future], future.result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Python integers are divided, as in a replay: one correctly rounded division."""
-    pairs = zip(part.ravel(), np.broadcast_to(whole, part.shape).ravel(), strict=True)
-    flat = [int(a) / int(b) if b else np.nan for a, b in pairs]
-    return np.array(flat, np.float64).reshape(part.shape)

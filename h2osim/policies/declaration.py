@@ -196,13 +196,13 @@ class Configured:
 
     def inclusive(self, heads: int) -> bool:
         """Whether one pass gives every budget, for a unit of this many heads."""
-        told = self.policy.inclusive
-        return told(self.values, heads) if callable(told) else told
+        declared = self.policy.inclusive
+        return declared(self.values, heads) if callable(declared) else declared
 
     def within_budget(self) -> bool:
         """Whether at most k tokens are held after every step from the prompt's end on."""
-        told = self.policy.within_budget
-        return told(self.values) if callable(told) else told
+        declared = self.policy.within_budget
+        return declared(self.values) if callable(declared) else declared
 
     def numbers(self, k: int) -> dict[str, int | float]:
         """The parameters as the rules see them at budget k; a choice becomes its index."""

@@ -1,4 +1,4 @@
-"""Python expressions in numbers as CUDA C++; `translator` says what for and with what care."""
+"""Python expressions in numbers as CUDA C++; see `translator` for what is refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LARGEST = 2**26
 
 
 class Untranslatable(UserError):
-    """A rule that can not be said in CUDA C++ with the same bits."""
+    """A rule that CUDA C++ cannot express with the same bits."""
 
 
 @dataclass(frozen=True)

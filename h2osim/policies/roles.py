@@ -17,7 +17,7 @@ SCORE_KINDS = ("full", "cached")
 
 Rule = Callable[..., Any]
 
-#: What compiled rules of every role get last; ``n`` is for rules that know the whole text.
+#: The last arguments of compiled rules of every role; ``n`` is for rules that know the whole text.
 STEP = ("t", "k", "p", "n", "heads")
 
 

@@ -2,7 +2,7 @@
 
 A policy's numbers depend on its rules and on each function, constant and default that the rules
 reach. :func:`outside` lists what one function reaches; the translators walk it to copy rules, and
-:func:`fingerprint` walks it to tell one policy from an edited one.
+:func:`fingerprint` walks it to recognise a policy that was edited.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 from h2osim.support.errors import UserError
 
-#: Modules that are told by their name: their functions are not read.
+#: Modules that are identified by their name; the source of their functions is not read.
 _LIBRARIES = sys.stdlib_module_names | {"numpy", "numba", "scipy", "pandas", "xarray"}
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 

@@ -8,7 +8,7 @@ from h2osim.policies.roles import ROLES, arguments
 from h2osim.policies.to_numba import number_slots
 from h2osim.policies.translator import Module
 
-#: How kernels pass what a rule may ask for (int where nothing else is said), and its answer.
+#: How kernels pass a rule's arguments (int unless listed), and the type of its result.
 _DECLARED = {
     "state": "double *s",
     "inputs": "const double *in",

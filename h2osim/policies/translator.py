@@ -1,14 +1,14 @@
 """Plain Python functions of numbers, translated to CUDA C++ that gives the same bits.
 
-A rule is a plain function of numbers, so the two languages can say the same thing with the same
-bits: floats are `double` (and the kernels are compiled without contraction to fused
-multiply-adds), ints are `int` where a bound on them fits and `long long` where it does not. Python
-differs from C in division: `//` and `%` round towards minus infinity, on floats as on ints, and
-`/` of ints is a float; the helpers of `common.cuh` keep that. Whatever can not be said exactly is
-refused with a :class:`Untranslatable` that names the policy, the rule and the line: library
-functions whose last bit differs between machines (`exp`, `log`, powers), whole-cache rules
-(`rank_cache`, which use NumPy), and any syntax outside the small language below. Division by zero,
-at which Python stops, gives infinity or NaN here.
+A rule is a plain function of numbers, which both languages can compute with the same bits: floats
+are `double` (and the kernels are compiled without contraction to fused multiply-adds), ints are
+`int` where a bound on them fits and `long long` where it does not. Python differs from C in
+division: `//` and `%` round towards minus infinity, on floats as on ints, and `/` of ints is a
+float; the helpers of `common.cuh` keep that. What cannot be expressed exactly is refused with a
+:class:`Untranslatable` that names the policy, the rule and the line: library functions whose last
+bit differs between machines (`exp`, `log`, powers), whole-cache rules (`rank_cache`, which use
+NumPy), and any syntax outside the small language below. Division by zero, at which Python stops,
+gives infinity or NaN here.
 
 The language: arithmetic, comparisons (chained too), `and`, `or`, `not` of conditions, conditional
 expressions, `if`, `while`, `for … in range`, `break`, `continue`, assignment to names, `return`
@@ -59,7 +59,7 @@ class Module:
 
 
 class _Function(Expressions):
-    """One Python function on its way to C++."""
+    """Translates one Python function."""
 
     def __init__(
         self, module: Module, rule: FunctionType, kinds: tuple[Kind, ...], name: str, results: int
@@ -84,7 +84,7 @@ class _Function(Expressions):
         self._temporaries = 0
 
     def translate(self) -> tuple[str, Kind]:
-        # The kinds of variables depend on one another; repeat until they stand.
+        # The kinds of variables depend on one another; repeat until none changes.
         for _ in range(8):
             before = (dict(self._names), self._result)
             self._temporaries = 0

@@ -1,4 +1,4 @@
-"""What people get to see of results: tables, figures and files.
+"""Tables, figures and files of results.
 
 ``frames`` turns a result into rows and records, ``best`` sums up a sweep, ``terminal`` and
 ``pages`` make tables, ``figures`` and ``heatmap`` make figures, and ``files`` saves both. Nothing

@@ -1,4 +1,4 @@
-"""What a sweep found, in a few numbers: the best settings at some budgets."""
+"""Summary of a sweep: the best settings at some budgets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Column:
-    """A budget that is shown: what it is called, and where each unit has it (-1: nowhere)."""
+    """A budget that is shown: its label, and its index in each unit (-1: the unit has none)."""
 
     label: str
     budget: int | float
@@ -91,17 +91,17 @@ class Summary:
 
     @cached_property
     def ranked(self) -> np.ndarray:
-        """Who competes: bool [configurations, columns].
+        """Which settings are ranked: bool [configurations, columns].
 
         Those that run online and keep to the budget; where there is none, those that run online;
         else all.
         """
         online = np.array([one.online for one in self.settings])[:, None]
-        told = ~np.isnan(self.mean)
-        for competing in (told & online & ~self.over, told & online, told):
+        known = ~np.isnan(self.mean)
+        for competing in (known & online & ~self.over, known & online, known):
             if competing.any():
                 return competing
-        return told
+        return known
 
 
 def summarise(results: xarray.Dataset) -> Summary:
@@ -126,11 +126,11 @@ def summarise(results: xarray.Dataset) -> Summary:
                 continue
             at = column.at[there][mine]
             values = found[:, mine, at]
-            told = ~np.isnan(values)
-            total[here, s] += np.where(told, values, 0).sum(axis=1)
-            count[here, s] += told.sum(axis=1)
-            low[here, s] = np.fmin(low[here, s], np.where(told, values, np.inf).min(axis=1))
-            high[here, s] = np.fmax(high[here, s], np.where(told, values, -np.inf).max(axis=1))
+            known = ~np.isnan(values)
+            total[here, s] += np.where(known, values, 0).sum(axis=1)
+            count[here, s] += known.sum(axis=1)
+            low[here, s] = np.fmin(low[here, s], np.where(known, values, np.inf).min(axis=1))
+            high[here, s] = np.fmax(high[here, s], np.where(known, values, -np.inf).max(axis=1))
             over[here, s] |= (held[:, mine, at] > column.tokens[there][mine]).any(axis=1)
     with np.errstate(invalid="ignore"):
         mean = total / count

@@ -72,8 +72,8 @@ def comparison_table(
     """
     shown = shown_budgets(results)
     part = results.isel(budget=shown)
-    told = part[measure].transpose("policy", "budget", "layer", "unit").values
-    told = told.reshape(*told.shape[:2], -1)
+    values_of = part[measure].transpose("policy", "budget", "layer", "unit").values
+    values_of = values_of.reshape(*values_of.shape[:2], -1)
     ranks = part[ranked_by].transpose("policy", "budget", "layer", "unit").values
     ranks = ranks.mean(axis=(1, 2, 3)) * (-1 if ranked_by == "recall" else 1)
     texts = [str(text) for text in part["policy"].values]
@@ -98,7 +98,7 @@ def comparison_table(
         table.add_column("notes")
 
     ordinary = [kind == "online" for kind in part["kind"].values]
-    entries = list(zip(ranks, told, texts, notes, ordinary, strict=True))
+    entries = list(zip(ranks, values_of, texts, notes, ordinary, strict=True))
     if optimum:
         best = part["optimum"].transpose("budget", "layer", "unit").values
         best = best.reshape(len(best), -1)
@@ -116,12 +116,12 @@ def comparison_table(
 def one_pass_line(results: xr.Dataset) -> str:
     """Which policies had all their budgets from one pass, and which ran budget by budget."""
     ways = {True: "all budgets in one pass", False: "budget by budget"}
-    said = []
+    parts = []
     for flag, words in ways.items():
         names = results["policy"].values[results["one_pass"].values == flag]
         if len(names):
-            said.append(f"{words}: {', '.join(map(str, names))}")
-    return "; ".join(said)
+            parts.append(f"{words}: {', '.join(map(str, names))}")
+    return "; ".join(parts)
 
 
 def target_table(reached: xr.Dataset, title: str | None = None) -> Table:

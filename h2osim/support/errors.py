@@ -1,8 +1,8 @@
-"""The one exception a user's mistake raises."""
+"""The exception that every mistake of the user's raises."""
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: one line that says what, where, found and expected.
+    """A mistake that the user can correct: one line with what is wrong, where, found, expected.
 
     The command line prints the message and exits with code 2; the API raises it as it is.
     """

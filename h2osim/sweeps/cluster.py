@@ -1,4 +1,4 @@
-"""Doing the chunks of a sweep on a Dask cluster."""
+"""Computes the chunks of a sweep on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from h2osim.sweeps.store import SweepStore
 from h2osim.traces.catalogue import open_trace
 from h2osim.traces.trace import Trace
 
-#: Seconds that a scheduler may take to answer.
+#: Seconds to wait for a scheduler's answer.
 _PATIENCE = 10.0
 
 
@@ -71,13 +71,13 @@ def engine_there(client: Any, engine: str, folders: Sequence[str], seconds: floa
     if engine == "auto" and seconds / lanes_of(client) < WORTH_A_GPU:
         engine = "numba"
     try:
-        told: dict[str, tuple[str, str]] = client.run(_probe, engine, list(folders))
+        answers: dict[str, tuple[str, str]] = client.run(_probe, engine, list(folders))
     except Exception as error:  # whatever a worker's missing or other installation raises
         raise UserError(f"--dask {address}: h2osim does not run there: {error}") from None
-    for worker, (_, problem) in told.items():
+    for worker, (_, problem) in answers.items():
         if problem:
             raise UserError(f"--dask: worker {worker}: {problem}")
-    names = {name for name, _ in told.values()}
+    names = {name for name, _ in answers.values()}
     return engine_called(names.pop() if len(names) == 1 else "numba")
 
 
@@ -95,7 +95,7 @@ def _probe(engine: str, folders: Sequence[str]) -> tuple[str, str]:
 def execute_there(
     plan: WorkPlan, engine: Engine, store: SweepStore, client: Any, progress: Progress | None
 ) -> None:
-    """Do what is left on a cluster: the same chunks, written by the workers themselves.
+    """Compute the unfinished chunks on a cluster; the workers write them into the store.
 
     Store and traces must have the same absolute paths on every worker. A task whose worker dies is
     given to another by Dask; a chunk that was marked before is not computed again.
@@ -159,7 +159,7 @@ def _remote(
 
 @lru_cache(maxsize=4)
 def _opened(path: str, traces: tuple[str, ...]) -> tuple[WorkPlan, SweepStore]:
-    """The plan of a store, made anew from what it says, and checked to be the same."""
+    """The store, and its plan rebuilt from the identity that it holds; the two are compared."""
     store = SweepStore(Path(path))
     asked = store.identity
     plan = plan_work(

@@ -118,7 +118,7 @@ def _trace(trace: Trace, layers: Sequence[int]) -> dict[str, Any]:
 
 
 def _difference(at: str, found: Any, asked: Any) -> tuple[str, Any, Any]:
-    """Where two values differ first, in words, and what is there in each."""
+    """Where two values differ first, in words, and the two parts that differ there."""
     if isinstance(found, list) and isinstance(asked, list):
         pairs = enumerate(zip(found, asked, strict=False))
         place = next((i for i, (a, b) in pairs if a != b), None)

@@ -2,9 +2,9 @@
 
 Labelled arrays that many workers write, chunk by chunk, is what Zarr is for: a chunk of the sweep
 is one chunk of each array of results, each a file of its own. A sweep's promise depends on
-*when* a file appears: a chunk's results are written beside their place, flushed to the disk and
-renamed, and only then, in the same way, its mark, which holds a digest of them. Whatever moment a
-process is killed at, a chunk whose mark fits is whole; any other is computed again.
+*when* a file appears: a chunk's results are written under a temporary name, flushed to the disk
+and renamed, and only then, in the same way, its mark, which holds a digest of them. Whenever a
+process is killed, a chunk whose mark fits is whole; any other is computed again.
 
     zarr.json                     the group: attributes, the sweep's identity, all metadata
     recall/c/I/U/0, kept, held    results of the chunk of configurations I and units U; errors too
@@ -12,7 +12,7 @@ process is killed at, a chunk whose mark fits is whole; any other is computed ag
     done/c/I/U/0                  the chunk's mark: a sha256 of its files, once they are there
     NAME/c/0                      coordinates
     .h2osim/layout.json           a sha256 of every file above but results and marks
-    .h2osim/log.jsonl, lock       who started and finished which chunk; who is at work
+    .h2osim/log.jsonl, lock       who started and finished each chunk; a lock
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from h2osim.sweeps.identity import check_same, identity
 KEY = "h2osim_sweep"
 _OWN = ".h2osim"
 _LAYOUT = f"{_OWN}/layout.json"
-#: Seconds after which a half-made store without a lock is nobody's.
+#: Seconds after which a half-made store without a lock counts as abandoned.
 _ABANDONED = 60.0
 _DIMS = ("policy", "unit", "budget")
 #: The arrays of results, and what they hold where nothing was computed.
@@ -224,14 +224,14 @@ class SweepStore:
             yield
 
     def sweep_up(self) -> None:
-        """Remove what killed processes had half written, once nobody writes any more."""
+        """Remove the partial files of killed processes, after all writing has ended."""
         for name in (*self._results, "done"):
             for left in (self.path / name).rglob(LEFTOVERS):
                 left.unlink(missing_ok=True)
         for left in (self.path / _OWN).glob("chunk-*"):
             left.unlink(missing_ok=True)
         for left in self.path.parent.glob(LEFTOVERS):
-            if (left / _OWN).is_dir() and _nobody_makes(left):
+            if (left / _OWN).is_dir() and _abandoned(left):
                 shutil.rmtree(left, ignore_errors=True)
 
 
@@ -323,7 +323,7 @@ def _write(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-def _nobody_makes(folder: Path) -> bool:
+def _abandoned(folder: Path) -> bool:
     """Whether the process that began a store in this folder is gone."""
     lock = folder / _OWN / "lock"
     with suppress(OSError):

@@ -26,9 +26,9 @@ def concave_in_budget(optima: Sequence[int], budgets: Sequence[int] | None = Non
             itertools.pairwise(optima), itertools.pairwise(at), strict=True
         )
     ]
-    for place, gain in enumerate(rises):
-        if gain < 0 or (place and gain > rises[place - 1]):
-            return Result("T6b", Verdict.VIOLATED, place + 1)
+    for i, gain in enumerate(rises):
+        if gain < 0 or (i and gain > rises[i - 1]):
+            return Result("T6b", Verdict.VIOLATED, i + 1)
     verdict = Verdict.HOLDS if len(rises) > 1 else Verdict.VACUOUS
     return Result("T6b", verdict, None, {"last gain": float(rises[-1])} if rises else {})
 
