@@ -47,12 +47,20 @@ def probe(loaded: Model, ids: list[int]) -> tuple[Layer, ...]:
     head's keys out of one cached vector. UserError for a model without softmax attention behind the
     interface of transformers, and for one whose cache does not explain the keys.
     """
-    sink = _Calls()
-    session = _Probe(loaded.name, sink)
     few = ids[:_TOKENS]
-    with hooked(loaded.model, session):
-        session.begin(len(few))
-        result = call(loaded, few, len(few), use_cache=True)
+
+    def run(use_cache: bool) -> tuple[_Calls, Session, Any]:
+        session = _Probe(loaded.name, sink := _Calls())
+        with hooked(loaded.model, session):
+            session.begin(len(few))
+            return sink, session, call(loaded, few, len(few), use_cache=use_cache)
+
+    try:
+        sink, session, result = run(use_cache=True)
+    except (
+        UserError
+    ):  # a decoder of an encoder-decoder, without the encoder, has no cache that works
+        sink, session, result = run(use_cache=False)
     if not sink.found:
         raise session.refuse(f"{NO_INTERFACE} (model type {loaded.model.config.model_type})")
     cached = _cached_heads(getattr(result, loaded.cache_argument, None))
