@@ -75,7 +75,7 @@ ODD: dict[str, tuple[str, dict[str, Any]]] = {
         "JetMoeConfig",
         {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_key_value_heads": 2,
          "kv_channels": 8, "intermediate_size": 48, "num_local_experts": 4,
-         "num_experts_per_tok": 2, "max_position_embeddings": 64},
+         "num_experts_per_tok": 3, "max_position_embeddings": 64},
     ),
     "zamba": (
         "ZambaConfig",
@@ -244,8 +244,8 @@ def test_repeated_keys_are_one_cache(store: str, tmp_path: Path) -> None:
     model = odd("jetmoe")
     trace = check_rows(model, record(model, tokens=tokens(), out=tmp_path / "t", store=store))
     m = trace.manifest
-    assert (trace.kv_heads, trace.heads, trace.group_size) == ((0, 1), (0, 2, 1, 3), 2)
-    assert (m["model_heads"], m["model_kv_heads"]) == (4, 2)
+    assert (trace.kv_heads, trace.heads, trace.group_size) == ((0, 1), (0, 2, 4, 1, 3, 5), 3)
+    assert (m["model_heads"], m["model_kv_heads"]) == (6, 2)
     with torch.no_grad():
         cache = model(torch.tensor([tokens()]), use_cache=True)
     keys = getattr(cache, "cache", None) or cache.past_key_values
