@@ -71,6 +71,15 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "attn_logit_softcapping": 4.0, "query_pre_attn_scalar": 12,
         },
     ),
+    "sinks": (
+        "GptOss",
+        "GptOss",
+        {
+            "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 11,
+            "num_local_experts": 2, "num_experts_per_tok": 1,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
 }  # fmt: skip
 
 
@@ -80,6 +89,10 @@ def make(name: str, double: bool = True) -> Any:
     config = getattr(transformers, f"{config_name}Config")(**{**SIZES, **more})
     torch.manual_seed(3)
     model = getattr(transformers, f"{model_name}ForCausalLM")(config).eval()
+    if name == "sinks":
+        model.set_experts_implementation("eager")  # the other has no float64
+        for layer in model.model.layers:
+            torch.nn.init.normal_(layer.self_attn.sinks, 0, 2)
     return model.double() if double else model.float()
 
 
@@ -125,8 +138,11 @@ class Honest:
 
             def softmax(tokens: list[int], h: int = h, g: int = g) -> Any:
                 x = torch.stack([store[j][0][g] for j in tokens]) @ q[h] * scale
-                cap = more.get("softcap")
-                return torch.softmax(torch.tanh(x / cap) * cap if cap else x, dim=0)
+                cap, sinks = more.get("softcap"), more.get("s_aux")
+                x = torch.tanh(x / cap) * cap if cap else x
+                if sinks is None:
+                    return torch.softmax(x, dim=0)
+                return torch.softmax(torch.cat([x, sinks[h : h + 1].to(x.dtype)]), dim=0)[:-1]
 
             full[h, list(everything)] = softmax(list(everything)).numpy()
             attended = [j for j in self.attended(layer, h * units // heads, t) if j in everything]
