@@ -31,6 +31,7 @@ LAYERS = (
     {"guarantees"},
     {"report", "bench"},
     {"sweeps"},
+    {"studies"},
     {"cli"},
     {"__main__"},
 )

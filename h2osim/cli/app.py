@@ -19,6 +19,7 @@ from h2osim.cli import (
     optimum,
     policies,
     record,
+    study,
     sweep,
     synth,
     traces,
@@ -59,4 +60,5 @@ for _command in (
     sweep.sweep,
 ):  # fmt: skip
     app.command()(_command)
+app.add_typer(study.study, name="study")
 app.add_typer(bench.bench, name="bench")

@@ -1,0 +1,75 @@
+"""Figures of the fidelity study: measures against KL, and their correlation by budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from h2osim.report.figures import COLOURS, DASHES, MARKERS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def scatter_figure(
+    kl: NDArray[np.float64],
+    losses: Mapping[str, NDArray[np.float64]],
+    policies: Sequence[str],
+    budget: str,
+) -> Figure:
+    """KL against each measure at one budget, a point a text and policy, arrays [texts, policies].
+
+    Both are divided by the geometric mean over the text's policies: a text's own level is no
+    question of order.
+    """
+    from matplotlib.figure import Figure
+
+    def level(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        x = np.log(np.maximum(x, 1e-12))
+        return np.exp(x - x.mean(axis=1, keepdims=True))
+
+    figure = Figure(figsize=(4.2 * len(losses), 5), layout="constrained")
+    panels = figure.subplots(1, len(losses), sharey=True, squeeze=False)[0]
+    for axes, (name, loss) in zip(panels, losses.items(), strict=True):
+        for i, policy in enumerate(policies):
+            axes.loglog(
+                level(loss)[:, i], level(kl)[:, i], ls="", marker=MARKERS[i % len(MARKERS)],
+                color=COLOURS[i % len(COLOURS)], markersize=4, alpha=0.8, label=policy,
+            )  # fmt: skip
+        axes.set_xlabel(name)
+        axes.grid(True, color="0.9", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel(f"KL at {budget}, over the text's mean")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=4)
+    return figure
+
+
+def correlation_figure(
+    budgets: Sequence[float], curves: Mapping[str, Sequence[tuple[float, float, float]]]
+) -> Figure:
+    """Mean correlation with KL against budget, a line a measure: (mean, low, high) a budget."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    shares = [100 * budget for budget in budgets]
+    for i, (name, points) in enumerate(curves.items()):
+        mean, low, high = np.array(points).T
+        colour = COLOURS[i % len(COLOURS)]
+        axes.plot(
+            shares, mean, color=colour, linestyle=DASHES[i % len(DASHES)],
+            marker=MARKERS[i % len(MARKERS)], label=name,
+        )  # fmt: skip
+        axes.fill_between(shares, low, high, color=colour, alpha=0.1, linewidth=0)
+    axes.axhline(0.95, color="0.4", linewidth=0.8)
+    axes.set_xticks(shares, [f"{share:g} %" for share in shares])
+    axes.set_xlabel("budget")
+    axes.set_ylabel("Spearman correlation with KL, mean over texts")
+    axes.grid(True, color="0.9", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, loc="outside right upper", handlelength=4)
+    return figure

@@ -1,0 +1,1 @@
+"""Studies: many texts, policies and budgets, and the page that says what was found."""
