@@ -224,6 +224,19 @@ def test_what_has_no_mass_left_gives_nothing() -> None:
         np.testing.assert_allclose(found.attention_error.values.ravel(), [2 / 3, 0], rtol=1e-15)
 
 
+def test_heads_of_a_layer_take_the_values_of_their_own_group() -> None:
+    """Four heads in two groups that share one cache: only the second group's values differ."""
+    row = np.array([[1, 0], [0.5, 0.5]])
+    scores = np.stack([row, np.eye(2), row, np.eye(2)])
+    scores = np.pad(scores, ((0, 0), (0, 1), (0, 1)))
+    scores[:, 2] = [0.5, 0.25, 0.25]
+    v = np.array([[1, 1, 1], [0, 4, 8]])[None, :, :, None]
+    found = measured(Trace.from_scores(scores, group_size=2, v=v), "recency", 1, share="layer")
+    # heads 0 and 1 lose nothing; 2 has o = 2, 3 and head 3 has o = 4, 3; in row 2 both get 6
+    expected = (0 + 0 + 9 / (4 + 9) + 9 / (16 + 9)) / 4
+    np.testing.assert_allclose(found.output_error.item(), expected, rtol=1e-12)
+
+
 def test_an_output_of_zero() -> None:
     """Values 1 and -1 that cancel: losing one is beyond any share of 0; nothing lost is 0."""
     scores = np.tril(np.ones((2, 2))) / np.arange(1, 3)[:, None]
