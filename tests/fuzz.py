@@ -9,6 +9,7 @@ sample goes through the command in a process of its own.
 from __future__ import annotations
 
 import argparse
+import copy
 import errno
 import hashlib
 import json
@@ -87,7 +88,7 @@ def mutate(data: st.DataObject, value: Any, fields: tuple[str, ...] = ()) -> byt
         for key in where[:-1]:
             parent = parent[key]
         if data.draw(st.booleans()) or where[0] in fields:
-            parent[where[-1]] = data.draw(NASTY)
+            parent[where[-1]] = copy.deepcopy(data.draw(NASTY))  # it may be changed in turn
         elif len(where) > 1 or len(value) > 1:
             del parent[where[-1]]
         if not value:
@@ -342,8 +343,8 @@ def fuzz_process(bench: Bench, data: st.DataObject) -> None:
 
 #: Each with how many cases of a round are its.
 FUZZERS: dict[Fuzzer, int] = {
-    fuzz_manifest: 120, fuzz_layer: 120, fuzz_certificate: 100, fuzz_store: 15, fuzz_replay: 8,
-    fuzz_disk: 8, fuzz_kill: 4, fuzz_process: 1,
+    fuzz_manifest: 500, fuzz_layer: 500, fuzz_certificate: 400, fuzz_store: 40, fuzz_replay: 20,
+    fuzz_disk: 20, fuzz_kill: 10, fuzz_process: 1,
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 @pytest.mark.parametrize("fuzzer", FUZZERS, ids=lambda fuzzer: fuzzer.__name__)
 def test_a_short_run(bench: Bench, fuzzer: fuzz.Fuzzer) -> None:
     tally: Counter[str] = Counter()
-    fuzz.cases(fuzzer, bench, max(1, FUZZERS[fuzzer] // 4), 1, tally)
+    fuzz.cases(fuzzer, bench, max(1, FUZZERS[fuzzer] // 10), 1, tally)
     assert tally["tried"] > 0
     assert not {name: tally[name] for name in fuzz.COUNTS[2:] if tally[name]}
 

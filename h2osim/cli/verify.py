@@ -111,7 +111,8 @@ def verify(
         draw(plot, lambda: figures.guarantees_figure(series, title))
     broken = module.violations(lines)
     for number, line in enumerate(broken):
-        folder = Path(f"counterexample-{line.result.guarantee}-{recorded.name}-{number}")
+        name = recorded.name.replace("/", "-")  # a trace of others must not say where we write
+        folder = Path(f"counterexample-{line.result.guarantee}-{name}-{number}")
         module.write_counterexample(recorded, line, folder, share=share.value)
         notice(f"VIOLATED: {line.result.guarantee}, {line.policy}, {line.label}; wrote {folder}")
     if broken:

@@ -305,12 +305,14 @@ class TraceWriter:
                 os.rename(old, self.path)
             raise
         self._release()
-        flush(self.path.absolute().parent)
-        if old is not None:
-            for name in own:
-                (old / name).unlink(missing_ok=True)
-            with suppress(OSError):  # what somebody has put in meanwhile stays
-                old.rmdir()
+        try:
+            flush(self.path.absolute().parent)
+        finally:
+            if old is not None:
+                for name in own:
+                    (old / name).unlink(missing_ok=True)
+                with suppress(OSError):  # what somebody has put in meanwhile stays
+                    old.rmdir()
 
     def _discard(self) -> None:
         """Remove what was written, and the parent folders made for it."""
