@@ -192,6 +192,15 @@ def test_a_header_that_safetensors_refuses(
     fails(run("info", copy), "layer-000.safetensors")
 
 
+def test_names_that_a_terminal_would_obey_are_shown_and_not_obeyed(copy: Path) -> None:
+    """Found by the fuzzers: the name of a tensor broke a message into two lines."""
+    names = {"row_sum": "a\n\x1b[31m\u2028"}
+    reseal(copy, header(copy, lambda h: {names.get(name, name): one for name, one in h.items()}))
+    with pytest.raises(UserError, match="row_sum is missing") as caught:
+        h2osim.open_trace(copy)
+    assert r"a\n\x1b[31m\u2028" in str(caught.value) and str(caught.value).isprintable()
+
+
 def test_values_of_size_0_are_refused(run: Run, copy: Path) -> None:
     tensors = load_file(copy / "layer-000.safetensors")
     save_file({**tensors, "v": np.zeros((2, 40, 0), np.float32)}, copy / "new")

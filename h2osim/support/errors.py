@@ -6,3 +6,8 @@ class UserError(ValueError):
 
     The command line prints the message and exits with code 2; the API raises it as it is.
     """
+
+    def __init__(self, message: str = "") -> None:
+        # A name in somebody's file may hold line ends, or what a terminal would obey.
+        shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        super().__init__("".join(shown))
