@@ -39,7 +39,7 @@ def scatter_figure(
                 level(loss)[:, i], level(kl)[:, i], ls="", marker=MARKERS[i % len(MARKERS)],
                 color=COLOURS[i % len(COLOURS)], markersize=4, alpha=0.8, label=policy,
             )  # fmt: skip
-        axes.set_xlabel(name)
+        axes.set_xlabel(f"1 - {name}" if "recall" in name else name)
         axes.grid(True, color="0.9", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel(f"KL at {budget}, over the text's mean")

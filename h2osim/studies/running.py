@@ -110,6 +110,8 @@ def study(
         todo = [task for task in tasks if not _sound(store / f"{'-'.join(task)}.npz")]
         context = get_context("spawn")
         with ProcessPoolExecutor(jobs, context, _one_thread) as pool:
+            if todo:
+                list(pool.map(_compile, setting.policies))
             waiting = {
                 pool.submit(_task, setting, name, texts[name], part, store) for name, part in todo
             }
@@ -170,6 +172,23 @@ def _sound(path: Path) -> bool:
             return archive.testzip() is None
     except (OSError, zipfile.BadZipFile):
         return False
+
+
+def _compile(policy: str) -> None:
+    """Have numba compile a policy's loops and keep them, once instead of in every process."""
+    from h2osim.engines.stepper import Stepper
+    from h2osim.policies.text import parse
+    from h2osim.replays.replaying import replay
+    from h2osim.traces.trace import Trace
+
+    text, share = _split(policy)
+    rows = np.tril(np.ones((2, 8, 8))) / np.arange(1, 9)[:, None]
+    trace = Trace.from_scores(rows, group_size=2, v_norm1=np.ones((1, 8)))
+    replay(trace, text, [2, 4], prompt_len=4, share=share, engine="numba")
+    declared = parse(text).policy
+    if not declared.oracle:
+        inputs = {name: np.ones(8) for name in declared.inputs}
+        Stepper(text, 4, heads=2, prompt_len=4, inputs=inputs).step(rows)
 
 
 def _task(setting: Setting, name: str, text: str, part: str, store: Path) -> None:
