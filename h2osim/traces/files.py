@@ -138,7 +138,7 @@ def read_header(path: Path, where: object = None) -> tuple[dict[str, str], dict[
     except SafetensorError as error:
         raise UserError(f"{where}: its safetensors header is damaged: {error}") from None
     header = reading.parse(text, dict[str, Any], f"{where}: its safetensors header is damaged")
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None) or {}
     reading.check(header, dict[str, _Tensor], f"{where}: its safetensors header is damaged")
     return metadata, {
         name: Slot(t["dtype"], tuple(t["shape"]), 8 + length + t["data_offsets"][0])
