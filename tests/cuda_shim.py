@@ -102,7 +102,7 @@ def library(text: str) -> ctypes.CDLL:
         for name in KERNELS
         if f" {name}(\n" in text
     )
-    whole = f"{HEADER.read_text()}\n{text}\n{launchers}"
+    whole = f"{HEADER.read_text('utf-8')}\n{text}\n{launchers}"
     folder = Path(tempfile.gettempdir()) / "h2osim-shim"
     folder.mkdir(exist_ok=True)
     target = folder / (hashlib.sha256(whole.encode()).hexdigest()[:24] + ".so")

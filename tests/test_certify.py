@@ -56,6 +56,17 @@ def test_a_result_is_certified(trace: Trace, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "c.safetensors"]
 
 
+@pytest.mark.parametrize("share", ["head", "group", "layer"])
+def test_units_are_those_of_the_certificates_share(share: str, tmp_path: Path) -> None:
+    """Of four heads: four units, two or one, each with the mass of its own heads."""
+    rows = np.tril(np.random.default_rng(0).gamma(0.3, size=(1, 4, 24, 24)) + 1e-3)
+    four = Trace.from_scores(rows / rows.sum(-1, keepdims=True), group_size=2)
+    found = optimum(four, [5], share=share, method="exact")
+    checked = certify(save_certificate(found, four, tmp_path / "c.safetensors"), four)
+    assert [one.mass for one in checked] == found.mass.values.ravel().tolist()
+    assert len(checked) == {"head": 4, "group": 2, "layer": 1}[share]
+
+
 @given(data=st.data())
 @settings(max_examples=80, deadline=None)
 def test_any_number_changed_is_noticed(

@@ -18,7 +18,7 @@ from commands import Run, fails
 
 import h2osim
 from h2osim import UserError
-from h2osim.report.files import save_results
+from h2osim.report.files import json_text, save_results
 from h2osim.support import atomic
 from h2osim.traces.writer import TraceWriter
 
@@ -155,6 +155,13 @@ def test_json_has_null_for_what_is_no_number(
         result = h2osim.replay(h2osim.open_trace(one), ["tova"], [1])
         text = save_results(result, tmp_path / "r.json").read_text()
         json.loads(text, parse_constant=no_constants)
+
+
+def test_json_has_null_at_any_depth() -> None:
+    nan, inf = float("nan"), float("inf")
+    given = [{"a": nan, "b": [inf, {"c": -inf}]}, {"a": (nan, 1.5)}]
+    found = json.loads(json_text(given), parse_constant=no_constants)
+    assert found == [{"a": None, "b": [None, {"c": None}]}, {"a": [None, 1.5]}]
 
 
 def test_overwriting_a_trace_spares_what_is_not_its_own(run: Run, tmp_path: Path) -> None:

@@ -92,6 +92,24 @@ def test_rows_that_are_wrong_are_not_taken_for_half_precision() -> None:
             Trace.from_scores(half.astype(np.float32))
 
 
+def test_rows_of_bfloat16_are_no_looser_than_their_rounding() -> None:
+    """An entry that float16 cannot hold tells bfloat16; half a unit of its last place is 2^-8."""
+    tiny = 2.0**-40
+    for second, fine in ((0.653, True), (0.67, False)):
+        rows = bfloat16(np.array([[1, 0, 0], [0.5, 0.5, 0], [0.35, second, tiny]], np.float32))
+        assert precision(rows) == "bfloat16"
+        if fine:
+            assert Trace.from_scores(rows).manifest["layers"][0]["computed_in"] == "bfloat16"
+        else:
+            with pytest.raises(UserError, match=r"row 2: found sum 1\.0214.* within 0\.0039"):
+                Trace.from_scores(rows)
+
+
+def test_float32_of_ten_binary_places_is_no_bfloat16() -> None:
+    """Numbers that float16 could hold but for their size have three places more than bfloat16."""
+    assert precision(np.array([(1 + 2.0**-10) * 2.0**-40], np.float32)) == "float32"
+
+
 def test_rows_of_float32_are_kept_as_they_were() -> None:
     """Rows that float32 explains keep their sums, even where all numbers are short (1/2, 1/4)."""
     assert "row_sum" in Trace.from_scores(np.eye(4, dtype=np.float32)).tensors(0)

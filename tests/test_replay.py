@@ -317,6 +317,7 @@ def test_tasks_stop_once_nobody_waits_for_them(monkeypatch: pytest.MonkeyPatch) 
     q, k = (rng.normal(size=(1, 1, 40, 4)) for _ in range(2))
     trace = Trace.from_qk(q, k, scale=0.5)
     monkeypatch.setattr(executor, "_REPORT", 0.0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)  # two threads
     calls = 0
 
     def stop(*_: object) -> None:

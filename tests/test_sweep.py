@@ -739,9 +739,10 @@ def test_every_file_is_on_the_disk_before_it_has_its_name(
         flushed.add(os.fstat(descriptor).st_ino)
 
     def check(old: Any, new: Any) -> None:
-        assert os.stat(old).st_ino in flushed
-        parts = Path(new).parts
-        named.append(parts[parts.index("c") - 1] if "c" in parts else parts[-1])
+        if Path(new).is_relative_to(tmp_path):  # numba keeps what it compiles in its own way
+            assert os.stat(old).st_ino in flushed
+            parts = Path(new).parts
+            named.append(parts[parts.index("c") - 1] if "c" in parts else parts[-1])
         replace(old, new)
 
     monkeypatch.setattr(os, "fsync", watch)

@@ -251,11 +251,11 @@ def kernel_text(name: str, constants: dict[str, int], policy: Policy | None = No
     folder = bundled.gpu()
     defines = "".join(f"#define {key} {value}\n" for key, value in sorted(constants.items()))
     rules = rules_text(policy) if policy else ""
-    common = (folder / "common.cuh").read_text()
+    common = (folder / "common.cuh").read_text(encoding="utf-8")
     kernel = re.sub(
         r'^#include "(\w+\.cuh)"$',
-        lambda found: (folder / found[1]).read_text(),
-        (folder / f"{name}.cu").read_text(),
+        lambda found: (folder / found[1]).read_text(encoding="utf-8"),
+        (folder / f"{name}.cu").read_text(encoding="utf-8"),
         flags=re.MULTILINE,
     )
     return f"{defines}{common}\n{rules}\n{kernel}"
