@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ from tiny_models import (  # noqa: E402
 
 from h2osim.models import hook as attention  # noqa: E402
 from h2osim.models import loading as models  # noqa: E402
+from h2osim.models.gguf import read_metadata  # noqa: E402
 from h2osim.models.pieces import pieces  # noqa: E402
 from h2osim.models.recording import record  # noqa: E402
 from h2osim.models.rows import Layer, RowBlock  # noqa: E402
@@ -535,6 +537,30 @@ def test_gguf_file(tmp_path: Path) -> None:
     wanted = reference(model, trace.manifest["tokens"]["ids"])[2]
     assert (np.abs(found - wanted) <= half_ulp(wanted) + NOISE).all()
     assert trace.manifest["model"]["architecture"] == "LlamaForCausalLM"
+
+
+def gguf_header(*fields: bytes) -> bytes:
+    """A header of no tensors and these fields of metadata."""
+    return b"GGUF" + struct.pack("<IQQ", 3, 0, len(fields)) + b"".join(fields)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        struct.pack("<Q", 2**61),  # a name
+        struct.pack("<Q1sIQ", 1, b"a", 8, 2**61),  # a string
+        struct.pack("<Q1sIIQ", 1, b"a", 9, 8, 2**61),  # an array of strings
+        struct.pack("<Q1sIIQQ", 1, b"a", 9, 8, 1, 2**63),  # a string in an array
+        struct.pack("<Q1sIIQ", 1, b"a", 9, 12, 2**61),  # an array of numbers
+        struct.pack("<Q1sI", 1, b"a", 9) + struct.pack("<IQ", 9, 1) * 5000,  # arrays of arrays
+        struct.pack("<Q1sI", 1, b"a", 99),  # no such type
+    ],
+)
+def test_lengths_beyond_a_gguf_file_are_one_line(tmp_path: Path, field: bytes) -> None:
+    """A length of 2^61 asked for so much memory; nested arrays went as deep as Python could."""
+    (tmp_path / "long.gguf").write_bytes(gguf_header(field))
+    with pytest.raises(UserError, match=r"long\.gguf: its GGUF header is damaged or truncated"):
+        read_metadata(tmp_path / "long.gguf")
 
 
 def test_gguf_of_an_architecture_nobody_knows(tmp_path: Path) -> None:

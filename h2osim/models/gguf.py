@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import os
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -49,7 +50,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
                     found[name] = value
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (struct.error, KeyError, UnicodeDecodeError):
+    except (struct.error, EOFError, KeyError, UnicodeDecodeError):
         raise UserError(f"{path}: its GGUF header is damaged or truncated") from None
     if "general.architecture" not in found:
         raise UserError(f"{path}: its GGUF header lacks general.architecture")
@@ -60,8 +61,16 @@ def _number(file: BinaryIO, form: str) -> Any:
     return struct.unpack(form, file.read(struct.calcsize(form)))[0]
 
 
+def _count(file: BinaryIO, size: int) -> int:
+    """A number of things of at least so many bytes each; EOFError if the file has no room left."""
+    count = int(_number(file, "<Q"))
+    if count * size > os.fstat(file.fileno()).st_size - file.tell():
+        raise EOFError
+    return count
+
+
 def _string(file: BinaryIO) -> str:
-    return file.read(_number(file, "<Q")).decode("utf-8")
+    return file.read(_count(file, 1)).decode("utf-8")
 
 
 def _value(file: BinaryIO, kind: int) -> Any:
@@ -69,15 +78,13 @@ def _value(file: BinaryIO, kind: int) -> Any:
         return _string(file)
     if kind != 9:
         return _number(file, _SCALARS[kind])
-    inner, count = _number(file, "<I"), _number(file, "<Q")
+    inner = _number(file, "<I")
     if inner == 8:
-        for _ in range(count):
-            file.seek(_number(file, "<Q"), io.SEEK_CUR)
-    elif inner == 9:
-        for _ in range(count):
-            _value(file, inner)
-    else:
-        file.seek(count * struct.calcsize(_SCALARS[inner]), io.SEEK_CUR)
+        for _ in range(_count(file, 8)):
+            file.seek(_count(file, 1), io.SEEK_CUR)
+    else:  # no model's header has arrays of arrays
+        size = struct.calcsize(_SCALARS[inner])
+        file.seek(_count(file, size) * size, io.SEEK_CUR)
     return None
 
 
