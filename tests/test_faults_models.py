@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("transformers", reason="recording needs the extra `record`")
 from tiny_models import (
     GEMMA,
     GROUPED,

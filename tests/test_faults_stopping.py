@@ -116,10 +116,10 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("compare", "LONG", "-p", "h2o", "-b", "200", "--engine", "naive"),
         ("compare", "LONG", "-p", "h2o", "-b", "all"),
         ("optimum", "LONG", "--method", "exact", "-b", "all"),
-        ("optimum", "LONG", "-b", "50,100,200,400", "--certificate", "OUT"),
+        ("optimum", "LONG", "-b", ",".join(map(str, range(50, 2500, 25))), "--certificate", "OUT"),
         ("allocate", "LONG", "--slots", "800"),
         ("verify", "LONG"),
-        ("sweep", "LONG", "-p", "h2o:recent=1..40", "-b", "50,60", "-o", "OUT"),
+        ("sweep", "LONG", "-p", "h2o:recent=1..999", "-b", "50,60", "-o", "OUT"),
     ],
     ids=lambda words: f"{words[0]} {words[-1]}",
 )

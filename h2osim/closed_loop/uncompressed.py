@@ -33,24 +33,6 @@ from h2osim.models.rows import Call, output_only, softmax_blocks
 from h2osim.support.errors import UserError
 from h2osim.traces.trace import Trace
 
-MEASURES = {
-    "value_recall": "share of sum a_j |v_j| that the cached tokens have, mean over heads",
-    "output_error": "sum over steps of |o - o_S|^2 / sum of |o|^2, mean over heads and layers",
-    "output_error_abs": "|o - o_S|, mean over steps, heads and layers",
-    "attention_error": "sum_j (a_j - â_j)^2, mean over steps, heads and layers",
-    "residual_error": "root mean square over steps and layers (without 0 and 1) of "
-    "|W_o(o - o_S)| / |x|",
-    "residual_error_entropy": "the same, each step weighted by the entropy of its prediction",
-    "residual_sum": "|sum over layers of W_o(o - o_S)| / |x| at the last layer, mean over steps",
-    "gradient_alone": "first-order KL if errors of all layers and tokens were independent",
-    "gradient_token": "first-order KL if errors of different tokens were independent",
-    "gradient_window": "first-order KL if errors of tokens in different windows of 32 were "
-    "independent",
-    "gradient_joint": "first-order KL, all errors together",
-    "gradient_damped": "mean over steps of log(1 + KL_t), KL_t the first-order KL of one token's "
-    "errors",
-}  # fmt: skip
-"""What :func:`measure` gives besides recall, and what each is."""
 WINDOW = 32
 SKIPPED = 2
 """Layers from the bottom that the residual error leaves out: large errors with little effect."""
@@ -180,7 +162,7 @@ def _trace(prompt: Prompt, found: Uncompressed) -> Trace:
 def measure(
     run: Uncompressed, evictions: Sequence[NDArray[np.int32]]
 ) -> dict[str, NDArray[np.float64]]:
-    """Each of :data:`MEASURES` for each eviction, [evictions]; and by layer, [evictions, layers].
+    """Each of :data:`~h2osim.closed_loop.measures.MEASURES` for each eviction, [evictions]; and by layer, [evictions, layers].
 
     evictions: the step after which each token is never attended again, int32 [layers, units, n].
     By layer: ``layer_residual`` is the mean over steps of |W_o(o - o_S)|^2 / |x|^2, and

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from h2osim.closed_loop.measures import MEASURES
 from h2osim.report.fidelity import correlation_figure, scatter_figure
 from h2osim.report.files import save_figure
 from h2osim.studies import texts as sources
@@ -172,8 +173,6 @@ def _correlation_table(found: Found, shares: Sequence[str]) -> str:
 
 
 def _meanings() -> str:
-    from h2osim.closed_loop.uncompressed import MEASURES
-
     known = {"output_error", "output_error_abs", "attention_error"}
     return "; ".join(f"`{name}`: {what}" for name, what in MEASURES.items() if name not in known)
 

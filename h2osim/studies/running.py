@@ -90,7 +90,7 @@ def study(
 
     Columns: ``kl`` of the closed loop (nats a token), ``kl_even`` and ``kl_odd`` (of the steps in
     every other window of 32), ``top1``, ``recall`` and the measures of
-    :data:`h2osim.closed_loop.uncompressed.MEASURES` on the uncompressed run, and by layer
+    :data:`h2osim.closed_loop.measures.MEASURES` on the uncompressed run, and by layer
     ``layer_residual_L`` and ``layer_gradient_L``.
     """
     identity = {
