@@ -509,10 +509,8 @@ def compile_with_nvrtc(text: str, architecture: str) -> str:
     return log.value.decode() if failed else ""
 
 
-@pytest.mark.parametrize(
-    "architecture",
-    [a if a == "90" else pytest.param(a, marks=pytest.mark.nightly) for a in ARCHITECTURES],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_all_cuda_text_compiles(architecture: str, tmp_path: Path) -> None:
     texts = kernel_texts()
     if architecture != "90":  # the rules are plain arithmetic: once each is enough

@@ -242,6 +242,7 @@ def _unwritable(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "HOME": nowhere, "XDG_CACHE_HOME": nowhere, "TMPDIR": str(tmp_path)}
 
 
+@pytest.mark.nightly
 def test_an_installation_that_cannot_be_written_to_works(tmp_path: Path) -> None:
     """Found: every command died, for numba found no place for its compiled code."""
     package = Path(h2osim.__file__).parent
@@ -260,6 +261,7 @@ def test_an_installation_that_cannot_be_written_to_works(tmp_path: Path) -> None
         assert (ended.returncode, ended.stderr) == (0, "")
 
 
+@pytest.mark.nightly
 def test_a_damaged_loop_heals(folder: Path, tmp_path: Path) -> None:
     """The text that h2osim writes for a policy is run: it must be as it was written."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}

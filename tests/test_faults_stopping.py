@@ -110,6 +110,7 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return h2osim.synth("powerlaw", 4096, seed=1).save(tmp_path_factory.mktemp("long") / "trace")
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "words",
     [

@@ -111,6 +111,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, done.stdout
 
 
+@pytest.mark.nightly
 @needs_coq
 def test_every_proof_compiles_and_assumes_nothing(compiled: tuple[Path, str]) -> None:
     folder, printed = compiled

@@ -796,6 +796,7 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
+@pytest.mark.nightly
 def test_a_stop_at_any_file_loses_and_repeats_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,7 +162,7 @@ def _trace(prompt: Prompt, found: Uncompressed) -> Trace:
 def measure(
     run: Uncompressed, evictions: Sequence[NDArray[np.int32]]
 ) -> dict[str, NDArray[np.float64]]:
-    """Each of :data:`~h2osim.closed_loop.measures.MEASURES` for each eviction, [evictions]; and by layer, [evictions, layers].
+    """Each measure of `h2osim.closed_loop.measures`, [evictions]; by layer, [evictions, layers].
 
     evictions: the step after which each token is never attended again, int32 [layers, units, n].
     By layer: ``layer_residual`` is the mean over steps of |W_o(o - o_S)|^2 / |x|^2, and
