@@ -25,20 +25,20 @@ def main() -> NoReturn:
     """Run the command line of this process and exit."""
     nothing = open(os.devnull, "w")  # noqa: SIM115  (for what was closed from the start)
     sys.stdout, sys.stderr = sys.stdout or nothing, sys.stderr or nothing
-    heard, told = os.pipe()
-    os.set_blocking(told, False)
-    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    threading.Thread(target=_end_soon, args=[heard], daemon=True).start()
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_end_soon, args=[reading], daemon=True).start()
     sys.exit(run(sys.argv[1:]))
 
 
-def _end_soon(heard: int) -> None:
+def _end_soon(signals: int) -> None:
     """End the process soon after Ctrl-C, also from within a compiled loop.
 
     Python hears of a signal only between two of its own instructions, and threads that compute are
-    waited for; this thread is told at once.
+    waited for; this thread reads the signal at once.
     """
-    while os.read(heard, 1)[0] != signal.SIGINT:
+    while os.read(signals, 1)[0] != signal.SIGINT:
         pass
     time.sleep(PATIENCE)
     from h2osim.support.atomic import discard_all

@@ -104,5 +104,5 @@ def quotient(kept: np.ndarray, mass: np.ndarray) -> np.ndarray:
     """Kept / mass, correctly rounded; NaN where mass is 0 or kept is missing (negative)."""
     # Below 2**53, which takes half a billion rows of a head to reach, both are exact in float64.
     assert not mass.size or mass.max() < 2**53
-    told = np.broadcast_to(mass, kept.shape) > 0
-    return np.divide(kept, mass, out=np.full(kept.shape, np.nan), where=told & (kept >= 0))
+    decodes = np.broadcast_to(mass, kept.shape) > 0
+    return np.divide(kept, mass, out=np.full(kept.shape, np.nan), where=decodes & (kept >= 0))

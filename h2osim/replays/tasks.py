@@ -83,7 +83,7 @@ def refused_by_cuda(chunk: Chunk) -> list[int]:
 
     heads = {len(unit.heads) for unit in chunk.units}
     refusals = [[cuda.refusal(one, h) for h in heads] for one in chunk.configured]
-    return [i for i, told in enumerate(refusals) if any(told)]
+    return [i for i, reasons in enumerate(refusals) if any(reasons)]
 
 
 def _batches(runs: list[PlannedRun], unit: Unit, most: int) -> Iterator[list[PlannedRun]]:
@@ -168,7 +168,7 @@ def _cuda(runs: Sequence[PlannedRun], found: Found, lane: int | None, tick: Tick
     jobs = [run.job for run in runs]
     every = sum(job.unit.n for job in jobs)
 
-    def told(rows: int) -> None:
+    def report(rows: int) -> None:
         tick(rows / every)
 
     devices = cuda.devices()
@@ -177,8 +177,8 @@ def _cuda(runs: Sequence[PlannedRun], found: Found, lane: int | None, tick: Tick
     with _DEVICE_LOCKS[place]:
         results: Any
         if runs[0].one_pass:
-            results = cuda.curves(jobs, found.recorded(runs[0]), device=device, tick=told)
+            results = cuda.curves(jobs, found.recorded(runs[0]), device=device, tick=report)
         else:
-            results = cuda.direct(jobs, device=device, tick=told)
+            results = cuda.direct(jobs, device=device, tick=report)
     for run, (result, masses) in zip(runs, results, strict=True):
         found.put(run, result, masses)

@@ -27,13 +27,13 @@ def regular(path: Path, where: object) -> int:
     To open one of those may wait, or never end.
     """
     try:
-        told = path.stat()
+        status = path.stat()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{where}: cannot be read: {reason}") from None
-    if not stat.S_ISREG(told.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{where}: cannot be read: expected a regular file")
-    return told.st_size
+    return status.st_size
 
 
 def json_of(path: Path, schema: Any, most: int) -> Any:

@@ -328,10 +328,10 @@ class Trace:
         if self.path is None:
             return None
         try:
-            told = self._file(layer).stat()
+            status = self._file(layer).stat()
         except OSError as error:
             raise UserError(f"{self._file(layer)}: cannot be read: {error.strerror}") from None
-        return told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
     def _file(self, layer: int) -> Path:
         assert self.path is not None

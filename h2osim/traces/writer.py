@@ -24,7 +24,7 @@ from h2osim.traces import files, manifest
 
 _PARTIAL = ".partial.trace"
 _YOUNG = 5.0
-"""Seconds after which a hidden folder that nobody has locked is nobody's."""
+"""Seconds after which a hidden folder that no process has locked counts as left behind."""
 
 
 class LayerWriter:
