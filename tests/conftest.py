@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from commands import Ended, Run
 from hypothesis import HealthCheck, settings
+from sweep_cases import SMALL
+from trace_cases import softmax
 
 import h2osim
 from h2osim import cli
@@ -70,3 +72,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scores /= scores.sum(-1, keepdims=True)
     path = tmp_path_factory.mktemp("traces") / "small"
     return h2osim.Trace.from_scores(scores, name="small").save(path)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A good scores trace on disk: layers 2 and 9, four heads in groups of two, 40 tokens."""
+    made = h2osim.Trace.from_scores(softmax(), group_size=2, layers=[2, 9], name="good")
+    return made.save(tmp_path / "good")
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trace that tests of sweeps know as SMALL, on disk."""
+    return SMALL.save(tmp_path_factory.mktemp("traces") / "small")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("transformers", reason="recording needs the extra `record`")
-from test_faults_models import ODD
+from odd_models import ODD
 from tiny_models import NOISE, N, half_ulp, reference, squares, tokens, torch, transformers
 
 from h2osim import open_trace

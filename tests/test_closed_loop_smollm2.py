@@ -12,7 +12,7 @@ pytest.importorskip("torch", reason="a running model needs the extra `record` (t
 pytest.importorskip("transformers", reason="a running model needs the extra `record`")
 
 import torch
-from test_closed_loop import Honest
+from honest_decoder import Honest
 
 from h2osim.attention.fixed_point import fixed_from_bits
 from h2osim.closed_loop.attention import Eviction

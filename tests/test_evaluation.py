@@ -1,12 +1,8 @@
-"""Studies of the closed loop: budgets by unit, prompts, writing, masks, the store, processes."""
+"""Studies of the closed loop: budgets by unit, tasks and prompts, writing, masks, the command."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +14,8 @@ from commands import Run
 pytest.importorskip("torch", reason="a running model needs the extra `record` (torch)")
 pytest.importorskip("transformers", reason="a running model needs the extra `record`")
 
-from test_closed_loop import Letters, N, P, make, refused, tokens
+from evaluation_cases import IDS, MODEL
+from honest_decoder import Letters, N, P, make, refused, tokens
 
 import h2osim
 from h2osim.closed_loop.attention import Eviction
@@ -30,15 +27,6 @@ from h2osim.policies.text import parse
 from h2osim.replays.budget_file import UnitBudgets, read_budgets, write_budgets
 from h2osim.replays.results import check
 from h2osim.support.errors import UserError
-
-MODEL = make("gqa")  # two layers of two units
-IDS = {"a": tokens(31)}
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two results hold the same numbers."""
-    return all((one[name].fillna(-1) == other[name].fillna(-1)).all() for name in one.data_vars)
-
 
 # --- budgets by unit -------------------------------------------------------------------------
 
@@ -268,147 +256,6 @@ def test_a_mask_evicts_what_the_replay_did(tmp_path: Path) -> None:
     assert "expected a replay with its evictions" in refused(MODEL, IDS, mask_from=file)
     file.write_text("x")
     assert "no NetCDF file" in refused(MODEL, IDS, mask_from=file)
-
-
-# --- the store -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The evicted passes that were computed."""
-    seen: list[str] = []
-    plain = Decoder.evict
-
-    def evict(self: Decoder, eviction: Eviction, *more: Any) -> Any:
-        seen.append(eviction.configured.text if eviction.configured else "")
-        return plain(self, eviction, *more)
-
-    monkeypatch.setattr(Decoder, "evict", evict)
-    yield seen
-
-
-def test_a_study_goes_on_where_it_was_stopped(tmp_path: Path, counted: list[str]) -> None:
-    texts, store = IDS | {"b": tokens(40, 20)}, tmp_path / "s"
-
-    def run(**more: Any) -> Any:
-        given: dict[str, Any] = {"prompt_len": P, "steps": True, "store": store}
-        return h2osim.evaluate(MODEL, texts, ["h2o", "tova"], [6, 0.5], **(given | more))
-
-    expected = run(store=None)
-    counted.clear()
-
-    def stop(done: float, total: float, what: str) -> None:
-        if done == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(progress=stop)
-    assert counted == ["h2o", "h2o", "tova"]
-    (store / "passes" / ".0123456789abcdef.partial.npz").write_bytes(b"half")
-    damaged = store / "passes" / "0-0-0.npz"
-    content = bytearray(damaged.read_bytes())
-    content[len(content) // 3] ^= 1
-    damaged.write_bytes(content)
-    counted.clear()
-    assert same(run(), expected)
-    assert counted == ["h2o", "tova", "h2o", "h2o", "tova", "tova"]  # the damaged one, and the rest
-    assert not list(store.rglob(".*.partial*"))
-    counted.clear()
-    assert same(run(), expected) and not counted
-    for more, said in (
-        ({"prompt_len": P + 1}, "texts 1 of 2 (a), prompt_len is 9, asked for is 10"),
-        ({"share": "layer"}, "share is group, asked for is layer"),
-        ({"layers": [1]}, "layers is None, asked for is [1]"),
-    ):
-        with pytest.raises(UserError, match="holds another study") as error:
-            run(**more)
-        assert said in str(error.value)
-    other = make("gqa")
-    other.get_input_embeddings().weight.data[0, 0] += 1
-    assert "sha256 is" in refused(
-        other, texts, ["h2o", "tova"], [6, 0.5], prompt_len=P, store=store
-    )
-    (store / "study.json").write_text("[]")
-    assert "something else than the store of a study" in refused(MODEL, IDS, "h2o", 6, store=store)
-    assert "something else" in refused(MODEL, IDS, "h2o", 6, store=tmp_path)
-
-
-def test_a_rule_that_changed_is_another_study(tmp_path: Path) -> None:
-    rule = (
-        "from h2osim import Policy\n\n\ndef rank(pos):\n    return {}\n\n\n"
-        "POLICY = Policy(name='own', summary='', source='', rank=rank)\n"
-    )
-    file = tmp_path / "own.py"
-    file.write_text(rule.format("pos * 1.0"))
-    h2osim.evaluate(MODEL, IDS, str(file), 6, store=tmp_path / "s")
-    file.write_text(rule.format("-pos * 1.0"))
-    assert "declarations 1 of 1" in refused(MODEL, IDS, str(file), 6, store=tmp_path / "s")
-
-
-@pytest.fixture(scope="module", name="saved")
-def make_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    make("gqa", double=False).save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.nightly
-def test_processes_find_what_one_does(saved: Path, tmp_path: Path) -> None:
-    texts = {"a": tokens(41), "b": tokens(42)}
-    split = np.array([[4, 9], [7, 20]])
-    one = h2osim.evaluate(str(saved), texts, ["h2o", "tova"], [6, split], generate=4)
-    two = h2osim.evaluate(
-        str(saved), texts, ["h2o", "tova"], [6, split], generate=4, jobs=2, store=tmp_path / "s"
-    )
-    assert same(one, two)
-    assert "a model in memory runs in one process" in refused(MODEL, IDS, "h2o", 6, jobs=2)
-    assert "--dask: give a store too" in refused(str(saved), IDS, "h2o", 6, dask="tcp://x:1")
-
-
-@pytest.mark.nightly
-def test_a_cluster_finds_what_one_process_does(saved: Path, tmp_path: Path) -> None:
-    distributed = pytest.importorskip("distributed", reason="needs the extra `dask`")
-    texts = {"a": tokens(41), "b": tokens(42)}
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-    ) as cluster:
-        address = cluster.scheduler_address
-        there = h2osim.evaluate(
-            str(saved), texts, ["h2o", "tova"], [6], dask=address, store=tmp_path / "s"
-        )
-    assert same(there, h2osim.evaluate(str(saved), texts, ["h2o", "tova"], [6]))
-
-
-@pytest.mark.nightly
-def test_a_killed_study_loses_only_what_was_in_flight(saved: Path, tmp_path: Path) -> None:
-    code = (
-        "import h2osim; from test_closed_loop import tokens; h2osim.evaluate("
-        f"{str(saved)!r}, {{'a': tokens(41), 'b': tokens(42)}}, ['h2o', 'tova'], "
-        f"list(range(4, 16)), store={str(tmp_path / 's')!r})"
-    )
-    kept: set[Path] = set()
-    for _ in range(4):
-        process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)
-        before = len(kept)
-        for _ in range(600):
-            kept = set((tmp_path / "s" / "passes").glob("[0-9]*.npz"))
-            if len(kept) > before or process.poll() is not None:
-                break
-            time.sleep(0.1)
-        process.kill()
-        process.wait()
-        now = set((tmp_path / "s" / "passes").glob("[0-9]*.npz"))
-        assert kept <= now
-        kept = now
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)
-    found = h2osim.evaluate(
-        str(saved), {"a": tokens(41), "b": tokens(42)}, ["h2o", "tova"], list(range(4, 16)),
-        store=tmp_path / "s",
-    )  # fmt: skip
-    whole = h2osim.evaluate(
-        str(saved), {"a": tokens(41), "b": tokens(42)}, ["h2o", "tova"], list(range(4, 16))
-    )
-    assert same(found, whole)
 
 
 # --- the command -----------------------------------------------------------------------------

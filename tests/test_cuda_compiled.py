@@ -1,0 +1,119 @@
+"""All CUDA text compiles, for every architecture, and keeps to the limits of a device."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+from cuda_cases import DIRECT
+
+from h2osim import cuda
+from h2osim.cuda.device import OPTIONS
+from h2osim.cuda.kernels.depths import depths_shape
+from h2osim.cuda.kernels.stack import stack_shape
+from h2osim.policies.registry import all_policies
+
+ARCHITECTURES = ("80", "90", "100")
+
+
+class Big:
+    """The numbers of a GPU, for choosing constants."""
+
+    warp, threads, shared = 32, 1024, 227 * 1024
+
+
+def kernel_texts() -> dict[str, str]:
+    """Every kernel as it is compiled on a GPU, and every policy's rules with the direct kernel."""
+    device: cuda.Device = Big()  # type: ignore[assignment]
+    found = {
+        "masses": cuda.kernel_text("masses", {"T": 256}),
+        "rows": cuda.kernel_text("rows", {"T": 256, "SIDE": 16, "TILE": 64}),
+        "bracket": cuda.kernel_text("bracket", {"T": 256, "HEADS": 2}),
+        "random_rows": cuda.kernel_text("random_rows", {"T": 256}),
+    }
+    for name, n, heads, more, together in (
+        ("decay", 2048, 1, 0, 2), ("decay", 4096, 1, 1, 1), ("tova", 300, 4, 1, 3),
+        ("h2o-mean", 100, 1, 0, 1), ("vatp", 1000, 2, 1, 1),
+    ):  # fmt: skip
+        policy = all_policies()[name]
+        shape = depths_shape(device, n, heads, len(policy.state), together, n)
+        shape.pop("bytes")
+        plain = int(name == "decay")
+        found[f"depths {name} {n}"] = cuda.kernel_text(
+            "depths", {**shape, "PLAIN": plain, "EVENTS": more}, policy
+        )
+    for name in DIRECT:
+        policy = all_policies()[name]
+        found[f"direct {name}"] = cuda.kernel_text("direct", {"T": 128}, policy)
+    for name, n, together in (("h2o", 2048, 1), ("decay", 4096, 4), ("lazy", 40000, 1)):
+        shape = stack_shape(device, all_policies()[name], n, together)
+        shape.pop("bytes")
+        shape |= {"C": together, "HEADS": 2, "EVENTS": 1}
+        found[f"stack {name}"] = cuda.kernel_text("stack", shape, all_policies()[name])
+    return found
+
+
+@cache
+def nvrtc() -> ctypes.CDLL | None:
+    """NVIDIA's run-time compiler, from its wheel or the system; it needs no GPU."""
+    places = []
+    for package in ("nvidia.cu13", "nvidia.cuda_nvrtc"):
+        try:
+            spec = importlib.util.find_spec(package)
+        except ModuleNotFoundError:
+            continue
+        for place in (spec.submodule_search_locations or ()) if spec else ():
+            places += sorted(map(str, Path(place).glob("lib/libnvrtc.so*")))
+    for place in [*places, "libnvrtc.so"]:
+        try:
+            return ctypes.CDLL(place)
+        except OSError:
+            continue
+    return None
+
+
+def compile_with_nvrtc(text: str, architecture: str) -> str:
+    """What the compiler says, empty if it is content."""
+    library = nvrtc()
+    assert library
+    program = ctypes.c_void_p()
+    library.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"k.cu", 0, None, None)
+    options = [f"--gpu-architecture=sm_{architecture}", *OPTIONS]
+    given = (ctypes.c_char_p * len(options))(*[option.encode() for option in options])
+    failed = library.nvrtcCompileProgram(program, len(options), given)
+    size = ctypes.c_size_t()
+    library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    library.nvrtcGetProgramLog(program, log)
+    library.nvrtcDestroyProgram(ctypes.byref(program))
+    return log.value.decode() if failed else ""
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_cuda_text_compiles(architecture: str, tmp_path: Path) -> None:
+    texts = kernel_texts()
+    if architecture != "90":  # the rules are plain arithmetic: once each is enough
+        rules = [f"direct {name}" for name in DIRECT if name not in ("h2o", "lazy")]
+        texts = {name: text for name, text in texts.items() if name not in rules}
+    if nvrtc():
+        for name, text in texts.items():
+            said = compile_with_nvrtc(text, architecture)
+            assert not said, (name, said)
+        return
+    nvcc = shutil.which("nvcc")
+    if not nvcc:
+        pytest.skip("neither nvrtc (pip install nvidia-cuda-nvrtc) nor nvcc")
+    for i, (name, text) in enumerate(texts.items()):
+        source = tmp_path / f"{i}.cu"
+        source.write_text(text)
+        command = [nvcc, f"-arch=sm_{architecture}", *OPTIONS, "-cubin", "-o"]
+        done = subprocess.run(
+            [*command, str(tmp_path / "out"), str(source)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, (name, done.stderr)
