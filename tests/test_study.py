@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from commands import Run, fails
 
-from h2osim.studies import correlating, page, running, texts
+from h2osim.studies import correlating, fidelity, fidelity_page, texts
+from h2osim.studies.tasks import read_table, write_table
 from h2osim.support.bundled import traces
 
 
@@ -18,8 +19,8 @@ def table(count: int = 4) -> pd.DataFrame:
     draw, rows = np.random.default_rng(0), []
     names = [one.name for one in texts.listed()][:count]
     for name in names:
-        for policy in running.POLICIES:
-            for budget in running.BUDGETS:
+        for policy in fidelity.POLICIES:
+            for budget in fidelity.BUDGETS:
                 kl = float(draw.lognormal())
                 row = {"model": "made", "tokens": 768, "prompt_len": 256, "text": name}
                 row |= {"policy": policy, "budget": budget, "kl": kl, "kl_even": kl, "kl_odd": kl}
@@ -36,7 +37,7 @@ def test_the_measure_that_orders_as_kl_does_is_chosen() -> None:
     assert found.price("residual_error", found.reported) == 0
     assert found.price("recall", found.reported) > 0
     assert np.allclose(found.correlations(correlating.LAYERS)[found.reported], 1, atol=0.2)
-    assert int(found.good.sum()) == len(running.GOOD) >= 10
+    assert int(found.good.sum()) == len(fidelity.GOOD) >= 10
 
 
 def test_a_recall_is_turned_into_a_loss() -> None:
@@ -55,7 +56,7 @@ def test_spearman_is_that_of_scipy() -> None:
 
 def test_the_page_is_made_of_the_saved_table(tmp_path: Path, run: Run) -> None:
     pytest.importorskip("matplotlib")
-    running.write_table(table(), tmp_path / "results.csv.gz")
+    write_table(table(), tmp_path / "results.csv.gz")
     target = tmp_path / "fidelity.md"
     words = ["study", "fidelity", "--from", str(tmp_path / "results.csv.gz"), "--page", str(target)]
     assert run(*words).code == 0
@@ -64,7 +65,7 @@ def test_the_page_is_made_of_the_saved_table(tmp_path: Path, run: Run) -> None:
     for name in ("scatter.png", "correlation.png"):
         assert (tmp_path / "fidelity" / name).read_bytes()[:4] == b"\x89PNG"
         assert f"(fidelity/{name})" in written
-    page.write(running.read_table(tmp_path / "results.csv.gz"), target)
+    fidelity_page.write(read_table(tmp_path / "results.csv.gz", fidelity.Fidelity.columns), target)
     assert target.read_text(encoding="utf-8") == written
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,7 +12,32 @@ from h2osim.cli.common import progress_bar
 from h2osim.cli.output import notice, output_path
 from h2osim.support.errors import UserError
 
+if TYPE_CHECKING:
+    import pandas
+
+    from h2osim.studies.tasks import Study
+
 study = typer.Typer(help="Run a study over many texts and write its page.", no_args_is_help=True)
+
+Model = Annotated[str, typer.Argument(help="As for h2osim record.")]
+Texts = Annotated[
+    Path | None, typer.Option("--texts", help="Folder that h2osim study texts has filled.")
+]
+Only = Annotated[
+    str | None, typer.Option("--only", help="Names of texts, for a part of the study.")
+]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes, one core each.")]
+Store = Annotated[
+    Path | None,
+    typer.Option("--store", help="Folder for what is done; the same command goes on there."),
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Save the table: .csv.gz or .csv")
+]
+From = Annotated[Path | None, typer.Option("--from", help="A saved table, instead of running.")]
+Page = Annotated[
+    Path | None, typer.Option("--page", help="Write the page: .md; figures go beside it.")
+]
 
 
 @study.command("texts")
@@ -27,31 +53,37 @@ def texts(folder: Annotated[Path, typer.Argument(help="Where the excerpts go.")]
 
 @study.command("fidelity")
 def fidelity(
-    model: Annotated[str, typer.Argument(help="As for h2osim record.")] = "smollm2",
-    texts_: Annotated[
-        Path | None, typer.Option("--texts", help="Folder that h2osim study texts has filled.")
-    ] = None,
-    only: Annotated[
-        str | None, typer.Option("--only", help="Names of texts, for a part of the study.")
-    ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes, one core each.")] = 1,
-    store: Annotated[
-        Path | None,
-        typer.Option("--store", help="Folder for what is done; the same command goes on there."),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Save the table: .csv.gz or .csv")
-    ] = None,
-    from_: Annotated[
-        Path | None, typer.Option("--from", help="A saved table, instead of running.")
-    ] = None,
-    page: Annotated[
-        Path | None, typer.Option("--page", help="Write the page: .md; figures go beside it.")
-    ] = None,
+    model: Model = "smollm2",
+    texts_: Texts = None,
+    only: Only = None,
+    jobs: Jobs = 1,
+    store: Store = None,
+    output: Output = None,
+    from_: From = None,
+    page: Page = None,
 ) -> None:
     """Which measure of the uncompressed run predicts the KL of the closed loop."""
+    from h2osim.studies.fidelity import Fidelity
+    from h2osim.studies.fidelity_page import write
+
+    _run("fidelity", Fidelity(model), write, texts_, only, jobs, store, output, from_, page)
+
+
+def _run(
+    name: str,
+    asked: Study,
+    write: Callable[[pandas.DataFrame, Path], None],
+    folder: Path | None,
+    only: str | None,
+    jobs: int,
+    store: Path | None,
+    output: Path | None,
+    from_: Path | None,
+    page: Path | None,
+) -> None:
+    """Run a study or read its table, and save the table, the page or both."""
     from h2osim.report.files import require_matplotlib
-    from h2osim.studies import running, texts
+    from h2osim.studies.tasks import read_table, write_table
 
     if page is not None:
         output_path(page, "--page", (".md",))
@@ -59,31 +91,33 @@ def fidelity(
     if output is not None:
         output_path(output, "--output", (".csv", ".gz"))
     if output is None and page is None:
-        raise UserError("study fidelity: expected --output, --page or both")
+        raise UserError(f"study {name}: expected --output, --page or both")
     if from_ is not None:
-        table = running.read_table(from_)
-    elif texts_ is None or store is None:
-        raise UserError("study fidelity: expected --texts and --store, or --from")
+        table = read_table(from_, asked.columns)
+    elif folder is None or store is None:
+        raise UserError(f"study {name}: expected --texts and --store, or --from")
     else:
-        found = texts.read(texts_)
-        if only is not None:
-            if unknown := set(only.split(",")) - set(found):
-                known = ", ".join(found)
-                raise UserError(f"--only: {min(unknown)!r} is no text; expected some of {known}")
-            found = {name: found[name] for name in found if name in only.split(",")}
+        found = _texts(folder, only)
         from h2osim.models.loading import require
 
         require()
         with progress_bar() as bar:
-            table = running.study(
-                running.Setting(model), found, store, jobs,
-                bar or (lambda done, total, what: notice(what)),
-            )  # fmt: skip
+            table = asked.run(found, store, jobs, bar or (lambda done, total, what: notice(what)))
     if output is not None:
-        running.write_table(table, output)
+        write_table(table, output)
         notice(f"wrote {output}")
     if page is not None:
-        from h2osim.studies.page import write
-
         write(table, page)
         notice(f"wrote {page}")
+
+
+def _texts(folder: Path, only: str | None) -> dict[str, str]:
+    from h2osim.studies.texts import read
+
+    found = read(folder)
+    if only is None:
+        return found
+    if unknown := set(only.split(",")) - set(found):
+        known = ", ".join(found)
+        raise UserError(f"--only: {min(unknown)!r} is no text; expected some of {known}")
+    return {name: found[name] for name in found if name in only.split(",")}

@@ -17,7 +17,7 @@ from scipy.optimize import nnls
 from scipy.stats import rankdata
 
 from h2osim.closed_loop.statistics import Interval, mean_interval
-from h2osim.studies.running import GOOD
+from h2osim.studies.fidelity import GOOD
 
 if TYPE_CHECKING:
     import pandas

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +12,9 @@ import numpy as np
 
 from h2osim.closed_loop.measures import MEASURES
 from h2osim.report.fidelity import correlation_figure, scatter_figure
-from h2osim.report.files import save_figure
+from h2osim.studies import markdown
 from h2osim.studies import texts as sources
 from h2osim.studies.correlating import LAYERS, LOGS, Found, correlate, ordered, within
-from h2osim.support.atomic import replacing
 
 if TYPE_CHECKING:
     import pandas
@@ -28,33 +27,24 @@ SHOWN = ("recall", "attention_error", "output_error", "residual_error")
 def write(frame: pandas.DataFrame, page: Path) -> None:
     """Write the page, and its figures into the folder of the page's name beside it."""
     found = correlate(frame)
-    folder = page.with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
     names = list(dict.fromkeys([*SHOWN, found.chosen]))
     middle = len(found.budgets) // 2
     good = [p for p, is_good in zip(found.policies, found.good, strict=True) if is_good]
-    save_figure(
-        scatter_figure(
-            found.kl[:, found.good, middle],
-            {name: found.losses[name][:, found.good, middle] for name in names},
-            good, f"{found.budgets[middle]:.0%}",
-        ),
-        folder / "scatter.png",
+    scatter = scatter_figure(
+        found.kl[:, found.good, middle],
+        {name: found.losses[name][:, found.good, middle] for name in names},
+        good, f"{found.budgets[middle]:.0%}",
     )  # fmt: skip
     curves = {name: _curve(found, name) for name in dict.fromkeys([*names, LAYERS, LOGS])}
-    save_figure(correlation_figure(found.budgets, curves), folder / "correlation.png")
-    with replacing(page) as temporary:
-        temporary.write_text(text(frame, found, folder.name), encoding="utf-8")
+    correlation = correlation_figure(found.budgets, curves)
+    markdown.write(
+        page, text(frame, found, page.stem), {"scatter": scatter, "correlation": correlation}
+    )
 
 
 def _curve(found: Found, name: str) -> list[tuple[float, float, float]]:
     points = [found.interval(name, b, found.reported) for b in range(len(found.budgets))]
     return [(one.mean, one.low, one.high) for one in points]
-
-
-def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def text(frame: pandas.DataFrame, found: Found, folder: str) -> str:
@@ -153,7 +143,7 @@ def _kl_table(found: Found, shares: Sequence[str]) -> str:
     rows = [
         [f"`{found.policies[i]}`", *(f"{x:.3g}" for x in kl[i]), f"{recall[i]:.3f}"] for i in order
     ]
-    return _rows(["policy", *shares, "recall"], rows)
+    return markdown.table(["policy", *shares, "recall"], rows)
 
 
 def _correlation_table(found: Found, shares: Sequence[str]) -> str:
@@ -169,7 +159,7 @@ def _correlation_table(found: Found, shares: Sequence[str]) -> str:
                 f"{100 * found.price(name, half):.1f} %",
             ]
         )
-    return _rows(["measure", *shares, "all", "of means", "price"], rows)
+    return markdown.table(["measure", *shares, "all", "of means", "price"], rows)
 
 
 def _meanings() -> str:
@@ -199,7 +189,7 @@ def _misled_table(found: Found) -> str:
                 f"{int(where.sum())} of {len(where)}", f"{ratio:.2f}",
             ]
         )  # fmt: skip
-    return _rows(["measure", "prefers", "to", "texts", "KL ratio"], rows)
+    return markdown.table(["measure", "prefers", "to", "texts", "KL ratio"], rows)
 
 
 def _gap_table(found: Found, shares: Sequence[str]) -> str:
@@ -218,4 +208,4 @@ def _gap_table(found: Found, shares: Sequence[str]) -> str:
             share = f"{right[..., b][here].mean():.2f}" if here.any() else "–"
             cells.append(f"{share} of {int(here.sum())}")
         rows.append([word, *cells])
-    return _rows(["ratio of KL", *shares], rows)
+    return markdown.table(["ratio of KL", *shares], rows)

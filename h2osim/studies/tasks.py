@@ -1,0 +1,231 @@
+"""How a study runs: a task is a part of the work on one text, and tasks are spread over processes.
+
+Each leaves one file in the study's store, so a killed study loses the tasks in flight:
+
+    study.json          what the numbers depend on
+    TEXT-PART.npz       what a task found
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from hashlib import sha256
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+import h2osim
+from h2osim.support.atomic import LEFTOVERS, locked_file, replacing
+from h2osim.support.errors import UserError
+from h2osim.support.progress import Progress
+from h2osim.sweeps.identity import check_same
+
+if TYPE_CHECKING:
+    import pandas
+
+    from h2osim.closed_loop.decoding import Decoder
+
+
+@dataclass(frozen=True)
+class Study(ABC):
+    """What is run on each text: tokens of it, of which prompt_len are the prompt.
+
+    policies, budgets: what evicts; ``@layer`` behind a policy: all heads of a layer share a cache.
+    columns: some that the study's table must have.
+    """
+
+    model: str
+    tokens: int = 768
+    prompt_len: int = 256
+    policies: tuple[str, ...] = ()
+    budgets: tuple[float, ...] = ()
+    seed: int = 0
+
+    columns: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def parts(self) -> Sequence[str]:
+        """Names of the tasks of a text."""
+
+    @abstractmethod
+    def work(self, part: str, decoder: Decoder, ids: Sequence[int]) -> dict[str, Any]:
+        """Do one task: named arrays, in which no two parts share a name."""
+
+    @abstractmethod
+    def rows(self, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The table's rows of a text, from what all its tasks found."""
+
+    def run(
+        self, texts: Mapping[str, str], store: Path, jobs: int, progress: Progress | None = None
+    ) -> pandas.DataFrame:
+        """Run what is not in the store yet; the study's table, in the order of the texts.
+
+        UserError where the store is of another study, or a text too short.
+        """
+        import pandas
+
+        self._check_texts(texts)
+        self._open_store(store, texts)
+        with locked_file(store / "lock") as mine:
+            if not mine:
+                raise UserError(f"{store}: another study is running into it")
+            for leftover in store.glob(LEFTOVERS):
+                leftover.unlink()
+            self._run_tasks(texts, store, jobs, progress)
+        rows = []
+        for name in texts:
+            found: dict[str, Any] = {}
+            for part in self.parts():
+                found |= np.load(store / f"{name}-{part}.npz")
+            known = {"model": loaded(self.model).name, "tokens": self.tokens}
+            known |= {"prompt_len": self.prompt_len, "text": name}
+            rows += [known | row for row in self.rows(found)]
+        return pandas.DataFrame(rows)
+
+    def _check_texts(self, texts: Mapping[str, str]) -> None:
+        from h2osim.closed_loop.evaluating import text_ids
+
+        for name, text in texts.items():
+            text_ids(loaded(self.model), name, text, self.tokens)
+
+    def _open_store(self, store: Path, texts: Mapping[str, str]) -> None:
+        identity = {
+            "h2osim": h2osim.__version__,
+            **asdict(self),
+            "model": loaded(self.model).sha256 or self.model,
+            "texts": {name: sha256(text.encode()).hexdigest() for name, text in texts.items()},
+        }
+        path = store / "study.json"
+        try:
+            store.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                if any(store.iterdir()):
+                    raise UserError(f"--store {store}: found other files, expected an empty folder")
+                with replacing(path) as temporary:
+                    temporary.write_text(json.dumps(identity, indent=1), encoding="utf-8")
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"--store {store}: {error.strerror}") from None
+        except ValueError:
+            raise UserError(f"{path}: found something else than the record of a study") from None
+        check_same(found, json.loads(json.dumps(identity)), store, "study", "--store")
+
+    def _run_tasks(
+        self, texts: Mapping[str, str], store: Path, jobs: int, progress: Progress | None
+    ) -> None:
+        tasks = [(name, part) for part in self.parts() for name in texts]
+        todo = [task for task in tasks if not _sound(store / f"{'-'.join(task)}.npz")]
+        with ProcessPoolExecutor(jobs, get_context("spawn"), _one_thread) as pool:
+            if todo:
+                list(pool.map(_compile, self.policies))
+            waiting = {
+                pool.submit(_task, self, name, texts[name], part, store) for name, part in todo
+            }
+            try:
+                while waiting:
+                    if progress:
+                        done = len(tasks) - len(waiting)
+                        progress(done, len(tasks), f"{done} of {len(tasks)} parts of texts")
+                    ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    for future in ended:
+                        future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def split(name: str) -> tuple[str, str]:
+    """A policy's text and what shares a cache."""
+    text, _, share = name.partition("@")
+    return text, share or "group"
+
+
+def is_oracle(name: str) -> bool:
+    """Whether a policy knows later rows: its evictions come from the uncompressed run."""
+    from h2osim.policies.text import parse
+
+    return parse(split(name)[0]).policy.oracle
+
+
+@lru_cache(maxsize=1)
+def loaded(model: str) -> Any:
+    """The model, loaded once a process."""
+    from h2osim.models import loading
+
+    return loading.load(model)
+
+
+def _one_thread() -> None:
+    """In a new process: one core; PyTorch and numba read this when they are imported."""
+    os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
+
+
+def _sound(path: Path) -> bool:
+    """Whether a task's file is there and whole."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _compile(policy: str) -> None:
+    """Have numba compile a policy's loops and keep them, once instead of in every process."""
+    from h2osim.engines.stepper import Stepper
+    from h2osim.policies.text import parse
+    from h2osim.replays.replaying import replay
+    from h2osim.traces.trace import Trace
+
+    text, share = split(policy)
+    rows = np.tril(np.ones((2, 8, 8))) / np.arange(1, 9)[:, None]
+    trace = Trace.from_scores(rows, group_size=2, v_norm1=np.ones((1, 8)))
+    replay(trace, text, [2, 4], prompt_len=4, share=share, engine="numba")
+    declared = parse(text).policy
+    if not declared.oracle:
+        inputs = {name: np.ones(8) for name in declared.inputs}
+        Stepper(text, 4, heads=2, prompt_len=4, inputs=inputs).step(rows)
+
+
+def _task(study: Study, name: str, text: str, part: str, store: Path) -> None:
+    """Do one part of one text and keep what it found."""
+    from h2osim.closed_loop.decoding import Decoder
+
+    model = loaded(study.model)
+    ids = [int(token) for token in model.tokenizer(text)["input_ids"][: study.tokens]]
+    found = study.work(part, Decoder(model, ids, study.prompt_len), ids)
+    with replacing(store / f"{name}-{part}.npz") as temporary:
+        np.savez(temporary, **found)
+
+
+# --- tables ---------------------------------------------------------------------------------
+
+
+def write_table(table: pandas.DataFrame, path: Path) -> None:
+    """Save the table as CSV with four significant digits, compressed where the name ends in .gz."""
+    gzip: Any = {"method": "gzip", "mtime": 0} if path.suffix == ".gz" else None
+    with replacing(path) as temporary:
+        table.to_csv(
+            temporary, index=False, float_format="%.4g", lineterminator="\n", compression=gzip
+        )
+
+
+def read_table(path: Path, columns: frozenset[str]) -> pandas.DataFrame:
+    """A saved table; UserError where it is none, or lacks one of these columns."""
+    import pandas
+
+    try:
+        table = pandas.read_csv(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"--from {path}: {str(error).splitlines()[0]}") from None
+    if missing := {"model", "text", *columns} - set(table.columns):
+        raise UserError(f"--from {path}: without column {min(missing)}, expected a study's table")
+    return table
