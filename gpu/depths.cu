@@ -6,74 +6,11 @@
 // configuration of one unit. Each warp has a range of depths. A token that falls below the first
 // warp's range reaches the second through a queue, so the first warp runs one step ahead. The C
 // configurations of a block replay the same unit and share its rows, but do not wait for each other.
-// gpu/README.md describes the algorithm.
-//
-// Constants:
-//   C       configurations of a block
-//   PARTS   warps of a configuration, 1 or 2
-//   T       threads of a block, C * PARTS * WARP
-//   HEADS   heads of a unit
-//   ROW     bytes of a row in shared memory
-//   STAGES  rows of each head in shared memory
-//   SPLIT   of SPLIT lines one belongs to the first of two warps
-//   LINES   most lines of a warp; a line is 4 * WARP depths
-//   CELLS   tokens that shared memory has room for, a multiple of 8
-//   PLAIN   1 if the rank is the only field of state, and never negative
-//   EVENTS  1 if evictions at listed budgets are recorded
-//   BLOCKS  blocks that a multiprocessor should hold at once
+// gpu/README.md describes the algorithm, depths.cuh lists the constants.
 #include "staged.cuh"
 #include "tokens.cuh"
 #include "arguments.cuh"
-#define SLOTS 4                                  // tokens that the queue holds
-#define FIRST(m) ((m) / (SPLIT * 4 * WARP) + 1)  // lines of the first warp, for m tokens
-#define GROUPS ((LINES + WARP - 1) / WARP)       // of WARP lines, one for each lane
-#define HIGHEST 0xffffffffu
-#define NO_KEY ~0ull  // of a depth without a token
-
-// A token that moves down the stack. `key`: the bits of its rank, which order as integers.
-struct Token {
-    u64 key;
-#if !PLAIN
-    double state[F];
-#endif
-    int offset, top;  // top: the least budget that still holds the token, if EVENTS
-};
-#define TOP(budget) (EVENTS ? (budget) : 0)
-
-// Synchronises the warps of a block: which rows have arrived, and which may be replaced.
-struct RowSync {
-    u64 ready[STAGES];
-    int readers[STAGES];  // warps that have finished with the row of a stage
-};
-// Synchronises the two warps of a configuration, and holds the queue between them.
-struct PairSync {
-    Token queue[SLOTS];
-    u64 sent[SLOTS], taken[SLOTS], updated, handed;
-};
-#define SYNC_BYTES ((sizeof(RowSync) + C * sizeof(PairSync) + 15) / 16 * 16)
-struct alignas(16) Two {
-    double of[2];
-};
-
-DEVICE bool evicted_first(const Token &a, const Token &b) {
-    return precedes(a.key, a.offset, b.key, b.offset);
-}
-DEVICE unsigned high_of(u64 key) { return (unsigned)(key >> 32); }
-
-// A copy of the token that lane `from` holds.
-DEVICE Token token_of(const Token &own, int from) {
-    Token other = own;
-    other.key = __shfl_sync(ALL_LANES, own.key, from);
-    other.offset = __shfl_sync(ALL_LANES, own.offset, from);
-#if !PLAIN
-#pragma unroll
-    for (int f = 0; f < F; f++) other.state[f] = __shfl_sync(ALL_LANES, own.state[f], from);
-#endif
-#if EVENTS
-    other.top = __shfl_sync(ALL_LANES, own.top, from);
-#endif
-    return other;
-}
+#include "depths.cuh"
 
 extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
     const u16 *bits,         // packed rows; row t of head h at bits[bases[unit, h] + tri(t)]
@@ -105,28 +42,13 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
     const Parameters params = parameters_of(ints, floats, inputs, inputs_at, block * C + c);
     i64 *hit = hits + ((i64)block * C + c) * (n + 1);
     int *lost = evicted + ((i64)block * C + c) * nb * n;
-    (void)lost;
 
     for (int i = tid; i < STAGES * HEADS * ZEROS / 2; i += T)
         ((u16 *)(stages + i / (ZEROS / 2) * each))[i % (ZEROS / 2)] = 0;
     int running = 0;
     for (int i = 0; i < C; i++) running += windows[block * C + i] >= 0;
-    if (tid == 0) {
-        for (int i = 0; i < STAGES; i++) {
-            barrier_start(&row_sync->ready[i], ARRIVALS);
-            row_sync->readers[i] = 0;
-        }
-    }
-#if PARTS > 1
-    if (part == 0 && lane == 0) {
-        for (int i = 0; i < SLOTS; i++) {
-            barrier_start(&pair->sent[i], 1);
-            barrier_start(&pair->taken[i], 1);
-        }
-        barrier_start(&pair->updated, 1);
-        barrier_start(&pair->handed, 1);
-    }
-#endif
+    if (tid == 0) start(row_sync);
+    if (PARTS > 1 && part == 0 && lane == 0) start(pair);
     for (int d = lane; part == 0 && d < CELLS; d += WARP) {
         tokens[d] = 0;
 #if PLAIN
@@ -150,12 +72,7 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
     int shift[HEADS];  // entries between a 16-byte boundary and the row's start
 #pragma unroll
     for (int h = 0; h < HEADS; h++) shift[h] = (int)base[h] & 7;
-    auto entry = [&](int offset) {  // a sum of multiples of 2^-24: exact
-        double a = half_to_double(*(const u16 *)(row[0] + offset));
-#pragma unroll
-        for (int h = 1; h < HEADS; h++) a += half_to_double(*(const u16 *)(row[h] + offset));
-        return a;
-    };
+    auto entry = [&](int offset) { return entry_of(row, offset); };
     // The last warp that finishes with a row starts the copy of the row that replaces it.
     auto release = [&]() {
         int others = 0;
@@ -188,14 +105,6 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
         const int pos = max(0, POSITION(offset));
         rule_update(s, a, 0.0, params.in, params.ip, params.fp, pos, t, n, p, n, HEADS);
     };
-    auto load = [&](double *s, const double *from) {
-#pragma unroll
-        for (int f = 0; f < F; f++) s[f] = from[f * CELLS];
-    };
-    auto store = [&](const double *s, double *to) {
-#pragma unroll
-        for (int f = 0; f < F; f++) to[f * CELLS] = s[f];
-    };
     // This warp's depths start at `first`; residents(all): how many of the stack's tokens it holds.
     int split = FIRST(max(0, p - recent)), first = part ? split * 4 * WARP : 0;
     int capacity = part + 1 < PARTS ? split * 4 * WARP : CELLS;
@@ -221,13 +130,6 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
         it.offset = offset, it.top = TOP(top);
         return it;
     };
-    auto state_of = [&](const Token &it, int f) {
-#if PLAIN
-        return __longlong_as_double((i64)it.key);
-#else
-        return it.state[f];
-#endif
-    };
 
     unsigned sum[4 * LINES];      // mass of this lane's depths since the last flush
     unsigned young = 0, older = 0;  // mass of the window's ages `lane` and WARP + `lane`
@@ -238,9 +140,7 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
     for (int b = 0; b < GROUPS; b++) least[b] = HIGHEST;
 
     auto record = [&](const Token &it, int depth) {
-#if EVENTS
         record_evictions(POSITION(it.offset), it.top, depth, t, n, budgets, following, nb, lost);
-#endif
     };
 
     // Moves a token through a line. `carry` becomes the token that falls below the line: the one that
@@ -267,24 +167,8 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
             if (evicted_first(own[i], best)) best = own[i];
         const unsigned below = __ballot_sync(ALL_LANES, evicted_first(best, carry));
         if (!below) return false;
-        Token in = carry;  // the token that reaches this lane
-        int from = __ffs(below) - 1;
-        if (below & (below - 1)) {  // a prefix minimum over the lanes
-            u64 key = best.key;
-            int who = best.offset * WARP + lane;  // orders as offsets do
-#pragma unroll
-            for (int far = 1; far < WARP; far *= 2) {
-                const u64 other_key = __shfl_up_sync(ALL_LANES, key, far);
-                const int other_who = __shfl_up_sync(ALL_LANES, who, far);
-                if (lane >= far && precedes(other_key, other_who, key, who))
-                    key = other_key, who = other_who;
-            }
-            const u64 key_in = __shfl_up_sync(ALL_LANES, key, 1);
-            const int who_in = __shfl_up_sync(ALL_LANES, who, 1);
-            const Token other = token_of(best, who_in % WARP);
-            if (lane > 0 && precedes(key_in, who_in / WARP, carry.key, carry.offset)) in = other;
-            from = __shfl_sync(ALL_LANES, who, WARP - 1) % WARP;
-        }
+        Token in;  // the token that reaches this lane
+        const int from = pass_lanes(best, below, lane, carry, in);
         carry = token_of(best, from);
         if (evicted_first(best, in)) {
             offsets = 0;
@@ -317,7 +201,7 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
 
     // Moves a token down through the m tokens of this warp's range. The token that falls below all of
     // them is placed under them, or, if the range is full, sent to the second warp.
-    unsigned slot = 0;  // the next slot of the queue, counted on; the phase changes every SLOTS
+    unsigned slot = 0;  // tokens that the warps of this configuration have handed over
     auto percolate = [&](Token carry, int m) {
 #pragma unroll
         for (int b = 0; b < GROUPS; b++) {
@@ -331,11 +215,7 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
         }
 #if PARTS > 1
         if (m == capacity) {
-            barrier_wait(&pair->taken[slot % SLOTS], (slot / SLOTS & 1) ^ 1);
-            if (lane == 0) pair->queue[slot % SLOTS] = carry;
-            __syncwarp();
-            if (lane == 0) barrier_arrive(&pair->sent[slot % SLOTS]);
-            slot++;
+            send(pair, slot, carry, lane);
             return;
         }
 #endif
@@ -349,18 +229,6 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
             tokens[first + m] = (u16)carry.offset;
             record(carry, recent + 1 + first + m);
         }
-    };
-    auto receive = [&]() {
-        Token carry = {};
-#if PARTS > 1
-        barrier_wait(&pair->sent[slot % SLOTS], slot / SLOTS & 1);
-        carry = pair->queue[slot % SLOTS];
-        if (!EVENTS) carry.top = 0;
-        __syncwarp();
-        if (lane == 0) barrier_arrive(&pair->taken[slot % SLOTS]);
-        slot++;
-#endif
-        return carry;
     };
 
     auto flush = [&]() {
@@ -402,7 +270,8 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
                 if (part == 0) barrier_wait(&pair->updated, 0);
 #endif
                 for (int j = first; j < p - recent; j++) {
-                    const Token carry = part ? receive() : token(cell_of(j), OFFSET(j), 1);
+                    const Token carry =
+                        part ? receive(pair, slot, lane) : token(cell_of(j), OFFSET(j), 1);
                     __syncwarp();
                     percolate(carry, residents(j));
                     __syncwarp();
@@ -508,7 +377,7 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
                 if (budgets[b] <= t) lost[(i64)b * n + t - budgets[b]] = t;
 #endif
             if (t - recent >= first) {
-                if (part) carry = receive();
+                if (part) carry = receive(pair, slot, lane);
                 percolate(carry, m);
             }
             if (++unflushed == FLUSH) flush(), unflushed = 0;
