@@ -21,10 +21,13 @@ from commands import Run
 import h2osim
 from h2osim import Policy, Trace, UserError, replay, sweep, synth
 from h2osim.replays import results
-from h2osim.report import best, figures, files, frames, heatmap, terminal
+from h2osim.report import best, comparison, figures, files, frames, heatmap
 from h2osim.support.parameters import Param
 
 TRACE = synth("powerlaw", 40, seed=3, heads=4, group_size=2, layers=2)
+
+#: Two traces of one shape and two lengths.
+ALIKE = [TRACE, synth("drift", 30, seed=1, heads=4, group_size=2, layers=2)]
 
 
 def _keeps_late(pos: int, t: int, weight: float) -> float:
@@ -60,6 +63,9 @@ FORMS: dict[str, Callable[[], xr.Dataset]] = {
         optimum(),
         replay(TRACE, "streaming", [5, 9])["recall"].isel(policy=0),
     ),
+    "several": lambda: replay(ALIKE, ["h2o", MINE], [4, 0.5], step_recall=True),
+    "optima": lambda: h2osim.optimum(ALIKE, [0.1, 0.5]),
+    "targets": lambda: h2osim.budget_for_recall(replay(ALIKE, ["tova", MINE], "all"), 0.7),
     "sweep": lambda: sweep([TRACE, synth("drift", 30)], "h2o:recent=0|2,scores=full|cached", "all"),
     "shares": lambda: sweep([TRACE, synth("drift", 30)], ["tova", MINE], [0.1, 0.5]),
     "optimum": optimum,
@@ -166,6 +172,13 @@ without what has an entry for each token or step. Masses are integers; a recall 
 of them, rounded once.
 """
 
+SEVERAL = """\
+`replay`, `optimum` and `budget_for_recall` on several traces (of the same layers and units) give
+the same forms with a dimension `trace` before all others; what is an attribute of one trace is then
+a coordinate on `trace`, as in a sweep. Where lengths differ, `budget` holds what was asked for, and
+`tokens[trace, budget]` and `fraction[trace, budget]` what it comes to. What a trace is too short
+for is NaN; `kept` and `evicted_at` are -1 there, `held` 0."""
+
 
 def page() -> str:
     """What docs/results.md has to be."""
@@ -192,6 +205,7 @@ def page() -> str:
     for form, beside in results.BESIDE.items():
         several = ", ".join(f"`{name}`" for name in sorted(beside))
         lines.append(f"Of {form} results these are coordinates instead: {several}.")
+    lines += ["", "## Several traces", "", *SEVERAL.splitlines()]
     return "\n".join(lines) + "\n"
 
 
@@ -221,7 +235,8 @@ def test_rows_give_back_numbers_facts_and_attributes(
         "parquet": pd.read_parquet,
     }
     back = read[ending](files.save_results(result, tmp_path / f"r.{ending}"))
-    dims = list(next(iter(results.FORMS[result.attrs["form"]].values())))
+    form = result.attrs["form"]
+    dims = list(results.dims_of(form, next(iter(results.FORMS[form])), "trace" in result.dims))
     whole = back.set_index(dims).to_xarray()
     for name, variable in result.drop_dims(["token", "step"], errors="ignore").variables.items():
         if name in dims or name == "params":
@@ -283,8 +298,8 @@ def labels(figure: Any) -> list[str]:
 def test_a_policy_of_a_notebook_goes_all_the_way(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'h2osim[plot]'")
     found = replay(TRACE, [MINE, MINE.with_params(weight=2.0), "topk", "future"], [4, 8])
-    rows = shown(terminal.comparison_table(found))
-    assert {rows["mine"][0], rows["mine:weight=2.0"][0]} == {"1", "2"}
+    rows = shown(comparison.comparison_table(found))
+    assert rows["mine"][0] == rows["mine:weight=2.0"][0] == "1="  # both keep the newest
     assert rows["topk"][0] == rows["future"][0] == "–"
     assert rows["mine"][-1] == "" and rows["topk"][-1] == "bound"
     records = frames.comparison_records(found)
@@ -307,9 +322,9 @@ def test_a_policy_of_a_notebook_goes_all_the_way(tmp_path: Path) -> None:
 def test_an_online_policy_named_topk_is_ranked_as_one(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'h2osim[plot]'")
     found = replay(TRACE, [TOPK, "recency", "future"], [4, 8])
-    rows = shown(terminal.comparison_table(found))
-    # The same rule as recency: equal recall keeps the order in which they were asked for.
-    assert [rows[name][0] for name in ("topk", "recency", "future")] == ["1", "2", "–"]
+    rows = shown(comparison.comparison_table(found))
+    # The same rule as recency: equals share a rank, in the order in which they were asked for.
+    assert [rows[name][0] for name in ("topk", "recency", "future")] == ["1=", "1=", "–"]
     assert rows["topk"][-1] == ""
     assert set(labels(figures.recall_figure(found))) == {"topk", "recency", "future (oracle)"}
     records = best.best_records(best.summarise(sweep(TRACE, [TOPK], [4])), 3)

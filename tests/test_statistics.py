@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from h2osim.closed_loop.statistics import can_tell, holm, mean_interval, paired_p, ties_with_best
+from h2osim.report.statistics import (
+    can_tell,
+    holm,
+    mean_interval,
+    paired_p,
+    ties_with_best,
+    what_intervals_say,
+)
 
 
 def test_one_text_has_no_interval() -> None:
@@ -46,3 +53,28 @@ def test_ties_are_ties() -> None:
     base = rng.lognormal(0, 1, 12)
     losses = {"best": base, "same": base * rng.lognormal(0.001, 0.2, 12), "worse": base * 3}
     assert ties_with_best(losses) == {"best", "same"}
+
+
+def test_shares_are_compared_by_their_difference() -> None:
+    a, b = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 0.95]), np.array([0.4, 0.5, 0.6, 0.7, 0.8, 0.85])
+    assert paired_p(a, b, geometric=False) == 2 / 2**6
+    assert paired_p(a, -b, geometric=True) == 1.0  # no logarithms
+    assert ties_with_best({"a": a, "b": b}, geometric=False, largest=True) == {"a"}
+    assert ties_with_best({"a": a, "b": b}, geometric=False) == {"b"}
+    assert mean_interval(a).mean == pytest.approx(a.mean())
+
+
+def test_a_zero_has_a_geometric_mean_of_zero_without_interval() -> None:
+    found = mean_interval(np.array([0.0, 1.0, 2.0]), geometric=True)
+    assert found.mean == 0 and np.isnan(found.low)
+
+
+def test_sampled_permutations_tell_no_more_than_their_number() -> None:
+    """The least p of 9999 sampled sign flips is 2e-4, however many texts there are."""
+    assert can_tell(40, 250) and not can_tell(40, 252)
+
+
+def test_with_one_text_the_reason_is_said() -> None:
+    assert "one text, so no interval and no test" in what_intervals_say(1, 5)
+    assert "too few" in what_intervals_say(3, 5, "trace")
+    assert "paired test, Holm" in what_intervals_say(12, 5, "trace")

@@ -132,7 +132,7 @@ def test_the_command_says_which_settings_take_one_pass(run: Any, small: Path) ->
         (("-p", "tova", "--plot", "x.png"), "several values"),
         (("-p", "h2o:recent=0..2", "--plot", "x.txt"), ".png"),
         (("-p", "tova", "--layers", "7"), "layer 7"),
-        (("-p", "tova", "--engine", "fast"), "unknown engine"),
+        (("-p", "tova", "--engine", "fast"), "'fast' is not one of"),
         (("-p", "tova", "--dask", "tcp://127.0.0.1:1"), "give a store"),
         (("-p", "tova", "-o", "file"), "something else"),
         ((), "--policies"),

@@ -18,7 +18,7 @@ from h2osim.cli.common import (
 from h2osim.cli.options import (
     FormatOption,
     Layers,
-    Output,
+    Outputs,
     PromptLen,
     ShareOption,
     TraceName,
@@ -53,7 +53,7 @@ def allocate(
     ] = Split.auto,
     format_: FormatOption = Format.table,
     plot: Annotated[Path | None, plot_option("slots over layer and unit")] = None,
-    output: Output = None,
+    output: Outputs = None,
 ) -> None:
     """Split cache slots over units: the best split, against equal, PyramidKV's and Ada-KV's."""
     from h2osim.optima.allocating import allocate as split

@@ -114,6 +114,33 @@ def checked_trace(name: str) -> Trace:
     return opened
 
 
+def checked_traces(names: Sequence[str]) -> list[Trace]:
+    """Traces by their folders or names, or by folders that hold them; every file as written."""
+    from h2osim.traces.catalogue import open_traces
+
+    opened = open_traces(names)
+    for one in opened:
+        one.verify()
+    return opened
+
+
+def one_or_several(traces: Sequence[Trace]) -> Trace | Sequence[Trace]:
+    """What the library is given: one trace as it is, so that results have no dimension for it."""
+    return traces[0] if len(traces) == 1 else traces
+
+
+def parse_policies(words: Sequence[str]) -> list[str]:
+    """Read --policies, which may be given several times, and check every policy in it."""
+    from h2osim.policies.text import parse, split_policies
+
+    chosen = split_policies(",".join(words))
+    if not chosen:
+        raise UserError("--policies: found none, expected names like h2o,streaming:sinks=4,tova")
+    for text in chosen:
+        parse(text)
+    return chosen
+
+
 def read_text(path: Path, option: str) -> str:
     """The UTF-8 text of a file, line ends as they are."""
     return decode(read_bytes(path, option), f"{option} {path}")[0]

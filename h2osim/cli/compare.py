@@ -1,7 +1,9 @@
-"""``h2osim compare``: the main job, policies against each other on one trace."""
+"""``h2osim compare``: the main job, policies against each other on one trace or several."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,21 +13,24 @@ from h2osim.cli.common import (
     EngineName,
     Measure,
     Share,
-    checked_trace,
+    checked_traces,
     command_line,
+    one_or_several,
     parse_budgets,
     parse_integers,
+    parse_policies,
     progress_bar,
 )
 from h2osim.cli.options import (
+    Budgets,
     EngineOption,
     FormatOption,
     Layers,
     MeasureOption,
-    Output,
+    Outputs,
     PromptLen,
     ShareOption,
-    TraceName,
+    TraceNames,
     plot_option,
     policies_option,
 )
@@ -39,25 +44,32 @@ if TYPE_CHECKING:
     from h2osim.traces.trace import Trace
 
 
+class By(StrEnum):
+    """What a row of the table is, besides a policy."""
+
+    layer = "layer"
+    unit = "unit"
+    trace = "trace"
+    step = "step"
+
+
 def compare(
     context: typer.Context,
-    trace: TraceName,
+    traces: TraceNames,
     policies: Annotated[
-        str, policies_option("Policies with their parameters: h2o:recent=32,scores=full,tova")
-    ] = "h2o,streaming,tova",
-    budgets: Annotated[
-        str | None,
-        typer.Option(
-            "--budgets",
-            "-b",
-            help="Tokens (64), fractions of the trace (0.05), percent (5%), or all.  "
-            "[default: 0.05,0.1,0.2]",
+        list[str] | None,
+        policies_option(
+            "Policies with their parameters: h2o:recent=32,scores=full,tova.  "
+            "[default: h2o,streaming,tova]"
         ),
     ] = None,
+    budgets: Budgets = "0.05,0.1,0.2",
     target_recall: Annotated[
         float | None,
         typer.Option(
-            "--target-recall", help="The smallest budget at which each policy reaches this recall."
+            "--target-recall",
+            help="The smallest budget at which each policy reaches this recall; of all budgets, "
+            "unless --budgets names some.",
         ),
     ] = None,
     prompt_len: PromptLen = None,
@@ -71,25 +83,26 @@ def compare(
         ),
     ] = False,
     measure: MeasureOption = Measure.recall,
+    by: Annotated[
+        By | None, typer.Option("--by", help="Rows for each layer, unit, trace or span of steps.")
+    ] = None,
     format_: FormatOption = Format.table,
     plot: Annotated[Path | None, plot_option("what is ranked by, against budget")] = None,
-    output: Output = None,
+    output: Outputs = None,
 ) -> None:
-    """Replay policies on a trace and compare their recall, or what their outputs lose."""
-    from h2osim.policies.text import parse, split_policies
-    from h2osim.report import figures, frames, terminal
+    """Replay policies on traces and compare their recall, or what their outputs lose."""
+    from h2osim.report import comparison, figures, frames
 
-    # All that can be wrong about the request is found before the trace is read.
-    wanted = parse_budgets(budgets or ("all" if target_recall else "0.05,0.1,0.2"))
-    chosen = split_policies(policies)
-    if not chosen:
-        raise UserError("--policies: found none, expected names like h2o,streaming:sinks=4,tova")
-    for text in chosen:
-        parse(text)
+    # All that can be wrong about the request is found before a trace is read.
+    unsaid = getattr(context.get_parameter_source("budgets"), "name", "") == "DEFAULT"
+    wanted = parse_budgets("all" if target_recall is not None and unsaid else budgets)
+    chosen = parse_policies(policies or ["h2o,streaming,tova"])
     if target_recall is not None and not 0 < target_recall <= 1:
         raise UserError(f"--target-recall: {target_recall:g}: expected above 0 and up to 1")
     if target_recall is not None and measure is not Measure.recall:
         raise UserError("--target-recall asks for recall; leave --measure out")
+    if by is By.step and (wanted == "all" or target_recall is not None):
+        raise UserError("--by step: every step of every budget is n² numbers; name a few budgets")
     only = parse_integers(layers, "--layers")
     check_files(plot, output)
 
@@ -97,27 +110,37 @@ def compare(
     from h2osim.replays.curves import budget_for_recall
     from h2osim.replays.replaying import replay
 
-    recorded = checked_trace(trace)
+    recorded = checked_traces(traces)
+    if by is By.trace and len(recorded) == 1:
+        raise UserError(f"--by trace: found one trace, {recorded[0].name}, expected several")
+    measured = _measure(recorded, measure)
     with progress_bar() as progress:
         results = replay(
-            recorded,
+            one_or_several(recorded),
             chosen,
             wanted,
             prompt_len=prompt_len,
             share=share.value,
             engine=engine.value,
             layers=only,
-            measure=measure.value,
-            evictions=output is not None and output.suffix.lower() == ".nc",
+            measure=measured.value,
+            step_recall=by is By.step,
+            step_errors=by is By.step,
+            evictions=any(path.suffix.lower() == ".nc" for path in output or ()),
             progress=progress,
         )
-    asked = {budget_tokens(b, recorded.n): b for b in wanted if isinstance(b, float)}
+    lengths = {one.n for one in recorded}
+    asked = (
+        {budget_tokens(b, n): b for b in wanted for n in lengths if isinstance(b, float)}
+        if len(lengths) == 1
+        else {}
+    )
     on_cpu = results["policy"].values[results["engine"].values != "cuda"]
     if engine is EngineName.cuda and len(on_cpu):
         notice(f"on the CPU, for want of an exact CUDA form: {', '.join(map(str, on_cpu))}")
     if wanted == "all" or target_recall is not None:
-        notice(terminal.one_pass_line(results))
-    title = terminal.comparison_title(recorded, results)
+        notice(comparison.one_pass_line(results))
+    title = comparison.comparison_title(results)
     if optimum:
         options = {"prompt_len": prompt_len, "share": share.value, "layers": only}
         results = _beside_optimum(recorded, results, wanted, options)
@@ -125,23 +148,40 @@ def compare(
     save(results, output)
     first = next(name for name in frames.MEASURED if name in results)
     draw(plot, lambda: figures.recall_figure(results, title, asked, measure=first))
+    rows = None if by is None else by.value
     if target_recall is not None:
         reached = budget_for_recall(results, target_recall)
         show(
             format_,
             lambda: frames.target_records(reached),
-            lambda: terminal.target_table(reached, title),
+            lambda: comparison.target_table(reached, title, rows),
         )
         return
     show(
         format_,
-        lambda: frames.comparison_records(results),
-        lambda: _fitting_table(results, title, asked, first, first),
+        lambda: (
+            comparison.by_records(results, rows, first)
+            if rows
+            else frames.comparison_records(results)
+        ),
+        lambda: _fitting_table(results, title, asked, first, first, rows),
     )
     if measure is Measure.both and format_ is Format.table:
-        console().print(_fitting_table(results, None, asked, "recall", first))
+        console().print(_fitting_table(results, None, asked, "recall", first, rows))
     if optimum and format_ is Format.table:
-        console().print(terminal.regret_table(results))
+        console().print(comparison.regret_table(results, first))
+
+
+def _measure(traces: Sequence[Trace], measure: Measure) -> Measure:
+    """What is measured: where output error would need values, --measure both does without."""
+    bare = [one.name for one in traces if not all(unit.has_values for unit in one.units("layer"))]
+    if measure is Measure.both and bare:
+        notice(
+            f"{', '.join(bare)}: no values recorded, which output error needs; attention error "
+            "stands in its place (h2osim record … --values keeps them)"
+        )
+        return Measure.attention_error
+    return measure
 
 
 def _fitting_table(
@@ -150,31 +190,33 @@ def _fitting_table(
     asked: dict[int, float],
     measure: str,
     ranked_by: str,
+    by: str | None,
 ) -> Table:
     """The table of a comparison, with as much of the spread as the screen is wide enough for."""
-    from h2osim.report.terminal import comparison_table
+    from h2osim.report.comparison import comparison_table
 
     screen = console()
     unbounded = screen.options.update(max_width=10_000)
     for spread in ("beside", "below", "none"):
-        table = comparison_table(results, title, asked, spread, measure, ranked_by)
+        table = comparison_table(results, title, asked, spread, measure, ranked_by, by)
         if screen.measure(table, options=unbounded).maximum <= screen.width:
             break
     return table
 
 
 def _beside_optimum(
-    trace: Trace, results: xarray.Dataset, budgets: Any, options: dict[str, Any]
+    traces: Sequence[Trace], results: xarray.Dataset, budgets: Any, options: dict[str, Any]
 ) -> xarray.Dataset:
     from h2osim.optima.solving import optimum as solve
     from h2osim.replays.replaying import replay
     from h2osim.report.frames import with_optimum
 
+    given = one_or_several(traces)
     if "streaming" in results["policy"].values:
         streaming = results["recall"].sel(policy="streaming")
     else:
-        base = replay(trace, "streaming", budgets, evictions=False, **options)
+        base = replay(given, "streaming", budgets, evictions=False, **options)
         streaming = base["recall"].isel(policy=0)
     with progress_bar() as progress:
-        best = solve(trace, budgets, schedules=False, method="exact", progress=progress, **options)
+        best = solve(given, budgets, schedules=False, method="exact", progress=progress, **options)
     return with_optimum(results, best, streaming)

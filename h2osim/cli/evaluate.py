@@ -107,7 +107,7 @@ def evaluate(
         Path | None, typer.Option("--plot", help="Draw KL against budget: .png, .pdf or .svg.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Save the results as NetCDF: .nc")
+        list[Path] | None, typer.Option("--output", "-o", help="Save the results as NetCDF: .nc")
     ] = None,
 ) -> None:
     """Run a model with policies in force and say what it loses (needs the extra `record`)."""

@@ -21,7 +21,7 @@ from h2osim.cli.options import (
     Budgets,
     FormatOption,
     Layers,
-    Output,
+    Outputs,
     PromptLen,
     ShareOption,
     TraceName,
@@ -75,11 +75,11 @@ def optimum(
         typer.Option("--certificate", help="Save schedules and prices for `h2osim certify`."),
     ] = None,
     plot: Annotated[Path | None, plot_option("the price of a cache slot over time")] = None,
-    output: Output = None,
+    output: Outputs = None,
 ) -> None:
     """Find the most attention mass that any eviction schedule could have kept."""
     from h2osim.optima.solving import optimum as solve
-    from h2osim.report import figures, frames, terminal
+    from h2osim.report import comparison, figures, frames, terminal
 
     wanted = parse_budgets(budgets)
     check_files(plot, output)
@@ -106,7 +106,7 @@ def optimum(
             progress=progress,
         )
     found.attrs["command"] = command_line(context)
-    title = terminal.comparison_title(recorded, found)
+    title = comparison.comparison_title(found)
     if certificate is not None:
         from h2osim.optima.certificate import save_certificate
 

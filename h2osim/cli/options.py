@@ -13,6 +13,13 @@ from h2osim.cli.output import Format
 TraceName = Annotated[
     str, typer.Argument(metavar="TRACE", help="A trace folder, or the name of a bundled trace.")
 ]
+TraceNames = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="TRACE…",
+        help="Trace folders, names of bundled traces, or folders that hold trace folders.",
+    ),
+]
 PromptLen = Annotated[
     int | None,
     typer.Option(
@@ -44,9 +51,11 @@ FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to pri
 DeviceOption = Annotated[
     str, typer.Option("--device", help="Where the model runs: cpu, cuda or cuda:1.")
 ]
-Output = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", help="Save the results: .nc, .parquet, .csv or .json"),
+Outputs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--output", "-o", help="Save the results: .nc, .parquet, .csv or .json; may be repeated."
+    ),
 ]
 Model = Annotated[
     str,

@@ -100,7 +100,9 @@ def output_path(path: Path, option: str, suffixes: Sequence[str] = ()) -> None:
 
 
 def check_files(
-    plot: Path | None = None, output: Path | None = None, suffixes: Sequence[str] | None = None
+    plot: Path | None = None,
+    outputs: Sequence[Path] | None = None,
+    suffixes: Sequence[str] | None = None,
 ) -> None:
     """Check, before any work is done, that --plot and --output can be written."""
     from h2osim.report import files
@@ -108,16 +110,16 @@ def check_files(
     if plot is not None:
         output_path(plot, "--plot", files.PLOT_SUFFIXES)
         files.require_matplotlib()
-    if output is not None:
+    for output in outputs or ():
         output_path(output, "--output", suffixes or files.SAVE_SUFFIXES)
         files.require_writer(output)
 
 
-def save(result: xarray.Dataset, output: Path | None) -> None:
-    """Write the file of --output, if it was given."""
+def save(result: xarray.Dataset, outputs: Sequence[Path] | None) -> None:
+    """Write the files of --output, if it was given."""
     from h2osim.report import files
 
-    if output is not None:
+    for output in outputs or ():
         notice(f"wrote {files.save_results(result, output)}")
 
 

@@ -6,26 +6,30 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from h2osim.cli.common import (
+    EngineName,
     Measure,
     Share,
-    checked_trace,
+    checked_traces,
     command_line,
     parse_budgets,
     parse_integers,
 )
 from h2osim.cli.options import (
     Budgets,
+    EngineOption,
     FormatOption,
     Layers,
     MeasureOption,
     PromptLen,
     ShareOption,
+    TraceNames,
     plot_option,
     policies_option,
 )
@@ -36,14 +40,17 @@ if TYPE_CHECKING:
     from h2osim.replays.plan import WorkPlan
 
 
+class ByTrace(StrEnum):
+    """What a row may be, besides a setting."""
+
+    trace = "trace"
+
+
 def sweep(
     context: typer.Context,
-    traces: Annotated[
-        list[str],
-        typer.Argument(metavar="TRACE…", help="Trace folders, or names of bundled traces."),
-    ],
+    traces: TraceNames,
     policies: Annotated[
-        str,
+        list[str],
         policies_option(
             "Policies with ranges (ends included) and alternatives: "
             "'h2o:recent=0..128:16,scores=full|cached,tova'"
@@ -60,9 +67,7 @@ def sweep(
     ] = None,
     prompt_len: PromptLen = None,
     share: ShareOption = Share.group,
-    engine: Annotated[
-        str, typer.Option("--engine", help="auto, numba, cuda or naive; all evict the same.")
-    ] = "auto",
+    engine: EngineOption = EngineName.auto,
     layers: Layers = None,
     measure: MeasureOption = Measure.recall,
     dask: Annotated[
@@ -78,21 +83,24 @@ def sweep(
     best: Annotated[
         int, typer.Option("--best", min=1, help="How many settings to print for each budget.")
     ] = 3,
+    by: Annotated[
+        ByTrace | None, typer.Option("--by", help="Rows for each trace of a best setting.")
+    ] = None,
 ) -> None:
     """Replay grids of policies at many budgets, and find the best settings."""
-    from h2osim.report import heatmap, terminal
+    from h2osim.report import comparison, heatmap, terminal
     from h2osim.report.best import best_records, summarise
     from h2osim.sweeps.grid import expand
     from h2osim.sweeps.sweeping import sweep as run
 
     # All that can be wrong about the request is found before a trace is read.
-    configured = expand(policies)
+    configured = expand(",".join(policies))
     wanted = parse_budgets(budgets)
     only = parse_integers(layers, "--layers")
     check_files(plot)
     if plot is not None:
         heatmap.axes_of([(one.policy.name, one.values) for one in configured])
-    opened = [checked_trace(trace) for trace in traces]
+    opened = checked_traces(traces)
     with _bar() as (progress, planned):
         results = run(
             opened,
@@ -101,7 +109,7 @@ def sweep(
             output,
             prompt_len=prompt_len,
             share=share.value,
-            engine=engine,
+            engine=engine.value,
             layers=only,
             measure=measure.value,
             dask=dask,
@@ -113,16 +121,15 @@ def sweep(
         notice(f"wrote {output}")
     found = summarise(results)
     shape = results.sizes
-    names = ", ".join(dict.fromkeys(map(str, results["trace"].values)))
+    names = found.traces[0] if len(found.traces) == 1 else comparison.traces_named(found.traces)
     title = (
-        f"{names}: {shape['policy']} settings × {shape['unit']} units "
-        f"× {shape['budget']} budgets"
+        f"{names}: {shape['policy']} settings × {shape['unit']} units × {shape['budget']} budgets"
     )
     draw(plot, lambda: heatmap.sweep_figure(found, title))
     show(
         format_,
-        lambda: best_records(found, best),
-        lambda: terminal.best_table(found, best, title),
+        lambda: best_records(found, best, by is not None),
+        lambda: terminal.best_table(found, best, title, by is not None),
     )
 
 

@@ -42,7 +42,7 @@ READINGS = 300
 
 
 def optimum(
-    trace: Trace,
+    trace: Trace | Sequence[Trace],
     budgets: float | Sequence[float] | Literal["all"],
     *,
     prompt_len: int | None = None,
@@ -74,7 +74,7 @@ def optimum(
     Parameters
     ----------
     trace
-        A :class:`~h2osim.trace.Trace`.
+        A :class:`~h2osim.trace.Trace`, or several of the same layers and heads.
     budgets
         Tokens (64), fractions of n (0.05), or ``"all"`` for 1 … n, as in :func:`h2osim.replay`.
     prompt_len, share, layers
@@ -105,7 +105,8 @@ def optimum(
     Returns
     -------
     xarray.Dataset
-        Dimensions layer, unit, budget (tokens; ``fraction`` beside it):
+        Dimensions layer, unit, budget (tokens; ``fraction`` beside it); of several traces ``trace``
+        before them, as in :func:`h2osim.replay`:
 
         * ``recall``, ``lower``, ``upper``: the recall of the schedule found (= ``lower``) and the
           proved bound on every schedule; equal for the exact method. NaN where nothing is decoded;
@@ -123,21 +124,35 @@ def optimum(
 
     from h2osim.replays.budgets import budget_list, chosen_layers, decode_start
     from h2osim.replays.measures import variables_of
+    from h2osim.replays.several import over_traces
 
+    layers = None if layers is None else list(layers)
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}; expected {', '.join(METHODS)}")
     if engine not in ("numba", "cuda"):
         raise UserError(f"unknown engine {engine!r}; expected numba or cuda")
     if engine == "cuda" and (method == "exact" or isinstance(budgets, str)):
         raise UserError("engine=cuda brackets listed budgets; the exact optimum is engine=numba's")
-    if engine == "cuda" and "scores" not in trace.stores:
-        raise UserError(
-            f"engine=cuda: trace {trace.name} stores no scores; engine=numba makes rows"
-        )
+    traces = [trace] if isinstance(trace, Trace) else list(trace)
+    for one in traces:
+        if engine == "cuda" and "scores" not in one.stores:
+            raise UserError(
+                f"engine=cuda: trace {one.name} stores no scores; engine=numba makes rows"
+            )
     if engine == "cuda" and weights != "mass":
         raise UserError("engine=cuda brackets attention mass; weights=value is engine=numba's")
     if not 0 <= gap < 1:
         raise UserError(f"gap {gap:g}: expected 0 up to, and not, 1")
+    names = variables_of("error", traces) if output_error else ()
+    if not isinstance(trace, Trace):
+        return over_traces(
+            lambda one, part: optimum(
+                one, budgets, prompt_len=prompt_len, share=share, method=method, gap=gap,
+                engine=engine, layers=layers, weights=weights, schedules=schedules,
+                output_error=output_error, progress=part,
+            ),
+            traces, budgets, prompt_len=prompt_len, share=share, layers=layers, progress=progress,
+        )  # fmt: skip
     tokens = budget_list(budgets, trace.n)
     p = decode_start(trace, prompt_len)
     chosen = chosen_layers(trace, layers)
@@ -150,7 +165,6 @@ def optimum(
         method = "exact" if every or trace.n <= EXACT_N else "bracket"
     units = [u for u in weighed(trace, share, weights) if u.layer in chosen]
     plain = [u for u in trace.units(share) if u.layer in chosen]
-    names = variables_of("error", [trace]) if output_error else ()
     if names and not schedules:
         raise UserError("output error: it is that of a schedule; ask for schedules, or few budgets")
     for layer in chosen:

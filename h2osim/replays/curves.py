@@ -38,16 +38,22 @@ def budget_for_recall(replayed: xarray.Dataset, target: float) -> xarray.Dataset
     """
     if not 0 < target <= 1:
         raise UserError(f"target recall {target:g}: expected above 0 and up to 1")
-    ordered = replayed["recall"].sortby("budget").transpose(..., "budget")
-    budgets = ordered["budget"].values
+    recall = replayed["recall"]
+    budgets = recall["tokens"] if "tokens" in recall.coords else recall["budget"]
 
-    def first(recall: np.ndarray) -> np.ndarray:
-        reached = recall >= target
-        return np.where(reached.any(axis=-1), budgets[reached.argmax(axis=-1)], 0)
+    def first(reached: xarray.DataArray) -> np.ndarray:
+        least = budgets.where(reached >= target).min("budget").fillna(0).astype(np.int64)
+        return least.transpose(*(dim for dim in reached.dims if dim != "budget")).values
 
-    overall = ordered.mean(("layer", "unit"))
     found = {
-        "least_budget": first(ordered.values), "least_budget_overall": first(overall.values)
-    }  # fmt: skip
-    coords = {str(name): c.values for name, c in ordered.coords.items() if "budget" not in c.dims}
-    return results.assemble("target", found, coords, {**replayed.attrs, "target_recall": target})
+        "least_budget": first(recall),
+        "least_budget_overall": first(recall.mean(("layer", "unit"))),
+    }
+    coords = {str(name): c.values for name, c in recall.coords.items() if "budget" not in c.dims}
+    return results.assemble(
+        "target",
+        found,
+        coords,
+        {**replayed.attrs, "target_recall": target},
+        "trace" in replayed.dims,
+    )

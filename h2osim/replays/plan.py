@@ -273,19 +273,19 @@ def plan_work(
         mine = [unit for unit in trace.units(share) if unit.layer in chosen]
         units += mine
         owner += [o] * len(mine)
-    labels, tokens = _columns(budgets, traces)
+    labels, tokens = budget_columns(budgets, traces)
     owners = np.array(owner)
     heads, which = np.unique([len(unit.heads) for unit in units], return_inverse=True)
     inclusive = np.array([[one.inclusive(int(h)) for h in heads] for one in configured])
     pays = np.array([one_pass_pays(listed, n) for listed, n in _lengths(traces, tokens)])
     return WorkPlan(
-        tuple(configured), tuple(traces), _names(traces), share, tuple(units), owners, starts,
+        tuple(configured), tuple(traces), names_of(traces), share, tuple(units), owners, starts,
         labels, tokens, inclusive[:, which] & pays[owners], (len(configured), len(units)), budgets,
         measure,
     )  # fmt: skip
 
 
-def _names(traces: Sequence[Trace]) -> tuple[str, ...]:
+def names_of(traces: Sequence[Trace]) -> tuple[str, ...]:
     """A label for each trace: its name, with a number where several have the same."""
     seen: dict[str, int] = {}
     names = []
@@ -295,7 +295,7 @@ def _names(traces: Sequence[Trace]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _columns(
+def budget_columns(
     budgets: Budgets, traces: Sequence[Trace]
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """The label of each column, and each column in tokens of each trace (0: none)."""

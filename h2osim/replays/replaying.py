@@ -15,6 +15,7 @@ from h2osim.replays.execute import Memory, engine_here, execute
 from h2osim.replays.found import Found, quotient
 from h2osim.replays.measures import engine_for
 from h2osim.replays.plan import plan_work
+from h2osim.replays.several import over_traces
 from h2osim.support.errors import UserError
 from h2osim.support.progress import Progress
 from h2osim.traces.trace import Trace
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def replay(
-    trace: Trace,
+    trace: Trace | Sequence[Trace],
     policies: str | Policy | Configured | Sequence[str | Policy | Configured],
     budgets: Budgets,
     *,
@@ -53,7 +54,7 @@ def replay(
     Parameters
     ----------
     trace
-        A recorded or made :class:`~h2osim.trace.Trace`.
+        A recorded or made :class:`~h2osim.trace.Trace`; or several of the same layers and heads.
     policies
         Policies as text (``h2o:recent=32,scores=full``), or policy objects.
     budgets
@@ -87,7 +88,8 @@ def replay(
     Returns
     -------
     xarray.Dataset
-        Dimensions policy (as written), layer, unit, budget (tokens, ``fraction`` of n beside it):
+        Dimensions policy (as written), layer, unit, budget (tokens, ``fraction`` of n beside it);
+        of several traces, ``trace`` before them, see :mod:`h2osim.replays.several`:
 
         * ``recall``: attention-mass recall, 0 … 1 (NaN where nothing is decoded, n = 1);
         * ``kept`` and ``mass[layer, unit]``: the masses it is the quotient of, int64 in multiples
@@ -120,10 +122,21 @@ def replay(
         raise UserError(f"policies: {', '.join(names)}: each may be given once")
     if evictions is None:
         evictions = not isinstance(budgets, str)
+    traces = [trace] if isinstance(trace, Trace) else list(trace)
+    layers = None if layers is None else list(layers)
     plan = plan_work(
-        [trace], configured, budgets, prompt_len=prompt_len, share=share, layers=layers,
+        traces, configured, budgets, prompt_len=prompt_len, share=share, layers=layers,
         measure=measure,
-    )
+    )  # fmt: skip
+    if not isinstance(trace, Trace):
+        return over_traces(
+            lambda one, part: replay(
+                one, configured, budgets, prompt_len=prompt_len, share=share, engine=engine,
+                layers=layers, step_recall=step_recall, measure=measure, step_errors=step_errors,
+                evictions=evictions, progress=part,
+            ),
+            traces, budgets, prompt_len=prompt_len, share=share, layers=layers, progress=progress,
+        )  # fmt: skip
     errors = plan.errors
     kind = engine_here(engine_for(measure, engine), float(plan.seconds.sum()))
     each = step_recall or bool(errors and step_errors)
@@ -131,9 +144,7 @@ def replay(
         plan = plan.budget_by_budget()
     (p,), chosen = plan.prompt_lens, plan.layers(0)
     n = trace.n
-    found = Found.empty(
-        plan.shape, n if evictions else None, n - p if each else None, errors
-    )
+    found = Found.empty(plan.shape, n if evictions else None, n - p if each else None, errors)
     execute(plan, kind, Memory(plan, found), progress)
 
     def by_layer(values: np.ndarray) -> np.ndarray:

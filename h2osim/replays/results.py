@@ -2,6 +2,8 @@
 
 A result is an xarray Dataset of one *form* (:data:`FORMS`): a replay, a sweep, an offline optimum,
 an allocation of slots, the least budgets that reach a recall, or an evaluation of a running model.
+A result on several traces has the dimension ``trace`` before all others; only a sweep, whose traces
+may differ in shape, and an evaluation have other dimensions for them.
 :func:`assemble` builds one, takes dimensions from the table and writes each variable's meaning and
 unit into its attributes; :func:`check` says whether a Dataset keeps to the table.
 
@@ -87,6 +89,7 @@ VARIABLES = {
     "slots": Variable("int64", "tokens", "cache slots given to a unit"),
     "overall": Variable("float64", RECALL, "recall over all units together"),
     "optimum": Variable("float64", RECALL, "recall of the offline optimum"),
+    "streaming": Variable("float64", RECALL, "recall of StreamingLLM, streaming:sinks=4"),
     "regret": Variable("float64", RECALL, "optimum - recall"),
     "closed": Variable(
         "float64", "", "share of the gap between StreamingLLM and the optimum that is closed"
@@ -132,19 +135,24 @@ COORDINATES = {
     "unit": (("unit",), Variable("int64", "", "number of the heads that share one cache")),
     "index": (("unit",), Variable("int64", "", "number of a unit in its layer")),
     "heads": (("unit",), Variable("int64", "", "query heads that share the unit's cache")),
-    "trace": (("unit",), Variable("text", "", "name of the trace")),
-    "trace_sha256": (("unit",), Variable("text", "", "sha256 of the trace, as in the attributes")),
-    "model": (("unit",), Variable("text", "", "the model it was recorded from")),
-    "text": (("text", "unit"), Variable("text", "", "the text it was recorded or evaluated on")),
-    "text_sha256": (("text", "unit"), Variable("text", "", "sha256 of that text")),
-    "n": (("text", "unit"), Variable("int64", "tokens", "length of the trace or text")),
-    "prompt_len": (("text", "unit"), Variable("int64", "tokens", "first decode step")),
+    "trace": (("trace", "unit"), Variable("text", "", "name of the trace")),
+    "trace_sha256": (
+        ("trace", "unit"), Variable("text", "", "sha256 of the trace, as in the attributes")
+    ),
+    "model": (("trace", "unit"), Variable("text", "", "the model it was recorded from")),
+    "text": (
+        ("trace", "text", "unit"), Variable("text", "", "the text it was recorded or evaluated on")
+    ),
+    "text_sha256": (("trace", "text", "unit"), Variable("text", "", "sha256 of that text")),
+    "n": (("trace", "text", "unit"), Variable("int64", "tokens", "length of the trace or text")),
+    "prompt_len": (("trace", "text", "unit"), Variable("int64", "tokens", "first decode step")),
     "budget": (
         ("budget",), Variable("int64|float64", "tokens", "keys that may stay; or shares of n")
     ),
     "fraction": (("budget",), Variable("float64", "", "the budget as a share of n")),
     "tokens": (
-        ("text", "unit"), Variable("int64", "tokens", "budgets in tokens of a trace or text")
+        ("trace", "text", "unit"),
+        Variable("int64", "tokens", "budgets in tokens of a trace or text, 0: it is shorter"),
     ),
     "step": (("step",), Variable("int64", "", "decode step: position of its query")),
     "decode_step": (("decode_step",), Variable("int64", "", "decode steps counted from 0")),
@@ -171,13 +179,17 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
         "step_recall": (*_REPLAY, "step"),
         "evicted_at": (*_REPLAY, "token"),
         "optimum": _OPTIMUM,
+        "streaming": _OPTIMUM,
         "regret": _REPLAY,
         "closed": _REPLAY,
         **{name: _REPLAY for name in ERRORS},
         **{f"{name}_step": (*_REPLAY, "step") for name in ERRORS},
     },
     "sweep": {
-        "recall": _SWEEP, "kept": _SWEEP, "mass": ("unit",), "held": _SWEEP,
+        "recall": _SWEEP,
+        "kept": _SWEEP,
+        "mass": ("unit",),
+        "held": _SWEEP,
         **{name: _SWEEP for name in ERRORS},
     },
     "optimum": {
@@ -226,8 +238,8 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
     "target": {"least_budget": ("policy", "layer", "unit"), "least_budget_overall": ("policy",)},
 }
 OPTIONAL = {
-    "kl_step", "step_recall", "evicted_at", "price", "price_fixed", "optimum", "regret", "closed",
-    *ERRORS, *(f"{name}_step" for name in ERRORS),
+    "kl_step", "step_recall", "evicted_at", "price", "price_fixed", "optimum", "streaming",
+    "regret", "closed", *ERRORS, *(f"{name}_step" for name in ERRORS),
     "answer_logp", "exact", "full_answer_logp", "full_exact", "agreement", "generated",
     "full_generated",
 }  # fmt: skip
@@ -238,25 +250,33 @@ ATTRIBUTES = {
     "text_sha256": str, "n": int, "prompt_len": int, "share": str, "command": str,
 }  # fmt: skip
 """Attributes of a result and their types. An unknown one is an empty text."""
-BESIDE = {
-    "sweep": {*ATTRIBUTES} - {"form", "h2osim", "share", "command"},
-    "evaluation": {"text", "text_sha256", "n", "prompt_len"},
-}
-"""What a result on several traces or texts has as coordinates instead, one entry each."""
+OF_A_TRACE = {*ATTRIBUTES} - {"form", "h2osim", "share", "command"}
+"""Attributes that a result on several traces has as coordinates instead, one entry each."""
+BESIDE = {"sweep": OF_A_TRACE, "evaluation": {"text", "text_sha256", "n", "prompt_len"}}
+"""The same of forms that are always on several traces or texts."""
+
+
+def dims_of(form: str, name: str, several: bool) -> tuple[str, ...]:
+    """The dimensions of a variable: those of the table, and ``trace`` first for several traces."""
+    return ("trace", *FORMS[form][name]) if several else FORMS[form][name]
 
 
 def assemble(
-    form: str, data: Mapping[str, Any], coords: Mapping[str, Any], attributes: Mapping[str, Any]
+    form: str,
+    data: Mapping[str, Any],
+    coords: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+    several: bool = False,
 ) -> xarray.Dataset:
     """A Dataset of a form: ``data`` and ``coords`` are arrays by name, None is left out.
 
-    A coordinate that the table does not know lies on ``policy``: a parameter's values.
+    ``several``: the first dimension of each variable is ``trace``. A coordinate that the table does
+    not know lies on ``policy``: a parameter's values.
     """
     import xarray
 
-    dims = FORMS[form]
-    present = {name: (dims[name], x) for name, x in data.items() if x is not None}
-    on = {dim for name in present for dim in dims[name]}
+    present = {name: (dims_of(form, name, several), x) for name, x in data.items() if x is not None}
+    on = {dim for dims, _ in present.values() for dim in dims}
     return describe(xarray.Dataset(present, labels(coords, on), facts(form, attributes)))
 
 
@@ -294,6 +314,8 @@ def _lies_on(name: str, known: set[str]) -> tuple[str, ...]:
     """The dimensions of a coordinate in a result that has the dimensions ``known``."""
     possible = COORDINATES[name][0] if name in COORDINATES else _ON_POLICY
     dims = next(((dim,) for dim in possible if dim in known), possible[:1])
+    if name == "fraction" and "trace" in known:
+        return "trace", "budget"
     return (*dims, "budget") if name == "tokens" else dims
 
 
@@ -346,7 +368,8 @@ def check(result: xarray.Dataset) -> None:
     form = result.attrs.get("form")
     if form not in FORMS:
         raise ValueError(f"form {form!r}: expected one of {', '.join(FORMS)}")
-    dims = FORMS[form]
+    several = "trace" in result.dims
+    dims = {name: dims_of(form, name, several) for name in FORMS[form]}
     for name in map(str, result.data_vars):
         if name not in dims:
             raise ValueError(f"{form}: unknown variable {name}")
@@ -363,7 +386,7 @@ def check(result: xarray.Dataset) -> None:
     needed = {str(dim) for name in result.data_vars for dim in result[name].dims}
     if "policy" in needed:
         needed |= {"rule", "params", "kind", "within_budget", "readmits"}
-    beside = BESIDE.get(form, set())
+    beside = OF_A_TRACE if several else BESIDE.get(form, set())
     needed |= beside
     if missing := needed - set(map(str, result.coords)):
         raise ValueError(f"{form}: without coordinates {', '.join(sorted(missing))}")

@@ -13,6 +13,7 @@ import numpy as np
 from h2osim.replays.budgets import budget_tokens
 from h2osim.replays.results import params_of
 from h2osim.report.frames import MEASURED, MOST_COLUMNS, SHOWN_SHARES
+from h2osim.report.statistics import can_tell, mean_interval, ties_with_best
 
 if TYPE_CHECKING:
     import xarray
@@ -73,7 +74,9 @@ class Setting:
 class Summary:
     """A measure over the units: float64 [configurations, columns] each.
 
-    ``measure`` is its variable. ``over`` is bool: a unit holds more than the budget somewhere.
+    ``measure`` is its variable; ``of_traces`` [configurations, columns, traces] its mean over each
+    trace's units, NaN where the trace has no such budget, and ``mean`` the mean of those (of an
+    error the geometric one). ``over`` is bool: a unit holds more than the budget somewhere.
     """
 
     columns: list[Column]
@@ -82,6 +85,8 @@ class Summary:
     low: np.ndarray
     high: np.ndarray
     over: np.ndarray
+    of_traces: np.ndarray
+    traces: list[str]
     measure: str = "recall"
 
     @property
@@ -110,10 +115,12 @@ def summarise(results: xarray.Dataset) -> Summary:
     measure = next(name for name in MEASURED if name in results)
     shape = results[measure].shape
     step = results[measure].encoding.get("chunks", shape)
-    total = np.zeros((shape[0], len(columns)))
+    names = list(dict.fromkeys(map(str, results["trace"].values)))
+    owner = np.array([names.index(str(name)) for name in results["trace"].values])
+    total = np.zeros((shape[0], len(columns), len(names)))
     count = np.zeros_like(total)
-    low, high = np.full_like(total, np.inf), np.full_like(total, -np.inf)
-    over = np.zeros(total.shape, bool)
+    low, high = (np.full(total.shape[:2], end) for end in (np.inf, -np.inf))
+    over = np.zeros(low.shape, bool)
     starts = (range(0, size, by) for size, by in zip(shape[:2], step[:2], strict=True))
     for c, u in itertools.product(*starts):
         here, there = slice(c, c + step[0]), slice(u, u + step[1])
@@ -127,37 +134,75 @@ def summarise(results: xarray.Dataset) -> Summary:
             at = column.at[there][mine]
             values = found[:, mine, at]
             known = ~np.isnan(values)
-            total[here, s] += np.where(known, values, 0).sum(axis=1)
-            count[here, s] += known.sum(axis=1)
+            for o in np.unique(owner[there][mine]):
+                of = owner[there][mine] == o
+                total[here, s, o] += np.where(known, values, 0)[:, of].sum(axis=1)
+                count[here, s, o] += known[:, of].sum(axis=1)
             low[here, s] = np.fmin(low[here, s], np.where(known, values, np.inf).min(axis=1))
             high[here, s] = np.fmax(high[here, s], np.where(known, values, -np.inf).max(axis=1))
             over[here, s] |= (held[:, mine, at] > column.tokens[there][mine]).any(axis=1)
     with np.errstate(invalid="ignore"):
-        mean = total / count
+        of_traces = total / count
+    mean = mean_of_traces(of_traces, measure)
     facts = (results[name].values.tolist() for name in ("policy", "rule", "params", "kind"))
     settings = [
         Setting(text, rule, params_of(params), kind == "online")
         for text, rule, params, kind in zip(*facts, strict=True)
     ]
-    return Summary(columns, settings, mean, low, high, over, measure)
+    return Summary(columns, settings, mean, low, high, over, of_traces, names, measure)
 
 
-def best_records(summary: Summary, most: int) -> list[dict[str, Any]]:
-    """The best settings of each column, the first of equals first."""
+def mean_of_traces(values: np.ndarray, measure: str) -> np.ndarray:
+    """The mean over traces, the last axis, of those that are not NaN.
+
+    Of recall the arithmetic mean; of an error, which differs by factors, the geometric one.
+    """
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if measure == "recall" or values.shape[-1] == 1:
+            return np.where(known, values, 0).sum(axis=-1) / known.sum(axis=-1)
+        return np.exp(np.where(known, np.log(values), 0).sum(axis=-1) / known.sum(axis=-1))
+
+
+def best_records(summary: Summary, most: int, by_trace: bool = False) -> list[dict[str, Any]]:
+    """The best settings of each column, the first of equals first.
+
+    ``least`` and ``greatest`` are those of the units. On several traces ``low`` and ``high`` are
+    the interval of the mean (None with one), and ``best`` says whether a setting cannot be told
+    from the best (None where the traces are too few to tell any). ``by_trace``: instead a record
+    for each trace, with its mean over the units.
+    """
     found = []
+    several = len(summary.traces) > 1
+    geometric = summary.measure != "recall"
     for s, column in enumerate(summary.columns):
         good = np.where(summary.ranked[:, s], summary.sign * summary.mean[:, s], -np.inf)
         order = np.argsort(-good, kind="stable")[:most]
-        for rank, i in enumerate(order[np.isfinite(good[order])], 1):
-            found.append(
-                {
-                    "budget": column.budget,
-                    "rank": rank,
-                    "policy": summary.settings[i].text,
-                    "params": dict(summary.settings[i].values),
-                    summary.measure: float(summary.mean[i, s]),
-                    "least": float(summary.low[i, s]),
-                    "greatest": float(summary.high[i, s]),
-                }
-            )
+        sample = summary.of_traces[:, s][:, ~np.isnan(summary.of_traces[:, s]).any(axis=0)]
+        racing = {str(i): sample[i] for i in np.flatnonzero(np.isfinite(good))}
+        ties = None
+        if several and can_tell(sample.shape[1], len(racing)):
+            ties = ties_with_best(racing, geometric=geometric, largest=summary.sign > 0)
+        for i in order[np.isfinite(good[order])]:
+            record = {
+                "budget": column.budget,
+                "rank": 1 + int((good > good[i]).sum()),
+                "policy": summary.settings[i].text,
+                "params": dict(summary.settings[i].values),
+            }
+            if by_trace:
+                for name, value in zip(summary.traces, summary.of_traces[i, s], strict=True):
+                    found.append(record | {"trace": name, summary.measure: float(value)})
+                continue
+            record |= {
+                summary.measure: float(summary.mean[i, s]),
+                "least": float(summary.low[i, s]),
+                "greatest": float(summary.high[i, s]),
+            }
+            if several:
+                one = mean_interval(sample[i], geometric=geometric)
+                ends = (None if np.isnan(end) else end for end in (one.low, one.high))
+                record |= dict(zip(("low", "high"), ends, strict=True))
+                record["best"] = None if ties is None else str(i) in ties
+            found.append(record)
     return found

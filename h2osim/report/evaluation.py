@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from h2osim.closed_loop.statistics import can_tell, mean_interval, ties_with_best
+from h2osim.report.statistics import can_tell, mean_interval, ties_with_best, what_intervals_say
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -64,12 +64,7 @@ def evaluation_table(results: xr.Dataset) -> Table:
     records = evaluation_records(results)
     count, texts = results.sizes["budget"], results.sizes["text"]
     full = float(np.exp(results["full_nll"].mean()))
-    if texts == 1:
-        interval = "one text, so no interval and no test: the sample is the text"
-    elif can_tell(texts, results.sizes["policy"]):
-        interval = "95 % intervals over texts; * cannot be told from the best (paired test, Holm)"
-    else:
-        interval = "95 % intervals over texts; no test, texts or policies are too few"
+    interval = what_intervals_say(texts, results.sizes["policy"])
     caption = f"geometric means; {interval}; perplexity of the full cache {full:.2f}"
     if "exact" in results:
         exact, logp = (float(results[f"full_{x}"].mean()) for x in ("exact", "answer_logp"))

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from h2osim.report.comparison import cells, headings
 from h2osim.report.files import require_matplotlib
-from h2osim.report.frames import MEASURED, budget_label, remark
+from h2osim.report.frames import MEASURED, remark
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -34,13 +35,16 @@ def recall_figure(
 ) -> Figure:
     """Draw recall, or another measure, against budget, one line a policy: the mean over the units.
 
+    Of several traces the mean over the traces, in a band that is its interval.
     ``log`` gives the budgets a logarithmic axis; ``asked`` is as in :func:`comparison_table`.
     """
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    budgets, n = results["budget"].values.tolist(), int(results.attrs["n"])
-    mean = results[measure].mean(("layer", "unit")).transpose("policy", "budget").values
+    budgets, several = results["budget"].values.tolist(), "trace" in results.dims
+    online = [kind == "online" for kind in results["kind"].values]
+    shown = cells(results[measure], online, measure)
+    mean = np.array([[one.mean for one in row] for row in shown])
     few = len(budgets) <= 20
     figure = Figure(figsize=(8, 5) if few else (11, 5), layout="constrained")
     # Whole curves are drawn twice: small budgets need the logarithmic axis, large ones the other.
@@ -52,10 +56,15 @@ def recall_figure(
         text = str(results["policy"].values[i])
         kind = results["kind"].values[i]
         remarks = [remark(kind)]
-        if bool((results["held"].isel(policy=i) > results["budget"]).any()):
+        tokens = results["tokens"] if several else results["budget"]
+        if bool((results["held"].isel(policy=i) > tokens).any()):
             remarks.append("holds more than the budget")
         beside = ", ".join(filter(None, remarks))
         for panel in panels:
+            if several:
+                ends = ([getattr(one, end) for one in shown[i]] for end in ("low", "high"))
+                colour = COLOURS[i % len(COLOURS)]
+                panel.fill_between(budgets, *ends, color=colour, alpha=0.12, linewidth=0)
             panel.plot(
                 budgets,
                 mean[i],
@@ -67,20 +76,22 @@ def recall_figure(
                 label=f"{text} ({beside})" if beside else text,
             )
     if "optimum" in results and measure == "recall":
-        bound = results["optimum"].mean(("layer", "unit")).values
+        bound = results["optimum"].mean([d for d in results["optimum"].dims if d != "budget"])
         for panel in panels:
             panel.plot(budgets, bound, color="0.35", linewidth=0.8, label="offline optimum")
     if log or not few:
         axes.set_xscale("log")
     if len(budgets) <= 10:
-        axes.set_xticks(budgets, [f"{k}\n{budget_label(k, n, asked)}" for k in budgets])
+        axes.set_xticks(budgets, list(headings(results, asked, False)))
         axes.set_xticks([], minor=True)
     for panel in panels:
-        panel.set_xlabel("budget (tokens, share of the trace)" if few else "budget (tokens)")
+        shares = results["budget"].dtype.kind == "f"
+        words = "share of the trace" if shares else "tokens, share of the trace" * few or "tokens"
+        panel.set_xlabel(f"budget ({words})")
         panel.grid(True, color="0.9", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
     name = "attention-mass recall" if measure == "recall" else MEASURED[measure]
-    panels[0].set_ylabel(f"{name} (mean over units)")
+    panels[0].set_ylabel(f"{name} (mean over {'traces, 95 %' if several else 'units'})")
     if measure != "recall":
         panels[0].set_yscale("log")  # a budget of n has an error of 0, which is left out
     place = "lower right" if measure == "recall" else "lower left"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from h2osim.replays.results import ERRORS, FORMS, describe, params_of
+from h2osim.replays.results import ERRORS, FORMS, describe, dims_of, params_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 
-_BESIDE_OPTIMUM = ("optimum", "regret", "closed")
+_BESIDE_OPTIMUM = ("optimum", "streaming", "regret", "closed")
 #: What policies may be ranked by, and how it is called; recall is best large, the errors small.
 MEASURED = {
     "output_error": "output error",
@@ -33,7 +33,8 @@ def frame(result: xr.Dataset) -> pd.DataFrame:
     mapping.
     """
     flat = result.drop_dims(["token", "step", "decode_step"], errors="ignore")
-    dims = next(iter(FORMS[result.attrs["form"]].values()))
+    form = result.attrs["form"]
+    dims = dims_of(form, next(iter(FORMS[form])), "trace" in result.dims)
     table = flat.to_dataframe(dim_order=list(dims)).reset_index()
     beside = [str(name) for name in flat.coords if name not in dims and name != "params"]
     first = [name for name in ("policy", "params", *dims[1:]) if name in table]
@@ -49,7 +50,8 @@ def records(result: xr.Dataset, columns: Iterable[str] | None = None) -> list[Re
     """The rows of :func:`frame` as plain values, some ``columns`` only; NaN becomes None."""
     table = frame(result)
     if columns is not None:
-        table = table[[name for name in columns if name in table]]
+        left_out = set() if "trace" in result.dims else {"trace"}
+        table = table[[name for name in columns if name in table and name not in left_out]]
     rows = table.to_dict("records")
     return [{str(name): _plain(value) for name, value in row.items()} for row in rows]
 
@@ -71,11 +73,13 @@ def comparison_records(replayed: xr.Dataset) -> list[Record]:
     """A replay as records {policy, params, layer, unit, budget, recall}.
 
     ``params`` maps every parameter of the policy to its value, defaults included; ``budget`` is in
-    tokens. After :func:`with_optimum` optimum, regret and closed are there too, and what was
+    tokens, or, of several traces of other lengths, as asked for with ``tokens`` beside it. After
+    :func:`with_optimum` optimum, regret and closed are there too, and what was
     measured beside recall in any case.
     """
     columns = (
-        "policy", "params", "layer", "unit", "budget", "recall", *_BESIDE_OPTIMUM, *ERRORS
+        "trace", "policy", "params", "layer", "unit", "budget", "tokens", "recall",
+        *_BESIDE_OPTIMUM, *ERRORS,
     )  # fmt: skip
     return records(replayed, columns)
 
@@ -83,38 +87,40 @@ def comparison_records(replayed: xr.Dataset) -> list[Record]:
 def with_optimum(replayed: xr.Dataset, optimum: xr.Dataset, streaming: xr.DataArray) -> xr.Dataset:
     """A replay with the offline optimum beside it.
 
-    ``optimum[layer, unit, budget]``; ``regret[policy, …]`` = optimum - recall; and
-    ``closed[policy, …]`` = (recall - streaming) / (optimum - streaming), the share of the gap
-    between StreamingLLM and the optimum that a policy closes (NaN where there is no gap).
+    ``optimum[layer, unit, budget]``; ``streaming``, the same of StreamingLLM; ``regret[policy, …]``
+    = optimum - recall; and ``closed[policy, …]`` = (recall - streaming) / (optimum - streaming),
+    the share of the gap between StreamingLLM and the optimum that a policy closes (NaN where there
+    is no gap).
     """
-    best, reached = optimum["recall"], replayed["recall"]
-    gap = best - streaming.reset_coords(drop=True)
-    dims = FORMS["replay"]["recall"]
+    recall = replayed["recall"]
+    best, base = (one.reset_coords(drop=True) for one in (optimum["recall"], streaming))
+    gap = best - base
     found = replayed.assign(
-        optimum=best.reset_coords(drop=True),
-        regret=(best - reached).transpose(*dims),
-        closed=((reached - streaming.reset_coords(drop=True)) / gap)
-        .where(gap > 0)
-        .transpose(*dims),
+        optimum=best,
+        streaming=base,
+        regret=(best - recall).transpose(*recall.dims),
+        closed=((recall - base) / gap).where(gap > 0).transpose(*recall.dims),
     )
     return describe(found)
 
 
 def target_records(reached: xr.Dataset) -> list[Record]:
-    """Records {policy, params, layer, unit, target, budget}; layer and unit None for the mean.
+    """Records {trace, policy, params, layer, unit, target, budget}; layer, unit None for the mean.
 
-    ``budget`` is in tokens, None where no budget replayed reaches the target.
+    ``budget`` is in tokens, None where no budget replayed reaches the target; ``trace`` is there
+    where there are several.
     """
     found = []
-    overall = reached["least_budget_overall"].to_series().to_dict()
-    for row in records(reached, ("policy", "params", "layer", "unit", "least_budget")):
-        common = {"policy": row["policy"], "params": row["params"]}
+    seen = None
+    columns = ("trace", "policy", "params", "layer", "unit", "least_budget", "least_budget_overall")
+    for row in records(reached, columns):
+        place = {"layer": row.pop("layer"), "unit": row.pop("unit")}
+        least, overall = (row.pop(name) for name in columns[-2:])
         target = {"target": reached.attrs["target_recall"]}
-        if row["policy"] in overall:  # its first row: the mean goes before it
-            mean = int(overall.pop(row["policy"])) or None
-            found.append(common | {"layer": None, "unit": None} | target | {"budget": mean})
-        place = {"layer": row["layer"], "unit": row["unit"]}
-        found.append(common | place | target | {"budget": row["least_budget"] or None})
+        if row != seen:  # the first row of a policy: the mean goes before it
+            found.append(row | {"layer": None, "unit": None} | target | {"budget": overall or None})
+            seen = row
+        found.append(row | place | target | {"budget": least or None})
     return found
 
 
@@ -147,6 +153,8 @@ SHOWN_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 def shown_budgets(replayed: xr.Dataset) -> list[int]:
     """Which budgets a table has room for, by their places."""
     fractions = replayed["fraction"].values
+    if fractions.ndim > 1:  # of several traces: the shortest has the fewest budgets
+        fractions = fractions[replayed["n"].values.argmin()]
     if len(fractions) <= MOST_COLUMNS:
         return list(range(len(fractions)))
     return sorted({int(np.abs(fractions - share).argmin()) for share in SHOWN_SHARES})

@@ -2,172 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
-
-import numpy as np
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from h2osim.report.best import Summary, best_records
-from h2osim.report.frames import MEASURED, Record, budget_label, remark, shown_budgets
+from h2osim.report.frames import MEASURED, Record
+from h2osim.report.statistics import what_intervals_say
 
 if TYPE_CHECKING:
     import xarray as xr
     from rich.table import Table
-
-    from h2osim.traces.trace import Trace
-
-_UNIT_WORDS = {"head": "heads", "group": "KV groups", "layer": "layers"}
-
-
-def comparison_title(trace: Trace, results: xr.Dataset) -> str:
-    """One line on what was compared: trace, length, prompt and units."""
-    share = str(results.attrs.get("share", "group"))
-    units = results.sizes["layer"] * results.sizes["unit"]
-    word = _UNIT_WORDS.get(share, "units")
-    word = word.removesuffix("s") if units == 1 else word
-    prompt = int(results.attrs["prompt_len"])
-    tokens = "token" if prompt == 1 else "tokens"
-    return f"{trace.name}: {trace.n} tokens, prompt of {prompt} {tokens}, {units} {word}"
-
-
-def regret_table(results: xr.Dataset) -> Table:
-    """A row a policy, a column a budget: regret, and the share of StreamingLLM's gap closed."""
-    shown = results.isel(budget=shown_budgets(results))
-    best = shown["optimum"].mean(("layer", "unit")).values
-    regret = shown["regret"].mean(("layer", "unit")).transpose("policy", "budget").values
-    table = _table(
-        None,
-        "below the offline optimum by; in brackets the share of the gap between StreamingLLM and "
-        "the optimum that is closed (means over the units)",
-    )
-    table.add_column("policy", overflow="fold", min_width=9)
-    for budget, recall in zip(shown["budget"].values, best, strict=True):
-        table.add_column(f"{budget}: optimum {_short(recall)}", justify="right", no_wrap=True)
-    closed = shown["closed"].mean(("layer", "unit")).transpose("policy", "budget").values
-    for i in np.argsort(regret.mean(1), kind="stable"):
-        cells = [
-            f"{r:.3f} ({'–' if np.isnan(c) else f'{100 * c:.0f} %'})"
-            for r, c in zip(regret[i], closed[i], strict=True)
-        ]
-        table.add_row(str(shown["policy"].values[i]), *cells)
-    return table
-
-
-def comparison_table(
-    results: xr.Dataset,
-    title: str | None = None,
-    asked: Mapping[int, float] | None = None,
-    spread: Literal["beside", "below", "none"] = "beside",
-    measure: str = "recall",
-    ranked_by: str = "recall",
-) -> Table:
-    """Rank the policies: a row a policy, a column a budget; ``measure`` is what the cells hold.
-
-    A cell is the mean over all units, then the least and the greatest of them. The rank is by the
-    mean of ``ranked_by`` over the budgets shown; oracles and bounds stand in their place without a
-    number, because nothing that decodes online can be them. ``asked`` maps budgets in tokens to the
-    fractions they were asked for as: 0.05 of 768 tokens comes to 38, which would otherwise be
-    labelled 4.95 %. ``spread`` says where the least and the greatest stand: a narrow screen wants
-    them below the mean, or not at all.
-    """
-    shown = shown_budgets(results)
-    part = results.isel(budget=shown)
-    values_of = part[measure].transpose("policy", "budget", "layer", "unit").values
-    values_of = values_of.reshape(*values_of.shape[:2], -1)
-    ranks = part[ranked_by].transpose("policy", "budget", "layer", "unit").values
-    ranks = ranks.mean(axis=(1, 2, 3)) * (-1 if ranked_by == "recall" else 1)
-    texts = [str(text) for text in part["policy"].values]
-    notes = [_notes(part.isel(policy=i)) for i in range(len(texts))]
-
-    caption = f"{MEASURED[measure]}: mean over the units"
-    caption += " (a wider screen shows the spread)" if spread == "none" else ", then least–greatest"
-    if len(shown) < results.sizes["budget"]:
-        caption += f"; {len(shown)} of {results.sizes['budget']} budgets shown"
-    if ranked_by != "recall":
-        caption += f"; ranked by {MEASURED[ranked_by]}, the least first"
-    table = _table(title, caption)
-    table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("policy", overflow="fold", min_width=9)
-    n = int(results.attrs["n"])
-    for budget in part["budget"].values.tolist():
-        share = budget_label(budget, n, asked)
-        label = f"{budget} ({share})" if spread == "beside" else f"{budget}\n{share}"
-        table.add_column(label, justify="right", no_wrap=True)
-    optimum = "optimum" in part and measure == ranked_by == "recall"
-    if any(notes) or optimum:
-        table.add_column("notes")
-
-    ordinary = [kind == "online" for kind in part["kind"].values]
-    entries = list(zip(ranks, values_of, texts, notes, ordinary, strict=True))
-    if optimum:
-        best = part["optimum"].transpose("budget", "layer", "unit").values
-        best = best.reshape(len(best), -1)
-        entries.append((-best.mean(), best, "optimum", "offline", False))
-    number = 0
-    # Equals keep the order in which the policies were asked for.
-    for _, values, text, note, counts in sorted(entries, key=lambda entry: entry[0]):
-        number += counts
-        cells = (_cell(units, spread, 3 * (measure != "recall")) for units in values)
-        row = [str(number) if counts else "–", text, *cells]
-        table.add_row(*row, *([note] if len(table.columns) > len(row) else []))
-    return table
-
-
-def one_pass_line(results: xr.Dataset) -> str:
-    """Which policies had all their budgets from one pass, and which ran budget by budget."""
-    ways = {True: "all budgets in one pass", False: "budget by budget"}
-    parts = []
-    for flag, words in ways.items():
-        names = results["policy"].values[results["one_pass"].values == flag]
-        if len(names):
-            parts.append(f"{words}: {', '.join(map(str, names))}")
-    return "; ".join(parts)
-
-
-def target_table(reached: xr.Dataset, title: str | None = None) -> Table:
-    """A row a policy: the smallest budget that reaches the recall, overall and for each layer."""
-    n, target = int(reached.attrs["n"]), reached.attrs["target_recall"]
-    caption = f"smallest budget whose recall is at least {target:g}, in tokens"
-    if reached.sizes["unit"] > 1:
-        caption += "; of a layer: least–greatest over its units"
-    table = _table(title, caption)
-    table.add_column("policy", overflow="fold", min_width=9)
-    table.add_column("overall", justify="right", no_wrap=True)
-    for layer in reached["layer"].values:
-        table.add_column(f"layer {layer}", justify="right", no_wrap=True)
-    overall = reached["least_budget_overall"].values
-    for i in sorted(range(len(overall)), key=lambda i: (overall[i] == 0, overall[i])):
-        share = f" ({100 * overall[i] / n:.3g} %)" if overall[i] else ""
-        cells = []
-        for budgets in reached["least_budget"].isel(policy=i).transpose("layer", "unit").values:
-            ends = dict.fromkeys((budgets.min(), budgets.max()))
-            cells.append("–".join("never" if not b else str(b) for b in ends))
-        name = str(reached["policy"].values[i])
-        table.add_row(name, f"{overall[i] or 'never'}{share}", *cells)
-    return table
-
-
-def _cell(values: np.ndarray, spread: str, digits: int = 0) -> str:
-    """Mean, least and greatest: three decimals, or so many significant ``digits``."""
-    ends = values.mean(), values.min(), values.max()
-    mean, low, high = (f"{v:.{digits}g}" if digits else _short(v) for v in ends)
-    if values.size == 1 or spread == "none":
-        return mean
-    return f"{mean}\n{low}–{high}" if spread == "below" else f"{mean}  {low}–{high}"
-
-
-def _short(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:.3f}".removeprefix("0")
-
-
-def _notes(one: xr.Dataset) -> str:
-    words = [remark(one["kind"].item())]
-    held = one["held"].transpose("budget", "layer", "unit").values
-    over = held.reshape(len(held), -1).max(axis=1) / one["budget"].values
-    worst = int(over.argmax())
-    if over[worst] > 1:
-        words.append(f"holds up to {held[worst].max()} of {int(one['budget'].values[worst])}")
-    return ", ".join(filter(None, words))
 
 
 def bounds_table(records: Sequence[Record], title: str, weights: str = "mass") -> Table:
@@ -185,7 +30,7 @@ def bounds_table(records: Sequence[Record], title: str, weights: str = "mass") -
     if len(budgets) > 10:
         budgets = budgets[:: -(-len(budgets) // 10)]
         caption += f"; {len(budgets)} budgets shown"
-    table = _table(title, caption)
+    table = plain_table(title, caption)
     for column in ("layer", "unit", *map(str, budgets)):
         table.add_column(column, justify="right", no_wrap=True)
     rows: dict[tuple[int, int], dict[int, str]] = {}
@@ -207,7 +52,7 @@ def allocation_table(found: xr.Dataset, title: str) -> Table:
     slack = found["upper"].values - found["overall"].sel(split="best").values
     if (slack > 0).any():
         caption += f"; best is proved within {slack.max():.1e}"
-    table = _table(title, caption)
+    table = plain_table(title, caption)
     table.add_column("policy", overflow="fold", min_width=9)
     for column in ("rule", "recall", *(f"layer {layer}" for layer in found["layer"].values)):
         table.add_column(column, justify="left" if column == "rule" else "right", no_wrap=True)
@@ -221,31 +66,54 @@ def allocation_table(found: xr.Dataset, title: str) -> Table:
     return table
 
 
-def best_table(summary: Summary, most: int, title: str) -> Table:
-    """The best settings of each budget of a sweep: a row each."""
+def best_table(summary: Summary, most: int, title: str, by_trace: bool = False) -> Table:
+    """The best settings of each budget of a sweep: a row each; or a row for each of its traces."""
     name = "recall" if summary.measure == "recall" else MEASURED[summary.measure]
-    caption = f"{MEASURED[summary.measure]}: mean over the units, then least–greatest"
+    several, online = len(summary.traces) > 1, int(summary.ranked.any(axis=1).sum())
+    caption = f"{MEASURED[summary.measure]}: mean over the units"
+    if several and not by_trace:
+        geometric = "" if summary.measure == "recall" else "geometric "
+        caption += f" of each trace, then {geometric}mean over traces"
+    elif not several:
+        caption += ", then least–greatest"
+    if not by_trace:
+        caption += f"; {what_intervals_say(len(summary.traces), online, 'trace')}"
     left = int((~summary.ranked).all(axis=1).sum())
     if left:
         caption += f"; {left} settings never compete: oracles, bounds, or holding over the budget"
-    table = _table(title, caption)
-    for header in ("budget", "#", "setting", name, "least–greatest"):
+    table = plain_table(title, caption)
+    last = "trace" if by_trace else "interval" if several else "least–greatest"
+    for header in ("budget", "#", "setting", name, last):
         right = header in ("budget", "#", name)
         table.add_column(header, justify="right" if right else "left", overflow="fold")
-    records = best_records(summary, most)
+    style = ".4f" if name == "recall" else ".3g"
+    records = best_records(summary, most, by_trace)
+    ranks = Counter((one["budget"], one["rank"]) for one in best_records(summary, most))
     for column in summary.columns:
-        label = column.label
+        label, setting = column.label, ""
         for one in (r for r in records if r["budget"] == column.budget):
-            numbers = one[summary.measure], one["least"], one["greatest"]
-            style = ".4f" if name == "recall" else ".3g"
-            mean, low, high = (f"{number:{style}}" for number in numbers)
-            table.add_row(label, str(one["rank"]), one["policy"], mean, f"{low}–{high}")
+            tie = "=" * (ranks[one["budget"], one["rank"]] > 1)
+            words = [f"{one['rank']}{tie}", one["policy"]]
+            if one["policy"] == setting:
+                words = ["", ""]
+            setting = one["policy"]
+            if by_trace:
+                beside = one["trace"]
+            elif not several:
+                beside = f"{one['least']:{style}}–{one['greatest']:{style}}"
+            else:
+                beside = (
+                    "" if one["low"] is None else f"[{one['low']:{style}}, {one['high']:{style}}]"
+                )
+            mean = f"{one[summary.measure]:{style}}" + "*" * bool(one.get("best"))
+            table.add_row(label, *words, mean, beside)
             label = ""
         table.add_section()
     return table
 
 
-def _table(title: str | None, caption: str) -> Table:
+def plain_table(title: str | None, caption: str) -> Table:
+    """An empty table with what it shows above it and how to read it below."""
     from rich.table import Table
 
     return Table(title=title, caption=caption, title_justify="left", caption_justify="left")

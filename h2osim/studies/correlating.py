@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from scipy.stats import rankdata
 
-from h2osim.closed_loop.statistics import Interval, mean_interval
+from h2osim.report.statistics import Interval, mean_interval
 from h2osim.studies.fidelity import GOOD
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,17 @@ def open_trace(path_or_name: str | os.PathLike[str]) -> Trace:
     fields = manifest.read(path)
     slots = {entry["index"]: _check_header(path, fields, entry) for entry in fields["layers"]}
     return Trace(fields, path, slots, {})
+
+
+def open_traces(paths_or_names: Iterable[str | os.PathLike[str]]) -> list[Trace]:
+    """Open several traces; a folder that holds trace folders stands for all of them, by name."""
+    found: list[Trace] = []
+    for given in paths_or_names:
+        inside: Sequence[str | os.PathLike[str]] = [given]
+        if os.path.isdir(given) and not Path(given, "trace.json").is_file():
+            inside = sorted(path.parent for path in Path(given).glob("*/trace.json")) or inside
+        found += map(open_trace, inside)
+    return found
 
 
 def _bundled(given: str | os.PathLike[str]) -> Path:

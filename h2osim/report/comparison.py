@@ -1,0 +1,391 @@
+"""What policies reach, summed up over units and traces: rows, and the tables of `h2osim compare`.
+
+The sample of a result on several traces is the trace, because units of one trace are not
+independent: a number is first averaged over the units of each trace, and its interval is over
+traces. On one trace no interval is possible, and the least and greatest unit stand in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from h2osim.replays.results import params_of
+from h2osim.report.best import mean_of_traces
+from h2osim.report.frames import MEASURED, Record, budget_label, remark, shown_budgets
+from h2osim.report.statistics import can_tell, mean_interval, ties_with_best, what_intervals_say
+from h2osim.report.terminal import plain_table
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from rich.table import Table
+
+_UNIT_WORDS = {"head": "heads", "group": "KV groups", "layer": "layers"}
+#: What a row of a table may be, besides a policy.
+BY = ("layer", "unit", "trace", "step")
+#: Into how many spans the decode steps are cut.
+_SPANS = 10
+#: How wide the notes beside a table may be.
+_NOTES = 24
+Spread = Literal["beside", "below", "none"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of a policy at a budget: its mean, an interval over traces or the least and greatest
+    unit, and whether it cannot be told from the best (None: not asked, or the traces are too few).
+    """
+
+    mean: float
+    low: float
+    high: float
+    best: bool | None = None
+
+
+def cells(values: xr.DataArray, online: Sequence[bool], measure: str) -> list[list[Cell]]:
+    """A cell for each policy and budget. ``online`` policies are compared with the best of them.
+
+    Recall has its arithmetic mean over traces, an error, which differs by factors from trace to
+    trace, the geometric one.
+    """
+    over = [dim for dim in ("layer", "unit") if dim in values.dims]
+    if "trace" not in values.dims:
+        flat = values.transpose("policy", "budget", *over).values
+        flat = flat.reshape(*flat.shape[:2], -1)
+        return [[Cell(x.mean(), x.min(), x.max()) for x in row] for row in flat]
+    geometric = measure != "recall"
+    sample = values.mean(over).transpose("policy", "budget", "trace").values
+    found: list[list[Cell]] = [[] for _ in sample]
+    for b in range(sample.shape[1]):
+        here = sample[:, b, ~np.isnan(sample[:, b]).any(axis=0)]
+        racing = {str(i): x for i, x in enumerate(here) if online[i]}
+        tell = can_tell(here.shape[1], len(racing))
+        best = (
+            ties_with_best(racing, geometric=geometric, largest=measure == "recall") if tell else ()
+        )
+        for i, x in enumerate(here):
+            if not len(x):
+                found[i].append(Cell(np.nan, np.nan, np.nan))
+                continue
+            one = mean_interval(x, geometric=geometric)
+            mark = str(i) in best if tell and online[i] else None
+            found[i].append(Cell(one.mean, one.low, one.high, mark))
+    return found
+
+
+def _means(values: xr.DataArray, measure: str) -> np.ndarray:
+    """The means of :func:`cells` alone, [policy, budget]."""
+    over_units = values.mean([dim for dim in ("layer", "unit") if dim in values.dims])
+    if "trace" not in values.dims:
+        return over_units.transpose("policy", "budget").values
+    return mean_of_traces(over_units.transpose("policy", "budget", "trace").values, measure)
+
+
+def groups(results: xr.Dataset, by: str, measure: str) -> Iterator[tuple[str, xr.DataArray]]:
+    """A measure of each layer, unit, trace or span of decode steps, with a word for it."""
+    if by == "layer":
+        for i, layer in enumerate(results["layer"].values):
+            yield f"layer {layer}", results[measure].isel(layer=[i])
+    elif by == "unit":
+        for i, layer in enumerate(results["layer"].values):
+            for u in range(results.sizes["unit"]):
+                yield f"layer {layer}, unit {u}", results[measure].isel(layer=[i], unit=[u])
+    elif by == "trace":
+        for i, name in enumerate(results["trace"].values):
+            yield str(name), results[measure].isel(trace=i)
+    else:
+        name = "step_recall" if measure == "recall" else f"{measure}_step"
+        steps = results["step"].values
+        for part in np.array_split(np.arange(len(steps)), min(_SPANS, len(steps))):
+            word = f"{steps[part[0]]}–{steps[part[-1]]}"
+            yield word, results[name].isel(step=part).mean("step")
+
+
+def by_records(results: xr.Dataset, by: str, measure: str) -> list[Record]:
+    """Records {by, policy, budget, the measure, low, high}: of each layer, unit, trace or span.
+
+    low and high are the interval over traces, or, on one trace, the least and greatest unit.
+    """
+    online = [kind == "online" for kind in results["kind"].values]
+    names, budgets = results["policy"].values.tolist(), results["budget"].values.tolist()
+    found = []
+    for word, values in groups(results, by, measure):
+        for name, row in zip(names, cells(values, online, measure), strict=True):
+            for budget, one in zip(budgets, row, strict=True):
+                ends = {"low": one.low, "high": one.high}
+                found.append({by: word, "policy": name, "budget": budget, measure: one.mean} | ends)
+    return found
+
+
+# --- tables ---------------------------------------------------------------------------------
+
+
+def comparison_title(results: xr.Dataset) -> str:
+    """One line on what was compared: traces, length, prompt and units."""
+    units = results.sizes["layer"] * results.sizes["unit"]
+    word = _UNIT_WORDS.get(str(results.attrs.get("share", "group")), "units")
+    word = word.removesuffix("s") if units == 1 else word
+    if "trace" not in results.dims:
+        prompt = int(results.attrs["prompt_len"])
+        tokens = "token" if prompt == 1 else "tokens"
+        head = f"{results.attrs['trace']}: {results.attrs['n']} tokens, prompt of {prompt} {tokens}"
+        return f"{head}, {units} {word}"
+    n, p = (_range(results[name].values) for name in ("n", "prompt_len"))
+    traces = traces_named(results["trace"].values.tolist())
+    return f"{traces}: {n} tokens, prompts of {p}, {units} {word} each"
+
+
+def traces_named(names: Sequence[str]) -> str:
+    """Several traces in a few words: how many, and their names where there is room."""
+    listed = ", ".join(map(str, names))
+    count = f"{len(names)} traces"
+    return f"{count} ({listed})" if len(names) < 5 and len(listed) < 60 else count
+
+
+def _range(values: np.ndarray) -> str:
+    return "–".join(map(str, dict.fromkeys((values.min(), values.max()))))
+
+
+def comparison_table(
+    results: xr.Dataset,
+    title: str | None = None,
+    asked: Mapping[int, float] | None = None,
+    spread: Spread = "beside",
+    measure: str = "recall",
+    ranked_by: str = "recall",
+    by: str | None = None,
+) -> Table:
+    """Rank the policies: a row a policy, a column a budget; ``measure`` is what the cells hold.
+
+    A cell is the mean over all units, then the least and the greatest of them; on several traces
+    the mean over the traces with its interval. The rank is by the mean of ``ranked_by`` over the
+    budgets shown, equals share one; oracles and bounds stand in their place without a number,
+    because nothing that decodes online can be them. ``asked`` maps budgets in tokens to the
+    fractions they were asked for as: 0.05 of 768 tokens comes to 38, which would otherwise be
+    labelled 4.95 %. ``spread`` says where the least and the greatest stand: a narrow screen wants
+    them below the mean, or not at all. ``by`` gives a section to each layer, unit, trace or span of
+    decode steps.
+    """
+    shown = shown_budgets(results)
+    part = results.isel(budget=shown)
+    online = [kind == "online" for kind in part["kind"].values]
+    keys = _means(part[ranked_by], ranked_by).mean(axis=1) * (-1 if ranked_by == "recall" else 1)
+    texts = [str(text) for text in part["policy"].values]
+    notes = [_notes(part.isel(policy=i)) for i in range(len(texts))]
+    optimum = "optimum" in part and measure == ranked_by == "recall" and by is None
+    if optimum:
+        offline = part["optimum"].expand_dims("policy")
+        best = cells(offline, [False], "recall")
+        keys = np.append(keys, -_means(offline, "recall").mean())
+        texts, notes, online = [*texts, "optimum"], [*notes, "offline"], [*online, False]
+
+    table = plain_table(title, _caption(results, spread, measure, ranked_by, by))
+    if by is not None:
+        table.add_column("decode steps" if by == "step" else by, overflow="fold", min_width=7)
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("policy", overflow="fold", min_width=9)
+    for label in headings(part, asked, spread == "beside"):
+        table.add_column(label, justify="right", no_wrap=True)
+    with_notes = any(notes) and by is None
+    if with_notes:
+        table.add_column("notes", max_width=_NOTES)
+
+    ranks = _ranks(keys, online)
+    found = [(None, part[measure])] if by is None else groups(part, by, measure)
+    for word, values in found:
+        rows = cells(values, online, measure) + (best if optimum else [])
+        digits = 0 if measure == "recall" else 3
+        first = [] if word is None else [word]
+        for i in np.argsort(keys, kind="stable"):  # equals in the order they were asked for in
+            numbers = (_cell(one, spread, digits, "trace" in values.dims) for one in rows[i])
+            row = [*first, ranks[i], texts[i], *numbers]
+            table.add_row(*row, *([notes[i]] if with_notes else []))
+            first = [""] if first else []
+        table.add_section()
+    return table
+
+
+def _caption(
+    results: xr.Dataset, spread: Spread, measure: str, ranked_by: str, by: str | None
+) -> str:
+    name, sizes = MEASURED[measure], results.sizes
+    if "trace" in results.dims and by != "trace":
+        online = int((results["kind"] == "online").sum())
+        mean = "mean" if measure == "recall" else "geometric mean"
+        says = what_intervals_say(sizes["trace"], online, "trace")
+        caption = f"{name}: {mean} over the traces of their units' means; {says}"
+    elif sizes["layer"] * sizes["unit"] == 1 or by == "unit":
+        caption = name
+    else:
+        caption = f"{name}: mean over the units" + (", then least–greatest" * (spread != "none"))
+    if "trace" not in results.dims:
+        caption += f"; {what_intervals_say(1, 1, 'trace')}"
+    if spread == "none":
+        caption += " (a wider screen shows the spread)"
+    shown = len(shown_budgets(results))
+    if shown < sizes["budget"]:
+        caption += f"; {shown} of {sizes['budget']} budgets shown"
+    order = "the largest first" if ranked_by == "recall" else "the least first"
+    caption += f"; ranked by {'this' if ranked_by == measure else MEASURED[ranked_by]}, "
+    caption += f"mean over the budgets, {order}"
+    return caption
+
+
+def headings(part: xr.Dataset, asked: Mapping[int, float] | None, beside: bool) -> Iterator[str]:
+    """The word for each budget: tokens and their share of the trace, or what of it is common."""
+    several = "trace" in part.dims
+    for budget in part["budget"].values.tolist():
+        if isinstance(budget, float) and budget <= 1:
+            yield f"{100 * budget:.3g} %"
+        elif several and len(set(part["n"].values.tolist())) > 1:
+            yield f"{budget:g}"
+        else:
+            n = int(part["n"].values[0]) if several else int(part.attrs["n"])
+            share = budget_label(int(budget), n, asked)
+            yield f"{budget:g} ({share})" if beside else f"{budget:g}\n{share}"
+
+
+def _ranks(keys: Sequence[float], online: Sequence[bool]) -> list[str]:
+    """Each policy's rank among those that run online; equals share it, and = says so."""
+    racing = [key for key, counts in zip(keys, online, strict=True) if counts]
+    return [
+        f"{1 + sum(other < key for other in racing)}{'=' * (racing.count(key) > 1)}"
+        if counts
+        else "–"
+        for key, counts in zip(keys, online, strict=True)
+    ]
+
+
+def _cell(one: Cell, spread: Spread, digits: int, several: bool) -> str:
+    """Mean and spread: three decimals, or so many significant ``digits``."""
+    mean, low, high = (
+        f"{v:.{digits}g}" if digits and not np.isnan(v) else short(v)
+        for v in (one.mean, one.low, one.high)
+    )
+    mean += "*" if one.best else ""
+    if spread == "none" or np.isnan(one.low) or (one.low == one.high and not several):
+        return mean
+    ends = f"[{low}, {high}]" if several else f"{low}–{high}"
+    return f"{mean}\n{ends}" if spread == "below" else f"{mean}  {ends}"
+
+
+def short(value: float) -> str:
+    """A share in three decimals, without the leading 0."""
+    return "–" if np.isnan(value) else f"{value:.3f}".removeprefix("0")
+
+
+def _notes(one: xr.Dataset) -> str:
+    words = [remark(one["kind"].item())]
+    tokens = one["tokens"] if "tokens" in one.coords else one["budget"]
+    held = one["held"].values
+    room = tokens.broadcast_like(one["held"]).transpose(*one["held"].dims).values
+    there = room > 0
+    over = np.divide(held, room, out=np.zeros(held.shape), where=there)
+    worst = np.unravel_index(int(over.argmax()), over.shape)
+    if over[worst] > 1:
+        words.append(f"holds up to {held[worst]} of {int(room[worst])}")
+    params = params_of(one["params"].item())
+    for name, value in ((n, params[n]) for n in ("recent", "window") if params.get(n, 0) >= 1):
+        if full := sorted(set(room[there & (room <= value)])):
+            words.append(f"{name}={value} fills a budget of {', '.join(f'{k:g}' for k in full)}")
+    return ", ".join(filter(None, words))
+
+
+def regret_table(results: xr.Dataset, ranked_by: str = "recall") -> Table:
+    """A row a policy, a column a budget: regret, and the share of StreamingLLM's gap closed.
+
+    The share is a ratio of means, (recall - streaming) / (optimum - streaming), so that of two
+    policies the better never shows the smaller one.
+    """
+    shown = results.isel(budget=shown_budgets(results))
+    best, base = (
+        shown[name].mean([d for d in shown[name].dims if d != "budget"]).values
+        for name in ("optimum", "streaming")
+    )
+    others = [d for d in shown["recall"].dims if d not in ("policy", "budget")]
+    reached = shown["recall"].mean(others).transpose("policy", "budget").values
+    caption = (
+        "below the offline optimum by; in brackets the share of the gap between StreamingLLM and "
+        "the optimum that is closed (both from means over all units)"
+    )
+    title = "recall of the attention mass, against the offline optimum"
+    if ranked_by != "recall":
+        title += f"; what {MEASURED[ranked_by]} could be at best is not known"
+    table = plain_table(title, caption)
+    table.add_column("policy", overflow="fold", min_width=9)
+    for heading, recall in zip(headings(shown, None, False), best, strict=True):
+        label = f"{heading.splitlines()[0]}\noptimum {short(recall)}"
+        table.add_column(label, justify="right", no_wrap=True)
+    gap = best - base
+    closed = np.divide(reached - base, gap, out=np.full(reached.shape, np.nan), where=gap > 0)
+    for i in np.argsort((best - reached).mean(axis=1), kind="stable"):
+        numbers = [
+            f"{r:.3f} ({'–' if np.isnan(c) else f'{100 * c:.0f} %'})"
+            for r, c in zip(best - reached[i], closed[i], strict=True)
+        ]
+        table.add_row(str(shown["policy"].values[i]), *numbers)
+    return table
+
+
+def one_pass_line(results: xr.Dataset) -> str:
+    """Which policies had all their budgets from one pass, and which ran budget by budget."""
+    ways = {True: "all budgets in one pass", False: "budget by budget"}
+    parts = []
+    for flag, words in ways.items():
+        names = results["policy"].values[results["one_pass"].values == flag]
+        if len(names):
+            parts.append(f"{words}: {', '.join(map(str, names))}")
+    return "; ".join(parts)
+
+
+def target_table(reached: xr.Dataset, title: str | None = None, by: str | None = None) -> Table:
+    """A row a policy: the least budget whose mean recall is enough, and those of single units.
+
+    On several traces the first is the mean over them, as a share of each, with its interval. ``by``
+    gives a section to each layer, unit or trace.
+    """
+    target, several = reached.attrs["target_recall"], "trace" in reached.dims
+    caption = f"smallest budget whose recall is at least {target:g}"
+    caption += ": overall, for the mean over the units; then of single units, in tokens"
+    if several:
+        caption += "; overall as a share of each trace: "
+        caption += what_intervals_say(reached.sizes["trace"], 1, "trace")
+    table = plain_table(title, caption)
+    if by is not None:
+        table.add_column(by)
+    table.add_column("policy", overflow="fold", min_width=9)
+    columns = ("least", "median", "greatest")
+    for column in (*(() if by else ("overall",)), *columns):
+        table.add_column(column, justify="right", no_wrap=True)
+    policies = reached.sizes["policy"]
+    overall = reached["least_budget_overall"].transpose("policy", ...).values.reshape(policies, -1)
+    worst = np.where(overall == 0, np.inf, overall).mean(axis=1)
+    lengths = reached["n"].values if several else np.array([reached.attrs["n"]])
+    names = reached["policy"].values
+    single = [(None, reached["least_budget"])]
+    for word, values in single if by is None else groups(reached, by, "least_budget"):
+        first = [] if word is None else [word]
+        for i in np.argsort(worst, kind="stable"):
+            units = values.isel(policy=i).values.ravel()
+            ordered = np.sort(np.where(units == 0, np.inf, units))
+            ends = (ordered[0], ordered[(len(ordered) - 1) // 2], ordered[-1])
+            shown = ["never" if np.isinf(k) else f"{k:.0f}" for k in ends]
+            least = [] if by else [_least(overall[i], lengths)]
+            table.add_row(*first, str(names[i]), *least, *shown)
+            first = [""] if first else []
+        table.add_section()
+    return table
+
+
+def _least(budgets: np.ndarray, lengths: np.ndarray) -> str:
+    """The least budgets of some traces in words, 0 where none is enough."""
+    never = int((budgets == 0).sum())
+    if never:
+        return "never" if never == len(budgets) else f"never in {never} of {len(budgets)}"
+    if len(budgets) == 1:
+        return f"{budgets[0]} ({100 * budgets[0] / lengths[0]:.3g} %)"
+    one = mean_interval(100 * budgets / lengths)
+    return f"{one.mean:.3g} % [{one.low:.3g}, {one.high:.3g}]"
