@@ -33,10 +33,10 @@ def test_the_contents_are_on_the_disk_before_the_name(tmp_path: Path, calls: lis
     target = tmp_path / "table.csv"
     target.write_text("old")
     with replacing(target) as temporary:
-        assert temporary.parent == tmp_path and temporary.suffix == ".csv"
+        assert temporary.name == target.name and temporary.parent.parent == tmp_path
         temporary.write_text("new")
         assert target.read_text() == "old"
-        assert [*tmp_path.glob(LEFTOVERS)] == [temporary]
+        assert [*tmp_path.glob(LEFTOVERS)] == [temporary.parent]
     assert target.read_text() == "new"
     assert [*tmp_path.iterdir()] == [target]
     assert calls == [f"flush {temporary.name}", "rename", f"flush {tmp_path.name}"]

@@ -21,6 +21,7 @@ from honest_decoder import P, make, refused, tokens
 import h2osim
 from h2osim.closed_loop.attention import Eviction
 from h2osim.closed_loop.decoding import Decoder
+from h2osim.support.atomic import LEFTOVERS
 from h2osim.support.errors import UserError
 
 
@@ -55,7 +56,9 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path: Path, counted: list[str]
     with pytest.raises(KeyboardInterrupt):
         run(progress=stop)
     assert counted == ["h2o", "h2o", "tova"]
-    (store / "passes" / ".0123456789abcdef.partial.npz").write_bytes(b"half")
+    left = store / "passes" / ".h2osim-0123456789abcdef.partial"
+    left.mkdir()
+    (left / "0-0-0.npz").write_bytes(b"half")
     damaged = store / "passes" / "0-0-0.npz"
     content = bytearray(damaged.read_bytes())
     content[len(content) // 3] ^= 1
@@ -63,7 +66,7 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path: Path, counted: list[str]
     counted.clear()
     assert same(run(), expected)
     assert counted == ["h2o", "tova", "h2o", "h2o", "tova", "tova"]  # the damaged one, and the rest
-    assert not list(store.rglob(".*.partial*"))
+    assert not list(store.rglob(LEFTOVERS))
     counted.clear()
     assert same(run(), expected) and not counted
     for more, said in (

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -202,34 +203,28 @@ def test_what_a_kill_leaves_beside_a_trace_is_swept_by_the_next(tmp_path: Path) 
         "        print('ready', flush=True); time.sleep(60)\n"
     )
     words = [sys.executable, "-c", code, str(tmp_path / "t")]
-    (tmp_path / ".mine.trace").mkdir()
+    mine = tmp_path / ".mine.partial"
+    mine.mkdir()
     children = [subprocess.Popen(words, stdout=subprocess.PIPE) for _ in range(2)]
     for child in children:
         assert child.stdout is not None and child.stdout.readline() == b"ready\n"
     children[0].kill()
     children[0].wait()
-    left = list(tmp_path.glob(".*.partial.trace"))
-    assert len(left) == 2
-    for folder in left:
-        os.utime(folder, (0, 0))
+    assert len(list(tmp_path.glob(atomic.LEFTOVERS))) == 2
+    atomic._sweep_once.cache_clear()
     h2osim.synth("powerlaw", 4).save(tmp_path / "other")
-    assert len(list(tmp_path.glob(".*.partial.trace"))) == 1
+    assert len(list(tmp_path.glob(atomic.LEFTOVERS))) == 1
     children[1].send_signal(signal.SIGINT)
     assert children[1].wait(timeout=30) != 0
-    assert {path.name for path in tmp_path.iterdir()} == {"other", ".mine.trace"}
+    assert {path.name for path in tmp_path.iterdir()} == {"other", mine.name}
 
 
 def test_a_process_that_ends_at_once_takes_its_halves_along(tmp_path: Path) -> None:
-    with atomic.replacing(tmp_path / "file") as temporary:
+    (tmp_path / "whole").touch()
+    with suppress(FileNotFoundError), atomic.replacing(tmp_path / "file") as temporary:
         temporary.write_text("half")
-        folder = tmp_path / "half"
-        folder.mkdir()
-        atomic.UNFINISHED.add(folder)
-        (tmp_path / "whole").touch()
         atomic.discard_all()
         assert [path.name for path in tmp_path.iterdir()] == ["whole"]
-        atomic.UNFINISHED.discard(folder)
-        temporary.write_text("all")
 
 
 # --- where nothing can be written ------------------------------------------------------------

@@ -25,6 +25,7 @@ from sweep_cases import GRID, MANY, files, finished, log, same
 from trace_cases import random_trace
 
 from h2osim.replays.execute import ENGINES
+from h2osim.support.atomic import LEFTOVERS
 from h2osim.support.errors import UserError
 from h2osim.sweeps.store import SweepStore
 from h2osim.sweeps.sweeping import open_sweep, sweep
@@ -40,7 +41,7 @@ def test_a_store_holds_what_is_returned(small: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(lazy.recall[7:1:-2, 1, ::-1], expected.recall[7:1:-2, 1, ::-1])
     np.testing.assert_array_equal(lazy.held[[5, 0], :, -1], expected.held[[5, 0], :, -1])
     assert lazy.recall[3:3].values.shape == (0, 4, 2)
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(tmp_path.rglob(LEFTOVERS))
 
 
 def test_zarr_and_xarray_read_the_store(small: Path, tmp_path: Path) -> None:

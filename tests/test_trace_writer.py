@@ -60,7 +60,7 @@ def test_all_is_on_the_disk_before_the_folder_has_its_name(
 
     def flush(descriptor: int) -> None:
         place = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-        events.append("folder" if place.name.endswith(".partial.trace") else place.name)
+        events.append("folder" if place.parent.name.endswith(".partial") else place.name)
 
     rename = os.rename
 

@@ -82,7 +82,8 @@ def run(args: Sequence[str]) -> int:
         if not hasattr(error, "format_message"):
             raise
         command = getattr(getattr(error, "ctx", None), "command_path", "h2osim")
-        message = error.format_message().rstrip(".")
+        # Recent releases of typer also say which class their check of a choice raised.
+        message = error.format_message().rstrip(".").replace(": Value error, ", ": ")
         return _say(f"{message} (see `{command} --help`)", USER_ERROR)
     if code == INTERRUPTED:  # typer turns Ctrl-C into an exit code and prints nothing
         return _say("interrupted", INTERRUPTED)

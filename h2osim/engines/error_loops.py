@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from h2osim.attention.row_loops import fixed
+from h2osim.support.compiling import njit
 
 _FAST: dict[str, Any] = {
     "cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract"},

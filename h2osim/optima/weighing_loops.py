@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from h2osim.attention.fixed_point import UNIT
 from h2osim.attention.row_loops import fixed
+from h2osim.support.compiling import njit
 
 _LANES = 8
 

@@ -36,10 +36,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from h2osim.attention.fixed_point import UNIT
 from h2osim.attention.row_loops import fixed, sum_heads
+from h2osim.support.compiling import njit
 
 OPTIONS = dict(cache=True, nogil=True, error_model="numpy", boundscheck=False)
 '''

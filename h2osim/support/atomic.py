@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
-LEFTOVERS = ".*.partial*"
-"""Glob pattern of the temporary names: what a killed process leaves behind is found by it."""
+LEFTOVERS = ".h2osim-*.partial"
+"""Glob pattern of the hidden folders: what a killed process leaves behind is found by it."""
+_REPLACED = "replaced"
 
 UNFINISHED: set[Path] = set()
-"""Temporary files and folders of this process, for :func:`discard_all`."""
+"""Hidden folders of this process, for :func:`discard_all`."""
 
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A path beside `target`, with the same suffix, that takes its place if the body succeeds.
+    """A path of the same name, in a hidden folder, that takes the target's place if the body
+    succeeds.
 
     The body writes the file. It is flushed to the disk before it is renamed, and the folder after,
     so at any time `target` holds either what it held before or all of the new contents. If the body
     raises, the temporary file is removed and `target` stays as it was. A link is written through.
     """
-    with _temporary(target) as (real, temporary):
+    real = Path(os.path.realpath(target))
+    with hidden_folder(real.parent) as folder:
+        temporary = folder / real.name
         yield temporary
         flush(temporary)
         os.replace(temporary, real)
@@ -32,29 +39,100 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _temporary(target: Path) -> Iterator[tuple[Path, Path]]:
-    """Where `target` really is, and a temporary name beside it; what is there in the end goes."""
-    real = Path(os.path.realpath(target))
-    temporary = temporary_name(real)
-    UNFINISHED.add(temporary)
+def hidden_folder(parent: Path) -> Iterator[Path]:
+    """A locked folder for what is to be renamed into `parent`; it goes with what is left in it.
+
+    The lock ends with the process. What killed processes left in `parent` is removed before, once
+    in the life of this one.
+    """
+    _sweep_once(parent)
+    lock = None
+    while True:
+        folder = parent / f".h2osim-{secrets.token_hex(8)}.partial"
+        UNFINISHED.add(folder)
+        try:
+            folder.mkdir()
+            lock = _locked(folder, wait=True)
+            if not folder.exists():  # another process took it for abandoned
+                continue
+            yield folder
+            return
+        finally:
+            _remove(folder)
+            UNFINISHED.discard(folder)
+            if lock is not None:
+                os.close(lock)
+
+
+def take_place(new: Path, target: Path) -> Path | None:
+    """Give the folder `new`, in a hidden folder, the name `target`; where the former one is now.
+
+    In one step where the system can exchange two names. Elsewhere there is none of that name for a
+    moment, and if the process is killed then, :func:`sweep` brings the former one back.
+    """
+    if not target.exists():
+        os.rename(new, target)
+        return None
+    if _exchange(new, target):
+        return new
+    former = new.parent / _REPLACED / target.name
+    former.parent.mkdir()
+    os.rename(target, former)
     try:
-        yield real, temporary
+        os.rename(new, target)
     finally:
-        temporary.unlink(missing_ok=True)
-        UNFINISHED.discard(temporary)
+        if not target.exists():
+            os.rename(former, target)
+    return former
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Whether two names were exchanged; many file systems of Linux can, and no other system."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    names = os.fsencode(one), os.fsencode(other)
+    return rename is not None and rename(here, names[0], here, names[1], exchange) == 0
+
+
+def sweep(parent: Path, below: bool = False) -> None:
+    """Remove what killed processes left in a folder, or also below it, and bring back what they
+    had moved away.
+    """
+    for left in list(parent.rglob(LEFTOVERS) if below else parent.glob(LEFTOVERS)):
+        if (lock := _locked(left)) is not None:
+            _remove(left)
+            os.close(lock)
+
+
+@cache
+def _sweep_once(parent: Path) -> None:
+    sweep(parent)
+
+
+def bring_back(target: Path) -> None:
+    """Undo half a replacement of `target` by a killed process."""
+    if any((left / _REPLACED / target.name).exists() for left in target.parent.glob(LEFTOVERS)):
+        sweep(target.parent)
+
+
+def _remove(folder: Path) -> None:
+    for former in list(folder.glob(f"{_REPLACED}/*")):
+        if not (place := folder.parent / former.name).exists():
+            with suppress(OSError):
+                os.rename(former, place)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def try_writing(target: Path) -> None:
     """OSError where `replacing` could not write a small file: the folder, the disk or the name."""
-    with suppress(FileNotFoundError):
-        os.stat(target)  # says when the name is too long
-    with _temporary(target) as (_, temporary), open(temporary, "xb") as file:
+    real = Path(os.path.realpath(target))
+    with hidden_folder(real.parent) as folder, open(folder / real.name, "xb") as file:
         file.write(bytes(1 << 16))
         file.flush()
         os.fsync(file.fileno())
 
 
-def claim(folder: Path) -> int | None:
+def _locked(folder: Path, wait: bool = False) -> int | None:
     """A descriptor that locks a folder until it is closed, or its process ends; None where another
     has it, and on systems without such locks.
     """
@@ -65,7 +143,7 @@ def claim(folder: Path) -> int | None:
     except (ImportError, OSError):
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         os.close(descriptor)
         return None
@@ -74,15 +152,8 @@ def claim(folder: Path) -> int | None:
 
 def discard_all() -> None:
     """Remove what this process has half written: for one that ends without a clean-up."""
-    for path in list(UNFINISHED):
-        shutil.rmtree(path, ignore_errors=True)
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-
-
-def temporary_name(target: Path) -> Path:
-    """A free temporary name in the folder of `target`, with the same suffix."""
-    return target.parent / f".{secrets.token_hex(8)}.partial{target.suffix}"
+    for folder in list(UNFINISHED):
+        _remove(folder)
 
 
 def flush(path: Path) -> None:

@@ -32,7 +32,7 @@ from h2osim.closed_loop.study import Arrays, Place, Plan, Runner
 from h2osim.models.loading import Model
 from h2osim.policies.text import parse
 from h2osim.replays.budget_file import UnitBudgets
-from h2osim.support.atomic import LEFTOVERS, locked_file, replacing
+from h2osim.support.atomic import locked_file, replacing, sweep
 from h2osim.support.errors import UserError
 from h2osim.support.machine import cores
 from h2osim.support.progress import Progress
@@ -118,8 +118,7 @@ class PassStore:
         with locked_file(self.path / "lock") as mine:
             if not mine:
                 raise UserError(f"{self.path}: another process is evaluating into it")
-            for left in self.path.rglob(LEFTOVERS):
-                left.unlink(missing_ok=True)
+            sweep(self.path, below=True)
             yield
 
     def get(self, key: Sequence[int]) -> Arrays | None:

@@ -21,12 +21,11 @@ import asyncio
 import hashlib
 import json
 import os
-import shutil
 import socket
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +39,7 @@ from h2osim.replays.found import Found
 from h2osim.replays.measures import MEASURES
 from h2osim.replays.plan import WorkPlan
 from h2osim.replays.results import FORMS, VARIABLES, Labels
-from h2osim.support.atomic import LEFTOVERS, UNFINISHED, locked_file, replacing, temporary_name
+from h2osim.support.atomic import hidden_folder, locked_file, replacing, sweep
 from h2osim.support.errors import UserError
 from h2osim.support.reading import Sha256, json_of, regular
 from h2osim.sweeps.identity import check_same, identity
@@ -49,8 +48,6 @@ from h2osim.sweeps.identity import check_same, identity
 KEY = "h2osim_sweep"
 _OWN = ".h2osim"
 _LAYOUT = f"{_OWN}/layout.json"
-#: Seconds after which a half-made store without a lock counts as abandoned.
-_ABANDONED = 60.0
 _DIMS = ("policy", "unit", "budget")
 #: The arrays of results, and what they hold where nothing was computed.
 RESULTS: dict[str, float] = {"recall": np.nan, "kept": -1, "held": 0, "mass": 0}
@@ -121,20 +118,13 @@ class SweepStore:
     ) -> SweepStore:
         """Lay out an empty store, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_name(path)
-        UNFINISHED.add(temporary)
-        (temporary / _OWN).mkdir(parents=True)
-        try:
-            with locked_file(temporary / _OWN / "lock"):
-                _lay_out(temporary, plan, coords, attributes)
-                digests = {name: _sha256(temporary / name) for name in _files(temporary)}
-                _write(temporary / _LAYOUT, json.dumps(digests, indent=1).encode())
-                os.rename(temporary, path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        finally:
-            UNFINISHED.discard(temporary)
+        with hidden_folder(path.parent) as folder:
+            temporary = folder / path.name
+            (temporary / _OWN).mkdir(parents=True)
+            _lay_out(temporary, plan, coords, attributes)
+            digests = {name: _sha256(temporary / name) for name in _files(temporary)}
+            _write(temporary / _LAYOUT, json.dumps(digests, indent=1).encode())
+            os.rename(temporary, path)
         return cls(path)
 
     def check(self, plan: WorkPlan) -> None:
@@ -224,15 +214,11 @@ class SweepStore:
             yield
 
     def sweep_up(self) -> None:
-        """Remove the partial files of killed processes, after all writing has ended."""
-        for name in (*self._results, "done"):
-            for left in (self.path / name).rglob(LEFTOVERS):
-                left.unlink(missing_ok=True)
+        """Remove what killed processes left, after all writing has ended."""
+        sweep(self.path, below=True)
+        sweep(self.path.parent)
         for left in (self.path / _OWN).glob("chunk-*"):
             left.unlink(missing_ok=True)
-        for left in self.path.parent.glob(LEFTOVERS):
-            if (left / _OWN).is_dir() and _abandoned(left):
-                shutil.rmtree(left, ignore_errors=True)
 
 
 def _lay_out(
@@ -321,14 +307,3 @@ def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_bytes(data)
-
-
-def _abandoned(folder: Path) -> bool:
-    """Whether the process that began a store in this folder is gone."""
-    lock = folder / _OWN / "lock"
-    with suppress(OSError):
-        if not lock.exists():
-            return time.time() - folder.stat().st_mtime > _ABANDONED
-        with locked_file(lock) as free:
-            return free
-    return False

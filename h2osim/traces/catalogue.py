@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from h2osim.support import bundled
+from h2osim.support.atomic import bring_back
 from h2osim.support.errors import UserError
 from h2osim.support.reading import regular
 from h2osim.support.wording import near
@@ -22,6 +23,8 @@ def open_trace(path_or_name: str | os.PathLike[str]) -> Trace:
     goes before a bundled trace of the same name. UserError says which file or field is at fault.
     """
     path = Path(path_or_name)
+    if not path.exists():
+        bring_back(path)
     if not path.exists():
         path = _bundled(path_or_name)
     fields = manifest.read(path)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,13 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2osim.attention.triangle import rows_in, tri
-from h2osim.support.atomic import UNFINISHED, claim, flush, temporary_name
+from h2osim.support.atomic import flush, hidden_folder, take_place
 from h2osim.support.errors import UserError
 from h2osim.traces import files, manifest
-
-_PARTIAL = ".partial.trace"
-_YOUNG = 5.0
-"""Seconds after which a hidden folder that no process has locked counts as left behind."""
 
 
 class LayerWriter:
@@ -83,8 +77,7 @@ class LayerWriter:
         self._write(slot.offset + 2 * (head * packed + tri(first)), data.data)
 
     def close(self) -> None:
-        """Write the file out to the disk and close it; arrays got from it are not to be used more.
-        """
+        """Write the file out to the disk and close it; arrays got from it are used no more."""
         self._views.clear()
         if self._fd >= 0:
             os.fsync(self._fd)
@@ -95,10 +88,11 @@ class LayerWriter:
 class TraceWriter:
     """Writes a trace folder; a context manager.
 
-    Everything goes into a hidden folder beside `path`, which gets its name when the block ends
-    well and is removed when it does not (Ctrl-C included); after a kill, by the next one who writes
-    there. An existing `path` is refused, at the beginning, unless `overwrite` is set and it is a
-    trace with nothing else in it. A link is written through.
+    Everything goes into a folder in a hidden one beside `path`. It gets its name when the block
+    ends well and is removed when it does not (Ctrl-C included); after a kill, by the next one who
+    writes there. An existing `path` is refused, at the beginning, unless `overwrite` is set and it
+    is a trace with nothing else in it; at any time it is the old trace or the new one, whole. A
+    link is written through.
 
     fields: the manifest's fields, see the package's docstring. n, heads, kv_heads and head_dim may
     also be given with the first layer. ``writer.manifest`` can be amended until the block ends, so
@@ -132,7 +126,7 @@ class TraceWriter:
             "layers": [],
         }
         self._folder: Path | None = None
-        self._claim: int | None = None
+        self._hidden = ExitStack()
         self._made: list[Path] = []
 
     def __enter__(self) -> TraceWriter:
@@ -143,15 +137,8 @@ class TraceWriter:
             for place in reversed(missing):
                 self._made.append(place)
                 place.mkdir(exist_ok=True)
-            for left in parent.glob(f".*{_PARTIAL}"):
-                young = time.time() - left.lstat().st_mtime < _YOUNG
-                if not young and (abandoned := claim(left)) is not None:
-                    shutil.rmtree(left, ignore_errors=True)
-                    os.close(abandoned)
-            self._folder = temporary_name(parent / "new.trace")
-            UNFINISHED.add(self._folder)
+            self._folder = self._hidden.enter_context(hidden_folder(parent)) / self.path.name
             self._folder.mkdir()
-            self._claim = claim(self._folder)
         except BaseException as error:
             self._discard()
             if isinstance(error, OSError):
@@ -271,7 +258,7 @@ class TraceWriter:
         if not self._overwrite:
             raise UserError(f"{self.path}: exists already; nothing was written")
         try:
-            others = {entry.name for entry in self.path.iterdir()} - _own(self.path)
+            others = _others(self.path)
         except (UserError, OSError):
             raise UserError(
                 f"{self.path}: exists and is no trace; only a trace is overwritten"
@@ -293,48 +280,29 @@ class TraceWriter:
         if self._before_naming is not None:
             self._before_naming(self._folder)
         self._refuse_existing()
-        old = None
-        if self.path.exists():
-            old = self._folder.with_suffix(".old")
-            own = _own(self.path)
-            os.rename(self.path, old)
-        try:
-            os.rename(self._folder, self.path)
-        except BaseException:
-            if old is not None and not self.path.exists():
-                os.rename(old, self.path)
-            raise
-        self._release()
-        try:
-            flush(self.path.absolute().parent)
-        finally:
-            if old is not None:
-                for name in own:
-                    (old / name).unlink(missing_ok=True)
-                with suppress(OSError):  # what somebody has put in meanwhile stays
-                    old.rmdir()
+        if not self._overwrite:
+            os.rename(self._folder, self.path)  # fails where one has come since
+            former = None
+        else:
+            former = take_place(self._folder, self.path)
+        if former is not None and _others(former):  # put in since it was looked at
+            take_place(former, self.path)
+            self._refuse_existing()
+        self._hidden.close()
+        flush(self.path.absolute().parent)
 
     def _discard(self) -> None:
         """Remove what was written, and the parent folders made for it."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._release()
+        self._hidden.close()
         for place in reversed(self._made):
             with suppress(OSError):
                 place.rmdir()
 
-    def _release(self) -> None:
-        """The hidden folder is no longer there."""
-        UNFINISHED.discard(self._folder or self.path)
-        self._folder = None
-        if self._claim is not None:
-            os.close(self._claim)
-            self._claim = None
 
-
-def _own(path: Path) -> set[str]:
-    """The names of a trace's files."""
-    return {"trace.json"} | {layer["file"] for layer in manifest.read(path)["layers"]}
+def _others(path: Path) -> set[str]:
+    """The names in a trace's folder that are no part of the trace."""
+    own = {"trace.json"} | {layer["file"] for layer in manifest.read(path)["layers"]}
+    return {entry.name for entry in path.iterdir()} - own
 
 
 def _reserve(fd: int, size: int) -> None:
