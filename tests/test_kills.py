@@ -150,6 +150,23 @@ def test_a_process_that_still_writes_is_left_alone(
     assert [one.name for one in tmp_path.iterdir()] == ["trace"]
 
 
+def test_a_folder_that_is_swept_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fcntl", reason="this system has no such locks")
+    locked = atomic._locked
+
+    def late(folder: Path, wait: bool = False) -> int | None:
+        monkeypatch.setattr(atomic, "_locked", locked)
+        atomic.sweep(tmp_path)
+        return locked(folder, wait)
+
+    monkeypatch.setattr(atomic, "_locked", late)
+    with atomic.replacing(tmp_path / "table.csv") as temporary:
+        temporary.write_text("x")
+    assert [one.name for one in tmp_path.iterdir()] == ["table.csv"]
+
+
 def test_a_failure_to_name_the_new_one_keeps_the_old(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -179,15 +179,17 @@ def test_every_file_is_on_the_disk_before_it_has_its_name(
 def test_what_a_kill_left_of_a_layout_is_swept(small: Path, tmp_path: Path) -> None:
     """Not what another process is making now, nor what is no store."""
     fcntl = pytest.importorskip("fcntl", reason="this system has no such locks")
-    left, made, mine = (tmp_path / f".{name}.partial.zarr" for name in "abc")
-    for one in (left, made):
-        (one / ".h2osim").mkdir(parents=True)
-        (one / ".h2osim" / "lock").touch()
-    mine.mkdir()
-    with open(made / ".h2osim" / "lock") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        sweep(small, "tova", [2], tmp_path / "s.zarr")
+    left, made = (tmp_path / f".h2osim-{name}.partial" for name in "ab")
+    mine = tmp_path / ".mine.partial"
+    for one in (left, made, mine):
+        (one / "s.zarr" / ".h2osim").mkdir(parents=True)
+    held = os.open(made, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    sweep(small, "tova", [2], tmp_path / "s.zarr")
     assert (left.exists(), made.exists(), mine.exists()) == (False, True, True)
+    os.close(held)
+    sweep(small, "tova", [2], tmp_path / "s.zarr")  # what is whole is not made again
+    assert not made.exists()
 
 
 def test_without_zarr_a_store_is_refused_and_memory_works(

@@ -131,15 +131,10 @@ def test_overwriting_a_trace_with_itself(saved: Path) -> None:
 def test_the_old_trace_survives_a_failed_overwrite(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rename_, calls = os.rename, []
+    def fail(new: Any, target: Any) -> None:
+        raise OSError(5, "Input/output error")
 
-    def fail(source: Any, target: Any) -> None:
-        calls.append(target)
-        if len(calls) == 2:
-            raise OSError(5, "Input/output error")
-        rename_(source, target)
-
-    monkeypatch.setattr(os, "rename", fail)
+    monkeypatch.setattr("h2osim.traces.writer.take_place", fail)
     with refuses("good: cannot be written: Input/output error"):
         Trace.from_scores(softmax(n=7)).save(saved, overwrite=True)
     open_trace(saved).verify()

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 import h2osim
-from h2osim.support.atomic import LEFTOVERS, locked_file, replacing
+from h2osim.support.atomic import locked_file, replacing, sweep
 from h2osim.support.errors import UserError
 from h2osim.support.progress import Progress
 from h2osim.sweeps.identity import check_same
@@ -78,8 +78,7 @@ class Study(ABC):
         with locked_file(store / "lock") as mine:
             if not mine:
                 raise UserError(f"{store}: another study is running into it")
-            for leftover in store.glob(LEFTOVERS):
-                leftover.unlink()
+            sweep(store)
             self._run_tasks(texts, store, jobs, progress)
         rows = []
         for name in texts:

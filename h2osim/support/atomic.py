@@ -78,11 +78,7 @@ def take_place(new: Path, target: Path) -> Path | None:
     former = new.parent / _REPLACED / target.name
     former.parent.mkdir()
     os.rename(target, former)
-    try:
-        os.rename(new, target)
-    finally:
-        if not target.exists():
-            os.rename(former, target)
+    os.rename(new, target)  # where this fails, the end of the hidden folder brings back
     return former
 
 
@@ -116,11 +112,12 @@ def bring_back(target: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    for former in list(folder.glob(f"{_REPLACED}/*")):
-        if not (place := folder.parent / former.name).exists():
-            with suppress(OSError):
+    """Remove a hidden folder, but not the only copy of what was moved there."""
+    with suppress(OSError):
+        for former in list(folder.glob(f"{_REPLACED}/*")):
+            if not (place := folder.parent / former.name).exists():
                 os.rename(former, place)
-    shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def try_writing(target: Path) -> None:
