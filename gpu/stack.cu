@@ -6,8 +6,9 @@
 // shares. gpu/README.md describes the algorithm.
 //
 // Constants: T threads, NS tokens of a thread, C configurations, HEADS, SHARED (1: the block's arrays
-// lie in shared memory, 0: in scratch), EVENTS (1: evictions at listed budgets are recorded), UNROLL
-// (turns of the loops over a thread's tokens that are unrolled).
+// lie in shared memory, 0: in scratch), EVENTS (1: evictions at listed budgets are recorded), ORDERS
+// (1: the stack of each row is written down), UNROLL (turns of the loops over a thread's tokens that
+// are unrolled).
 #include "arguments.cuh"
 static const int UNROLLED = UNROLL;  // `#pragma unroll` reads constants, not macros
 #define FIELDS (F > 0 ? F : 1)
@@ -39,6 +40,7 @@ extern "C" __global__ void __launch_bounds__(T) stack(
     PARAMETERS,
     RESULTS,
     unsigned char *scratch,  // [blocks, scratch_each]
+    int *orders,             // [blocks, C, stop - start, n] the stack that a row finds, if ORDERS
     i64 scratch_each, int nb, int n, int p, int start, int stop
 ) {
     const int tid = threadIdx.x, block = blockIdx.x, lane = tid % WARP, warp = tid / WARP;
@@ -93,6 +95,12 @@ extern "C" __global__ void __launch_bounds__(T) stack(
 
     for (int t = start; t < stop; t++) {
         const bool evicts_now = evict_in[t];
+#if ORDERS  // from depth 1 on; at 0 how many tokens there are
+        for (int c = 0; c < C; c++) {
+            int *found = orders + (((i64)block * C + c) * (stop - start) + t - start) * n;
+            for (int d = tid; d <= m; d += T) found[d] = d ? order[(i64)c * (n + 1) + d] : m;
+        }
+#endif
 
         // Each thread updates and ranks its own tokens.
 #pragma unroll UNROLLED

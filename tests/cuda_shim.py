@@ -24,7 +24,7 @@ HEADER = Path(__file__).with_name("cuda_shim.h")
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 KERNELS = (
     "stack", "depths", "direct", "masses", "logits", "softmax", "price_rows",
-    "price_step", "token_values", "make_schedule",
+    "price_step", "token_values", "make_schedule", "outputs", "depth_errors", "budget_errors",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from cuda_cases import DIRECT
 from h2osim import cuda
 from h2osim.cuda.device import OPTIONS
 from h2osim.cuda.kernels.depths import depths_shape
+from h2osim.cuda.kernels.errors import errors_shape
 from h2osim.cuda.kernels.stack import stack_shape
 from h2osim.policies.registry import all_policies
 
@@ -47,13 +48,19 @@ def kernel_texts() -> dict[str, str]:
         found[f"depths {name} {n}"] = cuda.kernel_text(
             "depths", {**shape, "PLAIN": plain, "EVENTS": more}, policy
         )
+    for size in (0, 64, 256, 600):
+        shape = errors_shape(device, 2048, 3, size, 1)
+        found[f"errors {size}"] = cuda.kernel_text("errors", shape)
+        for name in ("h2o", "lazy", "h2o-lmeval"):
+            text = cuda.kernel_text("budget_errors", shape, all_policies()[name])
+            found[f"errors {size} {name}"] = text
     for name in DIRECT:
         policy = all_policies()[name]
         found[f"direct {name}"] = cuda.kernel_text("direct", {"T": 128}, policy)
     for name, n, together in (("h2o", 2048, 1), ("decay", 4096, 4), ("lazy", 40000, 1)):
         shape = stack_shape(device, all_policies()[name], n, together)
         shape.pop("bytes")
-        shape |= {"C": together, "HEADS": 2, "EVENTS": 1}
+        shape |= {"C": together, "HEADS": 2, "EVENTS": 1, "ORDERS": int(name == "h2o")}
         found[f"stack {name}"] = cuda.kernel_text("stack", shape, all_policies()[name])
     return found
 

@@ -12,13 +12,13 @@ import pytest
 import xarray
 from commands import Run, fails
 from drawing import BUNDLED, can_be_inclusive, configured, inclusive
+from error_cases import valued, valued_for
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples, qk_traces, traces
 
 import h2osim
 from h2osim.attention.fixed_point import UNIT
-from h2osim.policies.declaration import Policy
 from h2osim.policies.registry import all_policies
 from h2osim.replays.replaying import replay
 from h2osim.replays.results import ERRORS, check
@@ -32,33 +32,6 @@ INCLUSIVE = [name for name in POLICIES if can_be_inclusive(all_policies()[name])
 #: Two measures, which between them give every variable.
 BOTH = ("error", "attention-error")
 SHARES = st.sampled_from(["group", "head", "layer"])
-
-
-@st.composite
-def valued(draw: st.DrawFn, without: st.SearchStrategy[Trace]) -> Trace:
-    """A trace with values: multiples of 1/4, some of them 0 throughout, or as a model has them."""
-    trace = draw(without)
-    stored = trace.tensors(trace.layers[0])
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    shape = (len(trace.layers), len(trace.kv_heads), trace.n, draw(st.integers(1, 3)))
-    v = rng.standard_normal(shape) * draw(st.sampled_from([0.0, 1.0, 100.0]))
-    more: dict[str, Any] = {
-        name: np.stack([trace.tensor(layer, name) for layer in trace.layers])
-        for name in ("scores", "row_sum", "v_norm1", "v_norm2", "k_norm2")
-        if name in stored
-    }
-    return Trace.from_packed(
-        more.pop("scores"), group_size=trace.group_size, prompt_len=trace.prompt_len,
-        v=np.round(v * 4) / 4, **more,
-    )  # fmt: skip
-
-
-def valued_for(policy: Policy, **sizes: Any) -> st.SearchStrategy[Trace]:
-    """Traces of every kind that has the data the policy needs, with values."""
-    norms = policy.needs == "value norms"
-    with_keys = qk_traces(values=True, **sizes)
-    rows = valued(traces(norms=norms, **sizes))
-    return rows | with_keys if norms or not policy.needs else with_keys
 
 
 def measured(trace: Trace, policy: Any, budgets: Any, **options: Any) -> xarray.Dataset:
@@ -323,7 +296,6 @@ BARE = Trace.from_scores(np.eye(3), name="bare")
         ({"measure": "error"}, "measure error: trace bare has no values"),
         ({"measure": "both"}, "measure both: trace bare has no values"),
         ({"measure": "kl"}, "unknown measure 'kl'; expected one of recall, error, both"),
-        ({"measure": "attention-error", "engine": "cuda"}, "engine cuda measures recall only"),
     ],
 )
 def test_mistakes(options: dict[str, Any], message: str) -> None:
@@ -363,7 +335,6 @@ def test_a_sweep_finds_the_least_error(run: Run, tmp_path: Path) -> None:
     assert len(errors) == 5 and errors == sorted(errors)
     table = run(*words, "--measure", "attention-error", "--plot", tmp_path / "p.png").out
     assert "attention error" in table and (tmp_path / "p.png").stat().st_size
-    fails(run(*words, "--measure", "error", "--engine", "cuda"), "engine cuda", "recall only")
 
 
 def test_compare_ranks_by_what_was_measured(run: Run, tmp_path: Path) -> None:

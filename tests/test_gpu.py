@@ -25,6 +25,59 @@ def test_every_policy_on_the_bundled_traces(name: str) -> None:
     xarray.testing.assert_identical(ours.drop_vars("engine"), theirs.drop_vars("engine"))
 
 
+def assert_close(ours: xarray.Dataset, theirs: xarray.Dataset) -> None:
+    """Errors to the tolerance of tests/test_cuda_errors.py, all else equal."""
+    for name in ours:
+        if "error" in str(name):
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-7, atol=1e-12)
+        else:
+            xarray.testing.assert_equal(
+                ours[name].drop_vars("engine", errors="ignore"),
+                theirs[name].drop_vars("engine", errors="ignore"),
+            )
+
+
+@pytest.mark.parametrize("measure", ["error", "attention-error"])
+@pytest.mark.parametrize("name", ["prose", "code", "chat"])
+def test_errors_on_the_bundled_traces(name: str, measure: str) -> None:
+    """At some budgets: policies that hide, linger, wait or look at values, and one for the CPU."""
+    trace = h2osim.open_trace(name)
+    policies = ["h2o", "h2o-lmeval", "streaming", "lazy", "tova", "vatp", "topk", "scissorhands"]
+    ours, theirs = (
+        h2osim.replay(
+            trace, policies, [1, 0.2, 1.0], measure=measure, step_errors=True, engine=engine
+        )
+        for engine in ("cuda", "numba")
+    )
+    assert set(ours.engine.values) == {"cuda", "numba"}
+    assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("share", ["head", "layer"])
+def test_errors_of_whole_curves(share: str) -> None:
+    trace = h2osim.open_trace("chat")
+    policies = ["h2o:recent=8,scores=full", "tova:scores=full", "recency", "decay:scores=full"]
+    ours, theirs = (
+        h2osim.replay(trace, policies, "all", share=share, measure="error", engine=engine)
+        for engine in ("cuda", "numba")
+    )
+    assert (ours.engine == "cuda").all() and ours.one_pass.all()
+    assert_close(ours, theirs)
+    assert (ours.output_error.isel(budget=-1) == 0).all()
+
+
+def test_errors_of_rows_from_queries_and_keys() -> None:
+    rng = np.random.default_rng(5)
+    q, k, v = (rng.normal(size=(1, h, 700, 16)).astype(np.float32) for h in (4, 2, 2))
+    trace = h2osim.Trace.from_qk(q, k, scale=0.25, v=v)
+    policies = ["h2o", "h2o:recent=16,scores=full", "tova", "streaming"]
+    ours, theirs = (
+        h2osim.replay(trace, policies, [35, 140], measure="error", engine=engine)
+        for engine in ("cuda", "numba")
+    )
+    assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("share", ["head", "layer"])
 def test_whole_curves(share: str) -> None:
     trace = h2osim.open_trace("chat")
@@ -89,3 +142,11 @@ def test_a_sweep() -> None:
     words = "decay:recent=8,scores=full,gamma=0.9..1.0:0.02"
     ours, theirs = (h2osim.sweep("chat", words, [20, 80], engine=e) for e in ("cuda", "numba"))
     assert np.array_equal(ours.recall.values, theirs.recall.values)
+
+
+def test_a_sweep_that_measures_errors() -> None:
+    words = "decay:recent=8,scores=full,gamma=0.9..1.0:0.02,h2o"
+    ours, theirs = (
+        h2osim.sweep("chat", words, [20, 80], measure="error", engine=e) for e in ("cuda", "numba")
+    )
+    np.testing.assert_allclose(ours.output_error, theirs.output_error, rtol=1e-7, atol=1e-12)

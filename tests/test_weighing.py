@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from assignment_oracle import least_losses
 from commands import Run, fails
+from error_cases import valued
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples, qk_traces, traces
-from test_errors import SHARES, valued
+from test_errors import SHARES
 
 import h2osim
 from h2osim.attention.fixed_point import ONE, UNIT

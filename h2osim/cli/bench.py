@@ -42,23 +42,33 @@ def curve(trace: Where = None, n: Tokens = 4096, layer: Layer = None, json: AsJs
     """All budgets in one pass, against direct runs and plain NumPy, on one core."""
     from h2osim.bench.curve import measure
 
-    show(measure(_unit(trace, n, layer)), json)
+    show(measure(_units(trace, n, layer)[0]), json)
 
 
 @bench.command("errors")
 def errors(
-    trace: Where = None, n: Tokens = 4096, layer: Layer = None, json: AsJson = False
+    trace: Where = None,
+    n: Tokens = 4096,
+    layer: Layer = None,
+    on_gpu: Annotated[
+        bool, typer.Option("--gpu", help="All units of the trace or layer on a GPU.")
+    ] = False,
+    json: AsJson = False,
 ) -> None:
-    """The output error of all budgets in one pass, against their recall, on one core."""
-    from h2osim.bench.errors import measure, with_values
-    from h2osim.support.errors import UserError
+    """The output error of all budgets in one pass, against their recall, on one core or a GPU."""
+    from h2osim.bench.errors import UNITS, measure, measure_gpu, with_values
 
-    unit = _unit(trace, n, layer)
+    if on_gpu:
+        from h2osim import cuda
+
+        cuda.devices()
+    units = _units(trace, n, layer)
     if not trace:
-        unit = with_values(unit)
-    if not unit.has_values:
-        raise UserError(f"bench errors: {unit.label} has no values to measure")
-    show(measure(unit), json)
+        units = with_values(units[0], UNITS if on_gpu else 1)
+    for unit in units:
+        if not unit.has_values:
+            raise UserError(f"bench errors: {unit.label} has no values to measure")
+    show(measure_gpu(units) if on_gpu else measure(units[0]), json)
 
 
 @bench.command("optimum")
@@ -68,7 +78,7 @@ def optimum(
     """The exact optimum of every budget, against other solvers on one, on one core (needs lapx)."""
     from h2osim.bench.optimum import measure
 
-    unit = _unit(trace, n, layer)
+    unit = _units(trace, n, layer)[0]
     # SciPy's solver takes minutes beyond this.
     show(measure(unit, scipy=unit.n <= 4096), json)
 
@@ -125,15 +135,15 @@ def closed_loop(
     )
 
 
-def _unit(trace: str | None, n: int, layer: int | None) -> Unit:
+def _units(trace: str | None, n: int, layer: int | None) -> list[Unit]:
     from h2osim.traces.synthetic import synth
 
     recorded = checked_trace(trace) if trace else synth("powerlaw", n, seed=0)
     if layer is not None:
         recorded.check_layer(layer)
-    unit = next(u for u in recorded.units("group") if layer in (None, u.layer))
-    notice(f"measuring on {recorded.name}, {unit.label}, {unit.n} tokens")
-    return unit
+    units = [unit for unit in recorded.units("group") if layer in (None, unit.layer)]
+    notice(f"measuring on {recorded.name}, {units[0].label}, {units[0].n} tokens")
+    return units
 
 
 def show(lines: list[Measurement], as_json: bool) -> None:

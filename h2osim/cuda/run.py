@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -12,6 +12,7 @@ from h2osim.cuda.device import Device
 from h2osim.cuda.kernels.arguments import of_each
 from h2osim.cuda.kernels.depths import Depths
 from h2osim.cuda.kernels.direct import Direct, direct_bytes
+from h2osim.cuda.kernels.errors import Outputs, error_bytes, read_in_parts, value_size
 from h2osim.cuda.kernels.stack import Stack, stack_bytes
 from h2osim.cuda.rows import block_rows, load_rows, row_bytes, row_masses
 from h2osim.engines.request import Job
@@ -43,21 +44,27 @@ def refusal(configured: Configured, heads: int) -> str | None:
 
 
 def direct(
-    jobs: Sequence[Job], device: Device | None = None, tick: Ticker | None = None
+    jobs: Sequence[Job],
+    device: Device | None = None,
+    tick: Ticker | None = None,
+    errors: Collection[str] = (),
 ) -> list[tuple[Outcome, np.ndarray]]:
     """Replay jobs of one trace, each at its budget.
 
-    Returns for each job its outcome and int64 [n - p], the sums of its unit's decode rows in 2^-24.
-    UserError for a policy that :func:`refusal` names.
+    ``errors``: variables of :mod:`h2osim.engines.errors` that are wanted too. Returns for each job
+    its outcome and int64 [n - p], the sums of its unit's decode rows in 2^-24. UserError for a
+    policy that :func:`refusal` names.
     """
     _check(jobs)
     order = _by_unit(jobs)
     n, heads = jobs[0].unit.n, len(jobs[0].unit.heads)
+    size = value_size(order, errors)
     lag = max(job.configured.lag() for job in jobs)
     block = block_rows(n)
     cost = {
         unit: row_bytes(unit, block, lag)
         + sum(direct_bytes(jobs[i].configured.policy, n, heads) + 20 * n for i in order[unit])
+        + (error_bytes(unit, size, len(order[unit]), False) if errors else 0)
         for unit in order
     }
 
@@ -67,12 +74,17 @@ def direct(
             for i in order[unit]:
                 kinds.setdefault(id(jobs[i].configured.policy), []).append(i)
         index = {unit: u for u, unit in enumerate(units)}
+        outputs = None
+        if errors:
+            outputs = Outputs(device, units, jobs[0].prompt_len, errors, size, len(jobs))
         runs = {
-            policy: Direct(device, [jobs[i] for i in mine], [index[jobs[i].unit] for i in mine])
+            policy: Direct(
+                device, [jobs[i] for i in mine], [index[jobs[i].unit] for i in mine], outputs
+            )
             for policy, mine in kinds.items()
         }
         whole = np.zeros((len(units), n), np.int64)
-        for rows in load_rows(device, units, block, lag):
+        for rows in read_in_parts(load_rows(device, units, block, lag), outputs):
             masses = row_masses(device, rows, len(units) * heads)
             for run in runs.values():
                 run.feed(rows, masses)
@@ -102,22 +114,26 @@ def curves(
     device: Device | None = None,
     tick: Ticker | None = None,
     together: int | None = None,
+    errors: Collection[str] = (),
 ) -> list[tuple[Curve, int]]:
     """Replay inclusive policies (proofs/14-inclusion.md) at every budget, one pass for each job.
 
     ``job.budget`` is ignored. Evictions are recorded at ``budgets`` (ascending). A thread block
     replays up to ``together`` configurations of a policy on one unit, so that they share the copies
-    of its rows (None: the kernel chooses). Returns for each job its curve and the sum of all its
-    decode rows in 2^-24.
+    of its rows (None: the kernel chooses). ``errors``: variables of :mod:`h2osim.engines.errors`
+    that are wanted too. Returns for each job its curve and the sum of all its decode rows in 2^-24.
     """
     _check(jobs)
     order = _by_unit(jobs)
     n = jobs[0].unit.n
+    size = value_size(order, errors)
     block = block_rows(n)
-    outputs = (8 + 4 * len(budgets)) * (n + 1)
+    results = (8 + 4 * len(budgets)) * (n + 1)
     each = of_each(jobs, lambda job: stack_bytes(job.configured.policy, n, 1, 1, n + 1024))
     cost = {
-        unit: row_bytes(unit, block, 0) + sum(outputs + each[i] for i in order[unit])
+        unit: row_bytes(unit, block, 0)
+        + sum(results + each[i] for i in order[unit])
+        + (error_bytes(unit, size, len(order[unit]), True) if errors else 0)
         for unit in order
     }
 
@@ -133,10 +149,15 @@ def curves(
             for policy, ids in alike.items():
                 key = (id(device), *(id(jobs[i].configured) for i in ids))
                 if key not in chosen:
-                    chosen[key] = choose(device, [jobs[i] for i in ids])
+                    kernels = (Stack,) if errors else KERNELS
+                    chosen[key] = choose(device, [jobs[i] for i in ids], kernels)
                 for kernel, some in chosen[key]:
                     kinds.setdefault((kernel, policy), []).extend(ids[one] for one in some)
         index = {unit: u for u, unit in enumerate(units)}
+        outputs, more = None, {}
+        if errors:
+            outputs = Outputs(device, units, jobs[0].prompt_len, errors, size, len(jobs))
+            more = {"outputs": outputs}
         runs = {
             (kernel, policy): kernel(
                 device,
@@ -144,10 +165,11 @@ def curves(
                 [index[jobs[i].unit] for i in ids],
                 budgets,
                 together,
+                **more,
             )
             for (kernel, policy), ids in kinds.items()
         }
-        for rows in load_rows(device, units, block, 0):
+        for rows in read_in_parts(load_rows(device, units, block, 0), outputs):
             for run in runs.values():
                 run.feed(rows)
             if tick:
@@ -162,11 +184,13 @@ def curves(
     return [found[i] for i in range(len(jobs))]
 
 
-def choose(device: Device, jobs: Sequence[Job]) -> list[tuple[Kernel, list[int]]]:
-    """The first of KERNELS that fits each job of a policy, with the indices of its jobs."""
+def choose(
+    device: Device, jobs: Sequence[Job], kernels: Sequence[Kernel] = KERNELS
+) -> list[tuple[Kernel, list[int]]]:
+    """The first kernel that fits each job of a policy, with the indices of its jobs."""
     found: dict[Kernel, list[int]] = {}
     for i, job in enumerate(jobs):
-        found.setdefault(next(k for k in KERNELS if k.fits(device, job)), []).append(i)
+        found.setdefault(next(k for k in kernels if k.fits(device, job)), []).append(i)
     return list(found.items())
 
 

@@ -23,7 +23,7 @@ error (to 1e-12 in practice), and to 1e-12 where it is nearly 0.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,16 @@ def head_values(unit: Unit) -> tuple[Floats, NDArray[np.int64]]:
     return values, np.arange(len(unit.heads)) // (len(unit.heads) // len(unit.kv))
 
 
+def refuse_sinks(units: Iterable[Unit]) -> None:
+    """UserError where a layer has a learned sink."""
+    for unit in units:
+        if unit.trace.layer_entry(unit.layer).get("sink"):
+            raise UserError(
+                f"trace {unit.trace.name}: layer {unit.layer} has a learned sink, for which output "
+                f"and attention error are not defined here; expected recall alone"
+            )
+
+
 class Outputs:
     """The full outputs of a unit's rows, block after block; shared by all that is replayed on it.
 
@@ -57,11 +67,7 @@ class Outputs:
     """
 
     def __init__(self, unit: Unit, prompt_len: int, names: Collection[str]):
-        if unit.trace.layer_entry(unit.layer).get("sink"):
-            raise UserError(
-                f"trace {unit.trace.name}: layer {unit.layer} has a learned sink, for which output "
-                f"and attention error are not defined here; expected recall alone"
-            )
+        refuse_sinks([unit])
         heads, n = len(unit.heads), unit.n
         self.names, self.prompt_len = names, prompt_len
         self.values, self.kv = np.zeros((1, n, 0)), np.zeros(heads, np.int64)
@@ -120,12 +126,10 @@ class RunErrors:
         """The errors wanted, by variable."""
         full = self._outputs
         power = full.power.sum(axis=1)
-        steps = full.power.shape[1] - full.prompt_len
         if self._every:
+            steps = full.power.shape[1] - full.prompt_len
             return summed(self._sums[:, :, 1:], power, steps, full.names)
-        found = summed(self._sums.sum(axis=2, keepdims=True), power, steps, full.names)
-        each = summed(self._sums * steps, power, steps, full.names)
-        return Errors({name: one[0] for name, one in found.of.items()}, each.of)
+        return run_errors(self._sums, power, full.names)
 
 
 def schedule_errors(
@@ -144,15 +148,25 @@ def schedule_errors(
     return run.result()
 
 
+def run_errors(sums: Floats, power: Floats, names: Collection[str]) -> Errors:
+    """The variables of a run at one budget, from those of each step [3, heads, steps]."""
+    steps = sums.shape[2]
+    found = summed(sums.sum(axis=2, keepdims=True), power, steps, names)
+    each = summed(sums * steps, power, steps, names)
+    return Errors({name: one[0] for name, one in found.of.items()}, each.of)
+
+
 def summed(sums: Floats, power: Floats, steps: int, names: Collection[str]) -> Errors:
-    """The variables from sums [3, heads, …] over ``steps`` decode steps; power [heads]: of |o|^2.
+    """The variables from sums [3, heads, …, budgets] over ``steps`` decode steps.
+
+    power [heads, …]: of |o|^2.
 
     A head whose output is 0 throughout has a relative error of 0 if nothing is lost, else NaN.
     """
     if not steps:
-        return Errors({name: np.full(sums.shape[2], np.nan) for name in names})
+        return Errors({name: np.full(sums.shape[2:], np.nan) for name in names})
     squared, distance, attention = sums
-    whole = np.broadcast_to(power[:, None], squared.shape)
+    whole = np.broadcast_to(power[..., None], squared.shape)
     relative = np.divide(squared, whole, out=np.full(squared.shape, np.nan), where=whole > 0)
     relative[squared == 0] = 0.0
     found = {

@@ -15,6 +15,8 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "both": OUTPUT,
     "attention-error": ATTENTION,
 }
+#: What a measure costs a core, in passes for recall alone (`h2osim bench errors`).
+PASSES = {"recall": 1, "error": 20, "both": 20, "attention-error": 4}
 
 
 def variables_of(measure: str, traces: Iterable[Trace]) -> tuple[str, ...]:
@@ -31,12 +33,3 @@ def variables_of(measure: str, traces: Iterable[Trace]) -> tuple[str, ...]:
                     "scores only"
                 )
     return names
-
-
-def engine_for(measure: str, engine: str) -> str:
-    """The engine that is asked for, where it can measure this; UserError where it can not."""
-    if measure == "recall" or engine not in ("auto", "cuda"):
-        return engine
-    if engine == "cuda":
-        raise UserError(f"measure {measure}: engine cuda measures recall only; use --engine numba")
-    return "numba"

@@ -13,7 +13,7 @@ from h2osim.replays import results
 from h2osim.replays.budgets import Budgets
 from h2osim.replays.execute import Memory, engine_here, execute
 from h2osim.replays.found import Found, quotient
-from h2osim.replays.measures import engine_for
+from h2osim.replays.measures import PASSES
 from h2osim.replays.plan import plan_work
 from h2osim.replays.several import over_traces
 from h2osim.support.errors import UserError
@@ -70,13 +70,13 @@ def replay(
         ``naive`` (the definition, plain Python), ``numba``, ``cuda`` (every GPU there is; a policy
         that cannot be said exactly in CUDA runs under numba), or ``auto``: cuda where a GPU is
         present and the work would keep the CPU busy for some seconds, else numba. All agree
-        exactly.
+        exactly, but for errors, which are float64 sums (to 1e-7).
     layers
         Model layers to replay; default all.
     measure
         What to measure beside recall. ``error`` (or ``both``, which is the same here): the output
         error, for which the trace needs values. ``attention-error``: needs scores only. See
-        :mod:`h2osim.engines.errors` for the formulas; numba and naive only.
+        :mod:`h2osim.engines.errors` for the formulas.
     step_errors
         Whether to return the errors of every step too (not from one pass over all budgets).
     step_recall, evictions
@@ -138,7 +138,7 @@ def replay(
             traces, budgets, prompt_len=prompt_len, share=share, layers=layers, progress=progress,
         )  # fmt: skip
     errors = plan.errors
-    kind = engine_here(engine_for(measure, engine), float(plan.seconds.sum()))
+    kind = engine_here(engine, float(plan.seconds.sum()) * PASSES[measure])
     each = step_recall or bool(errors and step_errors)
     if each or kind.name == "naive":
         plan = plan.budget_by_budget()

@@ -1,7 +1,7 @@
 """A chunk's work in tasks: what one thread does at a time, on the CPU or on a GPU.
 
 A task holds runs that share the reading of rows. Its engine fills their places in what is found;
-the engines agree exactly.
+the engines agree exactly, but for the rounding of errors.
 """
 
 from __future__ import annotations
@@ -177,8 +177,9 @@ def _cuda(runs: Sequence[PlannedRun], found: Found, lane: int | None, tick: Tick
     with _DEVICE_LOCKS[place]:
         results: Any
         if runs[0].one_pass:
-            results = cuda.curves(jobs, found.recorded(runs[0]), device=device, tick=report)
+            budgets = found.recorded(runs[0])
+            results = cuda.curves(jobs, budgets, device=device, tick=report, errors=found.errors)
         else:
-            results = cuda.direct(jobs, device=device, tick=report)
+            results = cuda.direct(jobs, device=device, tick=report, errors=found.errors)
     for run, (result, masses) in zip(runs, results, strict=True):
         found.put(run, result, masses)

@@ -9,17 +9,27 @@ import numpy as np
 
 from h2osim.cuda.device import Device, kernel_text
 from h2osim.cuda.kernels.arguments import job_arrays
+from h2osim.cuda.kernels.errors import BudgetErrors, Outputs
 from h2osim.cuda.rows import DeviceRows
 from h2osim.engines.request import Job
-from h2osim.engines.results import Outcome
+from h2osim.engines.results import Errors, Outcome
 from h2osim.policies.declaration import Policy
 from h2osim.policies.roles import arguments
 
 
 class Direct:
-    """Replays jobs of one policy; ``unit_of``: the index of each job's unit in the rows."""
+    """Replays jobs of one policy; ``unit_of``: the index of each job's unit in the rows.
 
-    def __init__(self, device: Device, jobs: Sequence[Job], unit_of: Sequence[int]):
+    ``outputs``: what has read each block of rows before, where errors are wanted.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        jobs: Sequence[Job],
+        unit_of: Sequence[int],
+        outputs: Outputs | None = None,
+    ):
         job = jobs[0]
         n, p, heads = job.unit.n, job.prompt_len, len(job.unit.heads)
         policy = job.configured.policy
@@ -30,16 +40,24 @@ class Direct:
         self._evicted_at = device.full((len(jobs), n), np.int32, n)
         self._kept = device.full((len(jobs), max(1, n - p)), np.int64)
         self._progress = device.full((len(jobs), 2), np.int32)
-        self._given = [
+        units_budgets = [
             device.array(np.array(unit_of, np.int32)),
             device.array(np.array([j.budget for j in jobs], np.int32)),
+        ]
+        parameters = job_arrays(device, jobs)
+        self._given = [
+            *units_budgets,
             device.array(np.array([j.configured.scores == "cached" for j in jobs], np.int32)),
             device.array(np.array([j.configured.lag() for j in jobs], np.int32)),
-            *job_arrays(device, jobs),
+            *parameters,
             self._evicted_at,
             self._kept,
             self._progress,
         ]
+        self._errors = None
+        if outputs is not None:
+            given = [*units_budgets, *parameters, self._evicted_at]
+            self._errors = BudgetErrors(outputs, unit_of, policy, given)
         self._scratch = device.empty(len(jobs) * self._each, np.uint8)
 
     def feed(self, rows: DeviceRows, masses: Any) -> None:
@@ -51,11 +69,14 @@ class Direct:
              *map(np.int32, (job.unit.n, job.prompt_len, len(job.unit.heads))),
              *map(np.int32, (rows.start, rows.stop))],
         )  # fmt: skip
+        if self._errors is not None:
+            self._errors.add(rows)
 
     def outcomes(self) -> list[Outcome]:
         """The outcome of each job, after all rows have been fed."""
         arrays = self._evicted_at, self._kept, self._progress
         evicted_at, kept, progress = map(self._device.host, arrays)
+        errors = [Errors()] * len(self._jobs) if self._errors is None else self._errors.result()
         found = []
         for i, job in enumerate(self._jobs):
             n, linger = job.unit.n, job.configured.policy.linger
@@ -65,7 +86,8 @@ class Direct:
                 last = linger(*[scalars[name] for name in arguments(linger)])
                 late = np.minimum(n, np.maximum(gone, np.arange(n) + last)).astype(np.int32)
                 gone = np.where(gone < n, late, n).astype(np.int32)
-            found.append(Outcome(kept[i, : n - job.prompt_len], gone, int(progress[i, 1])))
+            held = int(progress[i, 1])
+            found.append(Outcome(kept[i, : n - job.prompt_len], gone, held, errors[i]))
         return found
 
 

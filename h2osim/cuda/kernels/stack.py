@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from h2osim.cuda.kernels.arguments import (
     job_arrays,
     most_alike,
 )
+from h2osim.cuda.kernels.errors import DepthErrors, Outputs
 from h2osim.cuda.kernels.tally import Tally
 from h2osim.cuda.rows import DeviceRows
 from h2osim.engines.request import Job
@@ -26,7 +28,11 @@ TOGETHER = 4
 
 
 class Stack:
-    """Replays jobs of one policy; takes the arguments of `depths.Depths`."""
+    """Replays jobs of one policy; takes the arguments of `depths.Depths`.
+
+    ``outputs``: what has read each block of rows before, where errors are wanted. The blocks then
+    have at most `error_rows` rows.
+    """
 
     name = "stack"
 
@@ -37,6 +43,7 @@ class Stack:
         unit_of: Sequence[int],
         budgets: Sequence[int],
         together: int | None = None,
+        outputs: Outputs | None = None,
     ):
         job = jobs[0]
         self._n, self._p = job.unit.n, job.prompt_len
@@ -46,18 +53,23 @@ class Stack:
         patterns = list(dict.fromkeys(timing))
         self._held = [held_keys(np.frombuffer(p_, np.uint8), self._p) for p_ in patterns]
         kinds = [(unit, patterns.index(mine)) for unit, mine in zip(unit_of, timing, strict=True)]
-        together = min(together or TOGETHER, most_alike(kinds))
+        together = 1 if outputs else min(together or TOGETHER, most_alike(kinds))
         self._blocks, shared = in_blocks(kinds, together)
         units, self._which = [unit for unit, _ in shared], [which for _, which in shared]
 
         shape = stack_shape(device, policy, n, together)
         self._threads, self._shared = shape["T"], shape.pop("bytes")
         self._text = kernel_text(
-            "stack", {**shape, "C": together, "HEADS": heads, "EVENTS": int(bool(len(budgets)))},
+            "stack",
+            {
+                **shape, "C": together, "HEADS": heads, "EVENTS": int(bool(len(budgets))),
+                "ORDERS": int(outputs is not None),
+            },
             policy,
         )  # fmt: skip
         self._each = stack_bytes(policy, n, together, shape["T"], shape["NS"])
         self._tally = Tally(device, self._blocks, together, n, budgets)
+        self._errors = None if outputs is None else DepthErrors(outputs, units)
         self._given = [
             device.array(np.array(units, np.int32)),
             device.array(np.array(self._which, np.int32)),
@@ -65,6 +77,7 @@ class Stack:
             *job_arrays(device, [jobs[i] for i in filled(self._blocks, together)]),
             *self._tally.given,
             device.empty(len(self._blocks) * self._each, np.uint8),
+            device.empty(1, np.int32) if self._errors is None else self._errors.orders,
             np.int64(self._each),
         ]
 
@@ -80,10 +93,17 @@ class Stack:
             [rows.bits, rows.bases, *self._given,
              *map(np.int32, (len(self._budgets), self._n, self._p, rows.start, rows.stop))],
         )  # fmt: skip
+        if self._errors is not None:
+            self._errors.add(rows)
 
     def curves(self) -> dict[int, tuple[Curve, int]]:
         """For each job its curve and the sum of its decode rows, after all rows have been fed."""
-        return self._tally.curves([self._held[which] for which in self._which])
+        found = self._tally.curves([self._held[which] for which in self._which])
+        if self._errors is not None:
+            for (i,), one in zip(self._blocks, self._errors.result(), strict=True):
+                curve, mass = found[i]
+                found[i] = replace(curve, errors=one), mass
+        return found
 
 
 def stack_shape(device: Device, policy: Policy, n: int, together: int) -> dict[str, int]:
