@@ -8,12 +8,15 @@ an error is nearly 0.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
+from commands import Run
 from cuda_cases import DIRECT, STACK, a_prompt, devices, needs_compiler
 from cuda_shim import Shim
 from error_cases import valued, valued_for
@@ -23,7 +26,8 @@ from strategies import examples, qk_traces, traces
 from test_cuda_borders import POLICIES
 
 from h2osim import cuda
-from h2osim.cuda import run
+from h2osim.cuda import chunks
+from h2osim.cuda import run as running
 from h2osim.cuda.kernels import errors
 from h2osim.cuda.kernels.errors import Outputs, errors_shape, value_size
 from h2osim.cuda.rows import load_rows
@@ -33,7 +37,12 @@ from h2osim.engines.request import Job
 from h2osim.engines.results import Curve, Outcome
 from h2osim.policies.registry import all_policies
 from h2osim.policies.text import parse
+from h2osim.replays import execute
+from h2osim.replays.plan import plan_work
+from h2osim.replays.replaying import replay
 from h2osim.support.errors import UserError
+from h2osim.support.machine import cores
+from h2osim.sweeps.sweeping import sweep
 from h2osim.traces.trace import Trace
 
 pytestmark = needs_compiler
@@ -170,7 +179,7 @@ def test_blocks_of_rows_and_of_steps(case: tuple[int, int]) -> None:
         with (
             mock.patch.object(errors, "error_rows", lambda n: rows),
             mock.patch.object(errors, "BLOCKS", blocks),
-            mock.patch.object(run, "block_rows", lambda n: 2 * rows + 1),
+            mock.patch.object(running, "block_rows", lambda n: 2 * rows + 1),
         ):
             curves = cuda.curves(jobs, (), Shim(), errors=EVERY)
             outcomes = cuda.direct(jobs, Shim(), errors=EVERY)
@@ -195,7 +204,7 @@ def test_the_same_call_gives_the_same_bits_in_chunks_of_any_size() -> None:
     trace = with_values(30, 6, 5)
     jobs = [Job(unit, parse("tova:scores=full"), 1, 1) for unit in trace.units("head")]
     whole = cuda.curves(jobs, (), Shim(), errors=EVERY)
-    with mock.patch.object(cuda.chunks, "PIECE", 1):
+    with mock.patch.object(chunks, "PIECE", 1):
         for (one, _), (other, _) in zip(
             whole, cuda.curves(jobs, (), Shim(1), errors=EVERY), strict=True
         ):
@@ -230,6 +239,78 @@ def test_layers_whose_values_differ_in_size() -> None:
         for t in range(12):
             a[t, : t + 1] = unit.row(t) / unit.row(t).sum()
         assert_close(found, ((a @ unit.values()[0].astype(float))[1:] ** 2).sum())
+
+
+def test_turns_without_mass() -> None:
+    """All mass is on the oldest token and the newest: every depth between has lost the former."""
+    scores = np.zeros((30, 30))
+    scores[:, 0] = 0.25
+    scores += np.diag(np.full(30, 0.75))
+    v = np.random.default_rng(0).standard_normal((1, 30, 17))
+    job = Job(Trace.from_scores(scores, v=v).units()[0], parse("recency"), 1, 1)
+    check_curve(job, cuda.curves([job], (), Shim(), errors=EVERY)[0][0])
+
+
+def test_rows_that_are_zero() -> None:
+    """A row without any mass has nothing to lose."""
+    bits = np.zeros((1, 1, 10), np.uint16)
+    bits[0, 0, 0] = 0x3C00
+    trace = Trace.from_packed(bits, v=np.ones((1, 1, 4, 2)))
+    job = Job(trace.units()[0], parse("recency"), 1, 1)
+    check_curve(job, cuda.curves([job], (), Shim(), errors=ATTENTION)[0][0], ATTENTION)
+
+
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose GPU is the shim."""
+    gpus = (Shim(),)
+    monkeypatch.setattr(cuda, "devices", lambda: gpus)
+    monkeypatch.setattr(chunks, "devices", lambda: gpus)
+
+
+@pytest.mark.usefixtures("a_gpu")
+@pytest.mark.parametrize("measure", ["error", "attention-error"])
+def test_the_whole_way(measure: str) -> None:
+    """Replays and sweeps: one pass, budget by budget, and a policy that the CPU runs."""
+    trace = with_values(24, 4, 3)
+    texts = ["tova:scores=full", "h2o", "topk"]
+    budgets: Any
+    for budgets, steps, passes in (([1, 5, 24], True, 0), ("all", False, 2)):
+        ours, theirs = (
+            replay(trace, texts, budgets, measure=measure, step_errors=steps, engine=engine)
+            for engine in ("cuda", "numba")
+        )
+        assert ours.engine.values.tolist() == ["cuda", "cuda", "numba"]
+        assert int(ours.one_pass.sum()) == passes
+        for name in theirs:
+            assert_close(ours[name], theirs[name])
+    ours, theirs = (
+        sweep(trace, ",".join(texts), [3, 9], measure=measure, engine=engine)
+        for engine in ("cuda", "numba")
+    )
+    for name in theirs:
+        assert_close(ours[name], theirs[name])
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_auto_knows_that_errors_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = with_values(24, 1, 3)
+    seconds = float(plan_work([trace], [parse("recency")], [1]).seconds.sum())
+    monkeypatch.setattr(execute, "WORTH_A_GPU", 10 * seconds / cores())
+    for measure, engine in (("recall", "numba"), ("attention-error", "numba"), ("error", "cuda")):
+        assert replay(trace, "recency", 1, measure=measure).engine.item() == engine
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_compare_and_sweep_on_the_command_line(run: Run, tmp_path: Path) -> None:
+    with_values(24, 2, 3).save(tmp_path / "t")
+    words = [str(tmp_path / "t"), "--policies", "recency", "--budgets", "3", "--format", "json"]
+    for command in ("compare", "sweep"):
+        ours, theirs = (
+            json.loads(run(command, *words, "--measure", "error", "--engine", engine).out)
+            for engine in ("cuda", "numba")
+        )
+        assert_close(ours[0]["output_error"], theirs[0]["output_error"])
 
 
 def test_a_learned_sink_is_refused() -> None:
