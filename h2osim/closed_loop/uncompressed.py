@@ -70,13 +70,31 @@ class _Session(Session):
 
     def output(self, call: Call) -> torch.Tensor:
         """The dense output and the shift."""
-        if call.sinks is not None:
-            raise self.refuse("its learned sinks, which these measures do not know")
+        known_attention(self, call)
         found = output_only(call)
         shift = torch.zeros_like(found).requires_grad_()
         self.calls.append(call)
         self.shifts.append(shift)
         return found + shift
+
+
+def known_attention(session: Session, call: Call) -> None:
+    """Refuse a layer whose attention has more to it than these measures know."""
+    if call.sinks is not None or call.layer.softcap is not None:
+        what = "learned sinks" if call.sinks is not None else "soft-capped logits"
+        raise session.refuse(f"its {what}, which these measures do not know")
+
+
+def decoder_blocks(prompt: Prompt) -> list[Any]:
+    """The model's decoder layers; UserError where they have no ``self_attn.o_proj``."""
+    modules = prompt.loaded.model.modules()
+    blocks = [m for m in modules if hasattr(getattr(m, "self_attn", None), "o_proj")]
+    if len(blocks) != len(prompt.layers):
+        raise UserError(
+            f"{prompt.loaded.name}: found {len(blocks)} layers with self_attn.o_proj, expected "
+            f"{len(prompt.layers)}, one for each attention layer"
+        )
+    return blocks
 
 
 def run(prompt: Prompt, rest: Sequence[int], probes: int, seed: int = 0) -> Uncompressed:
@@ -88,12 +106,7 @@ def run(prompt: Prompt, rest: Sequence[int], probes: int, seed: int = 0) -> Unco
     session.seen = prompt.length
     ids = torch.tensor([list(rest)], device=prompt.ids.device)
     found = Uncompressed(prompt.length)
-    blocks = [m for m in model.modules() if hasattr(getattr(m, "self_attn", None), "o_proj")]
-    if len(blocks) != len(prompt.layers):
-        raise UserError(
-            f"{prompt.loaded.name}: found {len(blocks)} layers with self_attn.o_proj, expected "
-            f"{len(prompt.layers)}, one for each attention layer"
-        )
+    blocks = decoder_blocks(prompt)
 
     def see(module: Any, arguments: Any, named: Mapping[str, Any]) -> None:
         x = arguments[0] if arguments else named["hidden_states"]

@@ -1,0 +1,156 @@
+"""Errors that evictions make on the uncompressed run, carried to the prediction by its derivative.
+
+Let d be how far each layer's attention output moves when a row attends to its cached keys only, at
+the queries, keys and values of the uncompressed run. One pass in forward mode carries the d of all
+layers and steps upwards together: with a tangent for every activation, a layer adds its d to the
+derivative of its attention, and the tangent of the logits is J d, exact to first order.
+
+The attention that carries tangents may be the full row's, a, or that of the cached keys, â: to
+first order in the tangent the evicted layer is o_S + D o_S, so â is the better one where the
+tangent is small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.autograd.forward_ad as forward_ad
+from numpy.typing import NDArray
+
+from h2osim.closed_loop.attention import GPU_BLOCK_BYTES, NoRows
+from h2osim.closed_loop.decoding import Decoder
+from h2osim.closed_loop.uncompressed import decoder_blocks, known_attention
+from h2osim.models.hook import Session, hooked
+from h2osim.models.loading import quiet
+from h2osim.models.rows import BLOCK_BYTES, Call, softmax_blocks
+
+FULL, CACHED, MASKED = "full", "cached", "masked"
+
+
+class _Session(Session):
+    """Attention with tangents; how: which attention carries them, or MASKED for none at all.
+
+    evicted_at: the step after which each token is never attended again, [units, n] by layer.
+    """
+
+    def __init__(self, model: str, evicted_at: Mapping[int, torch.Tensor], how: str):
+        super().__init__(model, NoRows())
+        self._evicted_at, self._how = evicted_at, how
+
+    def output(self, call: Call) -> torch.Tensor:
+        """The full cache's output, with the error and what is carried as its tangent.
+
+        MASKED: the output over the cached keys.
+        """
+        known_attention(self, call)
+        duals = [forward_ad.unpack_dual(x) for x in (call.q, call.k, call.v)]
+        (q, dq), (k, dk), (v, dv) = duals
+        plain = Call(call.layer, q, k, v, call.start, call.origin, call.allowed, call.mask)
+        output, tangent = plain.empty_output(), plain.empty_output()
+        groups = call.layer.kv_heads
+        last = self._evicted_at[call.layer.index]
+        size = BLOCK_BYTES if q.device.type == "cpu" else GPU_BLOCK_BYTES
+        for block in softmax_blocks(plain, size):
+            p = block.p
+            heads, rows, width = p.shape
+            here = slice(block.start - call.start, block.start - call.start + rows)
+            keys = slice(block.first - call.origin, block.first - call.origin + width)
+            t = torch.arange(block.start, block.start + rows, device=p.device)[:, None]
+            attended = last[:, None, block.first : block.first + width] >= t
+            cached = p.view(len(last), -1, rows, width) * attended[:, None]
+            cached = cached.view(heads, rows, width)
+            cached /= cached.sum(dim=2, keepdim=True)
+
+            def mixed(a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+                found = torch.bmm(a.reshape(groups, -1, a.shape[2]), x)
+                return found.view(heads, a.shape[1], -1)
+
+            both = mixed(torch.cat([p, cached - p], dim=1), v[:, keys])
+            output[here], error = both[:, :rows].transpose(0, 1), both[:, rows:]
+            if dq is not None:
+                a = cached if self._how == CACHED else p
+                x = mixed(dq[:, here], k[:, keys].mT) + mixed(q[:, here], dk[:, keys].mT)
+                x *= call.layer.scale
+                x = x.sub_(torch.linalg.vecdot(a, x)[..., None]).mul_(a)
+                error = error + mixed(x, v[:, keys]) + mixed(a, dv[:, keys])
+            tangent[here] = error.transpose(0, 1)
+        if self._how == MASKED:
+            return output + tangent
+        return forward_ad.make_dual(output, tangent)
+
+
+def measure(
+    decoder: Decoder, evictions: Sequence[Mapping[int, NDArray[np.int32]]]
+) -> dict[str, NDArray[np.float32]]:
+    """What each eviction does to the predictions, nats, [evictions, steps].
+
+    evictions: int32 [units, n] by layer, as a replay of the uncompressed run says.
+    ``carried_variance`` is half the variance of J d under the prediction p, ``carried_kl`` the KL
+    of softmax(z + J d), z the logits, and ``carried_head`` that of the model's head on the last
+    layer's output and its tangent; ``cached_…`` the same, tangents carried by the attention over
+    cached keys. ``masked_kl`` is no measure of the uncompressed run: the model runs with the same
+    evictions, and what differs from the closed loop is that a policy there decides by other rows.
+    """
+    rows: dict[str, list[Any]] = {}
+
+    def add(name: str, x: torch.Tensor) -> None:
+        rows.setdefault(name, []).append(x.float().cpu().numpy())
+
+    for one in evictions:
+        evicted_at = {index: torch.from_numpy(x).to(decoder.full.device) for index, x in one.items()}
+        for how, name in ((FULL, "carried"), (CACHED, "cached")):
+            logits, moved = _logits(decoder, evicted_at, how)
+            p = decoder.full.exp()
+            mean = torch.linalg.vecdot(p, moved)
+            add(f"{name}_variance", torch.linalg.vecdot(p, (moved - mean[:, None]).square_()) / 2)
+            add(f"{name}_kl", _kl(decoder.full, logits.add_(moved)))
+            add(f"{name}_head", _kl(decoder.full, _logits(decoder, evicted_at, how, True)[0]))
+        add("masked_kl", _kl(decoder.full, _logits(decoder, evicted_at, MASKED)[0]))
+    return {name: np.stack(found) for name, found in rows.items()}
+
+
+def _kl(full: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """KL(full || softmax of logits) of each row; full: log-probabilities."""
+    return (full.exp() * (full - torch.log_softmax(logits, dim=1))).sum(dim=1, dtype=torch.float64)
+
+
+def _logits(
+    decoder: Decoder, evicted_at: Mapping[int, torch.Tensor], how: str, head: bool = False
+) -> tuple[torch.Tensor, Any]:
+    """Logits [steps, vocabulary] and their tangent (None where nothing carries it there).
+
+    head: the head runs on the last layer's output plus its tangent.
+    """
+    prompt = decoder.prompt
+    session = _Session(prompt.loaded.name, evicted_at, how)
+    session.seen = decoder.prompt_len
+    with ExitStack() as stack:
+        if head:
+            stack.enter_context(_arrived(decoder_blocks(prompt)[-1]))
+        for context in (quiet(), torch.no_grad(), hooked(prompt.loaded.model, session)):
+            stack.enter_context(context)
+        stack.enter_context(forward_ad.dual_level())
+        session.begin(decoder.rest.shape[1])
+        found = prompt.forward(decoder.rest, session.seen, prompt.cache()).logits[0]
+        logits, tangent = forward_ad.unpack_dual(found)
+        return logits.float(), tangent
+
+
+@contextmanager
+def _arrived(block: torch.nn.Module) -> Iterator[None]:
+    """Have a block of the model return its output plus the tangent, without a tangent."""
+
+    def add(module: Any, arguments: Any, output: Any) -> Any:
+        first = output[0] if isinstance(output, tuple) else output
+        x, dx = forward_ad.unpack_dual(first)
+        return (x + dx, *output[1:]) if isinstance(output, tuple) else x + dx
+
+    handle = block.register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
