@@ -15,6 +15,7 @@ from h2osim.support.errors import UserError
 if TYPE_CHECKING:
     import pandas
 
+    from h2osim.closed_loop.prompts import Task
     from h2osim.studies.tasks import Study
 
 study = typer.Typer(help="Run a study over many texts and write its page.", no_args_is_help=True)
@@ -61,12 +62,26 @@ def fidelity(
     output: Output = None,
     from_: From = None,
     page: Page = None,
+    device: Annotated[
+        str, typer.Option("--device", help="Where errors are carried: cpu, cuda or cuda:1.")
+    ] = "cpu",
 ) -> None:
     """Which measure of the uncompressed run predicts the KL of the closed loop."""
     from h2osim.studies.fidelity import Fidelity
     from h2osim.studies.fidelity_page import write
 
-    _run("fidelity", Fidelity(model), write, texts_, only, jobs, store, output, from_, page)
+    _run(
+        "fidelity",
+        Fidelity(model, device=device),
+        write,
+        texts_,
+        only,
+        jobs,
+        store,
+        output,
+        from_,
+        page,
+    )
 
 
 def _run(
@@ -97,7 +112,7 @@ def _run(
     elif folder is None or store is None:
         raise UserError(f"study {name}: expected --texts and --store, or --from")
     else:
-        found = _texts(folder, only)
+        found = _texts(asked, folder, only)
         from h2osim.models.loading import require
 
         require()
@@ -111,13 +126,14 @@ def _run(
         notice(f"wrote {page}")
 
 
-def _texts(folder: Path, only: str | None) -> dict[str, str]:
+def _texts(asked: Study, folder: Path, only: str | None) -> dict[str, str | Task]:
+    """The texts of a folder and the prompts that the study makes, or some of them."""
     from h2osim.studies.texts import read
 
-    found = read(folder)
+    found = read(folder) | asked.prompts()
     if only is None:
         return found
     if unknown := set(only.split(",")) - set(found):
         known = ", ".join(found)
-        raise UserError(f"--only: {min(unknown)!r} is no text; expected some of {known}")
+        raise UserError(f"--only: {min(unknown)!r} is no text or prompt; expected some of {known}")
     return {name: found[name] for name in found if name in only.split(",")}

@@ -12,6 +12,7 @@ tangent is small.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -22,10 +23,10 @@ import torch.autograd.forward_ad as forward_ad
 from numpy.typing import NDArray
 
 from h2osim.closed_loop.attention import GPU_BLOCK_BYTES, NoRows
-from h2osim.closed_loop.decoding import Decoder
+from h2osim.closed_loop.decoding import Decoder, placed
 from h2osim.closed_loop.uncompressed import decoder_blocks, known_attention
 from h2osim.models.hook import Session, hooked
-from h2osim.models.loading import quiet
+from h2osim.models.loading import Model, quiet
 from h2osim.models.rows import BLOCK_BYTES, Call, softmax_blocks
 
 FULL, CACHED, MASKED = "full", "cached", "masked"
@@ -51,7 +52,6 @@ class _Session(Session):
         (q, dq), (k, dk), (v, dv) = duals
         plain = Call(call.layer, q, k, v, call.start, call.origin, call.allowed, call.mask)
         output, tangent = plain.empty_output(), plain.empty_output()
-        groups = call.layer.kv_heads
         last = self._evicted_at[call.layer.index]
         size = BLOCK_BYTES if q.device.type == "cpu" else GPU_BLOCK_BYTES
         for block in softmax_blocks(plain, size):
@@ -64,28 +64,42 @@ class _Session(Session):
             cached = p.view(len(last), -1, rows, width) * attended[:, None]
             cached = cached.view(heads, rows, width)
             cached /= cached.sum(dim=2, keepdim=True)
-
-            def mixed(a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-                found = torch.bmm(a.reshape(groups, -1, a.shape[2]), x)
-                return found.view(heads, a.shape[1], -1)
-
-            both = mixed(torch.cat([p, cached - p], dim=1), v[:, keys])
+            both = _mixed(torch.cat([p, cached - p], dim=1), v[:, keys])
             output[here], error = both[:, :rows].transpose(0, 1), both[:, rows:]
             if dq is not None:
                 a = cached if self._how == CACHED else p
-                x = mixed(dq[:, here], k[:, keys].mT) + mixed(q[:, here], dk[:, keys].mT)
+                x = _mixed(dq[:, here], k[:, keys].mT) + _mixed(q[:, here], dk[:, keys].mT)
                 x *= call.layer.scale
                 x = x.sub_(torch.linalg.vecdot(a, x)[..., None]).mul_(a)
-                error = error + mixed(x, v[:, keys]) + mixed(a, dv[:, keys])
+                error = error + _mixed(x, v[:, keys]) + _mixed(a, dv[:, keys])
             tangent[here] = error.transpose(0, 1)
         if self._how == MASKED:
             return output + tangent
         return forward_ad.make_dual(output, tangent)
 
 
+def _mixed(a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The product of a [heads, rows, m] with each head's x [KV heads, m, k]."""
+    return torch.bmm(a.reshape(len(x), -1, a.shape[2]), x).view(len(a), a.shape[1], -1)
+
+
+@contextmanager
+def decoder_on(device: str, model: Model, ids: Sequence[int], prompt_len: int) -> Iterator[Decoder]:
+    """A decoder on a device, the model back on the CPU afterwards.
+
+    ``cuda``: of several GPUs one by this process's number, so that processes spread over them.
+    """
+    if device == "cuda":
+        device = f"cuda:{os.getpid() % max(1, torch.cuda.device_count())}"
+    try:
+        yield Decoder(placed(model, device), ids, prompt_len)
+    finally:
+        placed(model, "cpu")
+
+
 def measure(
-    decoder: Decoder, evictions: Sequence[Mapping[int, NDArray[np.int32]]]
-) -> dict[str, NDArray[np.float32]]:
+    decoder: Decoder, ids: Sequence[int], evictions: Sequence[Mapping[int, NDArray[np.int32]]]
+) -> dict[str, NDArray[np.float64]]:
     """What each eviction does to the predictions, nats, [evictions, steps].
 
     evictions: int32 [units, n] by layer, as a replay of the uncompressed run says.
@@ -96,20 +110,23 @@ def measure(
     evictions, and what differs from the closed loop is that a policy there decides by other rows.
     """
     rows: dict[str, list[Any]] = {}
+    rest = torch.tensor([list(ids[decoder.prompt_len :])], device=decoder.full.device)
 
     def add(name: str, x: torch.Tensor) -> None:
-        rows.setdefault(name, []).append(x.float().cpu().numpy())
+        rows.setdefault(name, []).append(x.double().cpu().numpy())
 
     for one in evictions:
-        evicted_at = {index: torch.from_numpy(x).to(decoder.full.device) for index, x in one.items()}
+        evicted_at = {
+            index: torch.from_numpy(x).to(decoder.full.device) for index, x in one.items()
+        }
         for how, name in ((FULL, "carried"), (CACHED, "cached")):
-            logits, moved = _logits(decoder, evicted_at, how)
+            logits, moved = _logits(decoder, rest, evicted_at, how)
             p = decoder.full.exp()
             mean = torch.linalg.vecdot(p, moved)
             add(f"{name}_variance", torch.linalg.vecdot(p, (moved - mean[:, None]).square_()) / 2)
             add(f"{name}_kl", _kl(decoder.full, logits.add_(moved)))
-            add(f"{name}_head", _kl(decoder.full, _logits(decoder, evicted_at, how, True)[0]))
-        add("masked_kl", _kl(decoder.full, _logits(decoder, evicted_at, MASKED)[0]))
+            add(f"{name}_head", _kl(decoder.full, _logits(decoder, rest, evicted_at, how, True)[0]))
+        add("masked_kl", _kl(decoder.full, _logits(decoder, rest, evicted_at, MASKED)[0]))
     return {name: np.stack(found) for name, found in rows.items()}
 
 
@@ -119,7 +136,11 @@ def _kl(full: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
 
 
 def _logits(
-    decoder: Decoder, evicted_at: Mapping[int, torch.Tensor], how: str, head: bool = False
+    decoder: Decoder,
+    rest: torch.Tensor,
+    evicted_at: Mapping[int, torch.Tensor],
+    how: str,
+    head: bool = False,
 ) -> tuple[torch.Tensor, Any]:
     """Logits [steps, vocabulary] and their tangent (None where nothing carries it there).
 
@@ -134,10 +155,10 @@ def _logits(
         for context in (quiet(), torch.no_grad(), hooked(prompt.loaded.model, session)):
             stack.enter_context(context)
         stack.enter_context(forward_ad.dual_level())
-        session.begin(decoder.rest.shape[1])
-        found = prompt.forward(decoder.rest, session.seen, prompt.cache()).logits[0]
+        session.begin(rest.shape[1])
+        found = prompt.forward(rest, session.seen, prompt.cache()).logits[0]
         logits, tangent = forward_ad.unpack_dual(found)
-        return logits.float(), tangent
+        return logits.to(decoder.full.dtype), tangent
 
 
 @contextmanager

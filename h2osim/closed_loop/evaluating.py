@@ -97,7 +97,8 @@ def make_plan(
         share, budgets = str(masks.facts["share"]), masks.facts["budget"]
         prompt_len = int(masks.facts["prompt_len"])
     items = tuple(
-        _item(loaded, name, text, n_tokens, prompt_len, generate) for name, text in texts.items()
+        make_item(loaded, name, text, n_tokens, prompt_len, generate)
+        for name, text in texts.items()
     )
     plan = Plan(
         items, tuple(configured), tuple(budgets), share,
@@ -175,7 +176,7 @@ def _hides(rule: str) -> bool:
         return False
 
 
-def _item(
+def make_item(
     loaded: Model,
     name: str,
     text: Text,

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -33,11 +32,15 @@ if TYPE_CHECKING:
     import pandas
 
     from h2osim.closed_loop.decoding import Decoder
+    from h2osim.closed_loop.prompts import Task
+    from h2osim.closed_loop.study import Item
 
 
 @dataclass(frozen=True)
 class Study(ABC):
     """What is run on each text: tokens of it, of which prompt_len are the prompt.
+
+    Prompts that h2osim makes, where a study has some, are texts too, of their own lengths.
 
     policies, budgets: what evicts; ``@layer`` behind a policy: all heads of a layer share a cache.
     columns: some that the study's table must have.
@@ -56,16 +59,28 @@ class Study(ABC):
     def parts(self) -> Sequence[str]:
         """Names of the tasks of a text."""
 
+    def prompts(self) -> dict[str, Task]:
+        """The prompts that the study makes, by name."""
+        return {}
+
     @abstractmethod
     def work(self, part: str, decoder: Decoder, ids: Sequence[int]) -> dict[str, Any]:
         """Do one task: named arrays, in which no two parts share a name."""
+
+    def ask(self, part: str, decoder: Decoder, ids: Sequence[int], answer: int) -> dict[str, Any]:
+        """Do one task of a prompt whose last ``answer`` tokens are the answer to it."""
+        raise NotImplementedError
 
     @abstractmethod
     def rows(self, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The table's rows of a text, from what all its tasks found."""
 
     def run(
-        self, texts: Mapping[str, str], store: Path, jobs: int, progress: Progress | None = None
+        self,
+        texts: Mapping[str, str | Task],
+        store: Path,
+        jobs: int,
+        progress: Progress | None = None,
     ) -> pandas.DataFrame:
         """Run what is not in the store yet; the study's table, in the order of the texts.
 
@@ -73,7 +88,6 @@ class Study(ABC):
         """
         import pandas
 
-        self._check_texts(texts)
         self._open_store(store, texts)
         with locked_file(store / "lock") as mine:
             if not mine:
@@ -81,27 +95,28 @@ class Study(ABC):
             sweep(store)
             self._run_tasks(texts, store, jobs, progress)
         rows = []
-        for name in texts:
+        for name, text in texts.items():
             found: dict[str, Any] = {}
             for part in self.parts():
                 found |= np.load(store / f"{name}-{part}.npz")
-            known = {"model": loaded(self.model).name, "tokens": self.tokens}
-            known |= {"prompt_len": self.prompt_len, "text": name}
+            item = self._item(name, text)
+            known = {"model": loaded(self.model).name, "tokens": len(item.ids)}
+            known |= {"prompt_len": item.prompt_len, "text": name}
             rows += [known | row for row in self.rows(found)]
         return pandas.DataFrame(rows)
 
-    def _check_texts(self, texts: Mapping[str, str]) -> None:
-        from h2osim.closed_loop.evaluating import text_ids
+    def _item(self, name: str, text: str | Task) -> Item:
+        from h2osim.closed_loop.evaluating import make_item
 
-        for name, text in texts.items():
-            text_ids(loaded(self.model), name, text, self.tokens)
+        tokens, prompt_len = self.tokens, self.prompt_len if isinstance(text, str) else None
+        return make_item(loaded(self.model), name, text, tokens, prompt_len, 0)
 
-    def _open_store(self, store: Path, texts: Mapping[str, str]) -> None:
+    def _open_store(self, store: Path, texts: Mapping[str, str | Task]) -> None:
         identity = {
             "h2osim": h2osim.__version__,
             **asdict(self),
             "model": loaded(self.model).sha256 or self.model,
-            "texts": {name: sha256(text.encode()).hexdigest() for name, text in texts.items()},
+            "texts": {name: self._item(name, text).sha256 for name, text in texts.items()},
         }
         path = store / "study.json"
         try:
@@ -119,16 +134,15 @@ class Study(ABC):
         check_same(found, json.loads(json.dumps(identity)), store, "study", "--store")
 
     def _run_tasks(
-        self, texts: Mapping[str, str], store: Path, jobs: int, progress: Progress | None
+        self, texts: Mapping[str, str | Task], store: Path, jobs: int, progress: Progress | None
     ) -> None:
-        tasks = [(name, part) for part in self.parts() for name in texts]
+        tasks = [(name, part) for name in texts for part in self.parts()]
         todo = [task for task in tasks if not _sound(store / f"{'-'.join(task)}.npz")]
         with ProcessPoolExecutor(jobs, get_context("spawn"), _one_thread) as pool:
             if todo:
                 list(pool.map(_compile, self.policies))
-            waiting = {
-                pool.submit(_task, self, name, texts[name], part, store) for name, part in todo
-            }
+            items = {name: self._item(name, text) for name, text in texts.items()}
+            waiting = {pool.submit(_task, self, items[name], part, store) for name, part in todo}
             try:
                 while waiting:
                     if progress:
@@ -194,14 +208,16 @@ def _compile(policy: str) -> None:
         Stepper(text, 4, heads=2, prompt_len=4, inputs=inputs).step(rows)
 
 
-def _task(study: Study, name: str, text: str, part: str, store: Path) -> None:
+def _task(study: Study, item: Item, part: str, store: Path) -> None:
     """Do one part of one text and keep what it found."""
     from h2osim.closed_loop.decoding import Decoder
 
-    model = loaded(study.model)
-    ids = [int(token) for token in model.tokenizer(text)["input_ids"][: study.tokens]]
-    found = study.work(part, Decoder(model, ids, study.prompt_len), ids)
-    with replacing(store / f"{name}-{part}.npz") as temporary:
+    decoder = Decoder(loaded(study.model), item.ids, item.prompt_len)
+    if item.answer:
+        found = study.ask(part, decoder, item.ids, item.answer)
+    else:
+        found = study.work(part, decoder, item.ids)
+    with replacing(store / f"{item.name}-{part}.npz") as temporary:
         np.savez(temporary, **found)
 
 
