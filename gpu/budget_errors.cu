@@ -39,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(T) budget_errors(
             x = 0;  // it is attended
         }
         mass += x, squares += (i64)x * x;
-        add_values(lost, row.o, value, j, x, mine);
+        add_values(lost, row.o, value, j, x, mine, [](int) {});
     }
     mass = step_sum(mass), squares = step_sum(squares);
     const Errors one = errors_of(row, mass, squares, step_sum(squared_norm(lost)));

@@ -27,10 +27,12 @@ extern "C" __global__ void __launch_bounds__(T) outputs(
     double o[OWN], zero[OWN];
     for (int c = 0; c < OWN; c++) o[c] = zero[c] = 0.0;
     i64 mass = 0, squares = 0;
+    u16 next = mine <= t ? row[mine] : 0;  // the entry of this lane's next token
     for (int j0 = 0; j0 < stop; j0 += LANES) {
-        const int j = min(j0 + mine, n - 1), x = j0 + mine <= t ? fixed_point(row[j]) : 0;
+        const int x = fixed_point(next), j = j0 + LANES + mine;
+        next = j <= t ? row[j] : 0;  // loaded now for the next turn
         mass += x, squares += (i64)x * x;
-        add_values(o, zero, value, j, x, mine);
+        add_values(o, zero, value, min(j - LANES, n - 1), x, mine, [](int) {});
     }
     mass = step_sum(mass), squares = step_sum(squares);
 #pragma unroll
@@ -57,7 +59,8 @@ extern "C" __global__ void __launch_bounds__(T) depth_errors(
     const int job = blockIdx.x / SLICES / HEADS, h = units[job] * HEADS + head, many = stop - start;
     const float *value = values + (i64)kv[h] * n * WIDTH;
     double *total = errors + (i64)blockIdx.x * 3 * (n + 1);
-    __shared__ double part[STEPS][3][SPAN];
+    __shared__ double parts[2][STEPS][3][SPAN];  // one is added up while the other is filled
+    int which = 0;
 
     for (int t0 = max(start, p) + slice * STEPS; t0 < stop; t0 += SLICES * STEPS) {
         const int t = min(t0 + step, stop - 1);
@@ -69,33 +72,28 @@ extern "C" __global__ void __launch_bounds__(T) depth_errors(
         for (int c = 0; c < OWN; c++) lost[c] = 0.0;
         i64 mass = 0, squares = 0;  // of the tokens passed so far
         double norm = 0.0;          // |lost|^2
-        int k, token, x;  // budget k has lost the tokens below depth k; the next one is this
-        auto fetch = [&](int budget) {
-            k = budget, token = 0, x = 0;
-            if (k >= 0 && k < m) token = order[k + 1], x = fixed_point(entries[token]);
-        };
         const int top = (min(t0 + STEPS, stop) - 1) / SPAN * SPAN;
-        fetch(top + SPAN - 1 - mine);
-        for (int low = top; low >= 0; low -= SPAN) {
+        // Loads run ahead: tokens by two turns, their entries by one.
+        auto token_of = [&](int k) { return k >= 0 && k < m ? order[k + 1] : -1; };
+        auto entry_of = [&](int token) { return token < 0 ? (u16)0 : entries[token]; };
+        int token = token_of(top + SPAN - 1 - mine), next = token_of(top + SPAN - LANES - 1 - mine);
+        u16 entry = entry_of(token);
+        for (int low = top; low >= 0; low -= SPAN, which ^= 1) {
+            auto part = parts[which];
             for (int d = low + SPAN - LANES; d >= low; d -= LANES) {
-                const int now = token, x_now = x;
-                fetch(d - 1 - mine);  // loaded now for the next turn
+                const int now = max(0, token), x = fixed_point(entry);
+                token = next, entry = entry_of(next), next = token_of(d - LANES - 1 - mine);
                 // A lane has the token at depth d + LANES - mine, the first lane the deepest.
-                i64 here = x_now, squares_here = (i64)x_now * x_now;
+                i64 here = x, squares_here = (i64)x * x;
                 for (int far = 1; far < LANES; far *= 2) {
                     const i64 deeper = __shfl_up_sync(ALL_LANES, here, far);
                     const i64 squares_deeper = __shfl_up_sync(ALL_LANES, squares_here, far);
                     if (mine >= far) here += deeper, squares_here += squares_deeper;
                 }
                 here += mass, squares_here += squares;
-                if (DIMS > 0 && __any_sync(ALL_LANES, x_now)) {
-                    double own[LANES];  // by depth: this lane's share of |lost|^2
-#pragma unroll
-                    for (int i = 0; i < LANES; i++) {
-                        add_value(lost, row.o, value, __shfl_sync(ALL_LANES, now, lane - mine + i),
-                                  __shfl_sync(ALL_LANES, (double)x_now, lane - mine + i), mine);
-                        own[i] = squared_norm(lost);
-                    }
+                double own[LANES];  // by depth: this lane's share of |lost|^2
+                if (add_values(lost, row.o, value, now, x, mine,
+                               [&](int i) { own[i] = squared_norm(lost); })) {
                     // Halves are exchanged until each lane has the sum for its own depth.
 #pragma unroll
                     for (int half = LANES / 2; half; half /= 2) {
@@ -127,7 +125,6 @@ extern "C" __global__ void __launch_bounds__(T) depth_errors(
                 for (int s = 0; s < STEPS; s++) sum += part[s][kind][i % SPAN];
                 if (budget <= n) total[(i64)kind * (n + 1) + budget] += sum;
             }
-            __syncthreads();
         }
     }
 }

@@ -7,7 +7,8 @@
 // Constants: T threads of a block, LANES, DIMS (a multiple of 4; 0: there are no values).
 #define WIDTH (LANES * DIMS)
 #define STEPS (T / LANES)  // steps that a block works on at a time
-#define OWN (DIMS > 0 ? DIMS : 1)
+#define OWN (DIMS > 0 ? DIMS : 4)
+#define BATCH (LANES < 4 ? LANES : 4)
 
 struct alignas(16) Four {
     float of[4];
@@ -16,25 +17,34 @@ struct alignas(16) Four {
 // Index in a vector of a lane's coordinate c, which is a multiple of 4; `mine`: the lane in its step.
 DEVICE int coordinate(int mine, int c) { return c * LANES + 4 * mine; }
 
-// Adds a (v - o), where v is the value of a token.
-DEVICE void add_value(double *sum, const double *o, const float *values, int token, double a,
-                      int mine) {
-#pragma unroll
-    for (int c = 0; c < DIMS; c += 4) {
-        const Four v = *(const Four *)(values + (i64)token * WIDTH + coordinate(mine, c));
-#pragma unroll
-        for (int e = 0; e < 4; e++) sum[c + e] = fma(a, v.of[e] - o[c + e], sum[c + e]);
-    }
-}
-
-// The same for a token of each lane of the step, one after the other, unless all have no mass.
-DEVICE void add_values(double *sum, const double *o, const float *values, int token, int x, int mine) {
-    if (DIMS == 0 || !__any_sync(ALL_LANES, x)) return;
+// Adds a (v - o) for a token of each lane of the step, one after the other; `added(i)` follows the
+// i-th. The values of BATCH tokens are loaded together: a load takes longer than the sums of a token.
+// If none of the warp's tokens has mass, nothing happens. True if something did.
+template <class Added> DEVICE bool add_values(
+    double *sum, const double *o, const float *values, int token, int x, int mine, Added added
+) {
+    if (DIMS == 0 || !__any_sync(ALL_LANES, x)) return false;
     const int first = (int)threadIdx.x % WARP - mine;
 #pragma unroll
-    for (int i = 0; i < LANES; i++)
-        add_value(sum, o, values, __shfl_sync(ALL_LANES, token, first + i),
-                  __shfl_sync(ALL_LANES, (double)x, first + i), mine);
+    for (int i = 0; i < LANES; i += BATCH) {
+        Four v[BATCH][OWN / 4];
+#pragma unroll
+        for (int b = 0; b < BATCH; b++) {
+            const float *value = values + (i64)__shfl_sync(ALL_LANES, token, first + i + b) * WIDTH;
+#pragma unroll
+            for (int c = 0; c < DIMS; c += 4)
+                v[b][c / 4] = *(const Four *)(value + coordinate(mine, c));
+        }
+        __syncwarp();  // keeps the loads before it
+#pragma unroll
+        for (int b = 0; b < BATCH; b++) {
+            const double a = __shfl_sync(ALL_LANES, (double)x, first + i + b);
+#pragma unroll
+            for (int c = 0; c < DIMS; c++) sum[c] = fma(a, v[b][c / 4].of[c % 4] - o[c], sum[c]);
+            added(i + b);
+        }
+    }
+    return true;
 }
 
 DEVICE double squared_norm(const double *own) {

@@ -56,7 +56,12 @@ def test_errors_on_the_bundled_traces(name: str, measure: str) -> None:
 @pytest.mark.parametrize("share", ["head", "layer"])
 def test_errors_of_whole_curves(share: str) -> None:
     trace = h2osim.open_trace("chat")
-    policies = ["h2o:recent=8,scores=full", "tova:scores=full", "recency", "decay:scores=full"]
+    policies = [
+        "h2o:recent=8,scores=full",
+        "tova:scores=full",
+        "recency",
+        "decay:recent=8,scores=full",
+    ]
     ours, theirs = (
         h2osim.replay(trace, policies, "all", share=share, measure="error", engine=engine)
         for engine in ("cuda", "numba")

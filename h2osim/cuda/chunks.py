@@ -23,6 +23,7 @@ def spread(
     cost: dict[Unit, int],
     work: Callable[[Device, list[Unit]], dict[int, R]],
     device: Device | None,
+    larger: int = 1,
 ) -> dict[int, R]:
     """Call `work(device, chunk)` for all units in chunks, and merge the results.
 
@@ -30,14 +31,15 @@ def spread(
     next chunk when it has finished one, so the rows of one chunk are copied while another chunk is
     computed. Rows that are made on the device need little copying; then chunks are as large as
     memory allows, because a launch of few blocks takes as long as one of many. A chunk that does
-    not fit is halved. UserError if a single unit does not fit.
+    not fit is halved. ``larger``: by how much chunks should be larger, where kernels take so much
+    longer than copies. UserError if a single unit does not fit.
     """
     present = [device] if device is not None else devices()
     workers = [(one, lane) for lane in range(present[0].lanes) for one in present]
     todo, lock = list(units), threading.Lock()
     total = sum(cost[unit] for unit in units)
     if recorded(units[0]):
-        piece = max(PIECE, total // (4 * len(workers)))
+        piece = max(larger * PIECE, total // (4 * len(workers)))
     else:
         piece = -(-total // len(present))
     found: dict[int, R] = {}

@@ -25,6 +25,9 @@ from h2osim.traces.unit import Unit
 
 Ticker = Callable[[int], None]
 
+#: By how much chunks are larger where errors are wanted.
+LARGER = 8
+
 
 def refusal(configured: Configured, heads: int) -> str | None:
     """One line that says why the GPU cannot run a policy, or None if it can."""
@@ -98,7 +101,7 @@ def direct(
                 found[i] = (outcome, whole[index[jobs[i].unit], jobs[i].prompt_len :])
         return found
 
-    found = spread(list(order), cost, work, device)
+    found = spread(list(order), cost, work, device, LARGER if errors else 1)
     return [found[i] for i in range(len(jobs))]
 
 
@@ -180,7 +183,7 @@ def curves(
                 found[ids[i]] = result
         return found
 
-    found = spread(list(order), cost, work, device)
+    found = spread(list(order), cost, work, device, LARGER if errors else 1)
     return [found[i] for i in range(len(jobs))]
 
 
