@@ -15,6 +15,7 @@ from h2osim.cuda.kernels.arguments import (
     in_blocks,
     job_arrays,
     most_alike,
+    of_each,
 )
 from h2osim.cuda.kernels.errors import DepthErrors, Outputs
 from h2osim.cuda.kernels.tally import Tally
@@ -49,7 +50,7 @@ class Stack:
         self._n, self._p = job.unit.n, job.prompt_len
         n, heads, policy = self._n, len(job.unit.heads), job.configured.policy
         self._device, self._budgets = device, budgets
-        timing = [evicting(j).tobytes() for j in jobs]
+        timing = of_each(jobs, lambda job: evicting(job).tobytes())
         patterns = list(dict.fromkeys(timing))
         self._held = [held_keys(np.frombuffer(p_, np.uint8), self._p) for p_ in patterns]
         kinds = [(unit, patterns.index(mine)) for unit, mine in zip(unit_of, timing, strict=True)]
