@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from trace_cases import bits_from_fixed
 
-from h2osim.attention.fixed_point import ONE, ONE_BITS, bits_from_fixed, round_to_bits
+from h2osim.attention.fixed_point import ONE, ONE_BITS, round_to_bits
 from h2osim.attention.triangle import row_slice, tri
 from h2osim.support.errors import UserError
 from h2osim.traces.checks import check_floats, check_scores

@@ -198,9 +198,9 @@ def test_coverage_ratio(k: int, copies: int) -> None:
         ("needle", {"tokens": 5, "at": 5}, "expected at < tokens"),
         ("coverage", {"k": 10}, "n=20: expected at least 21"),
         ("coverage", {"heads": 2}, "heads=2: this instance has 51"),
-        ("trap", {"heads": 0}, "heads=0: expected a whole number from 1 on"),
-        ("trap", {"seed": -1}, "seed=-1: expected"),
-        ("trap", {"layers": 0}, "layers=0: expected"),
+        ("trap", {"heads": 0}, "heads: found 0, expected a whole number from 1 on"),
+        ("trap", {"seed": -1}, "seed: found -1, expected"),
+        ("trap", {"layers": 0}, "layers: found 0, expected"),
         ("trap", {"heads": 3, "group_size": 2}, "group_size: found 2, expected a divisor of 3"),
     ],
 )
@@ -210,7 +210,7 @@ def test_mistakes_are_named(name: str, arguments: dict, message: str) -> None:
 
 
 def test_n_is_checked() -> None:
-    with pytest.raises(UserError, match="n=0: expected a whole number from 1 on"):
+    with pytest.raises(UserError, match="n: found 0, expected a whole number from 1 on"):
         synth("trap", 0)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from h2osim.attention.fixed_point import float_from_bits
 from h2osim.attention.triangle import unpack
 from h2osim.traces.trace import Trace
 
@@ -95,7 +94,7 @@ def squares(trace: Trace, layer: int) -> Any:
     (unit,) = (u for u in trace.units("layer") if u.layer == layer)
     blocks = [block.bits[:, :] for block in unit.blocks()]
     packed = np.concatenate(blocks, axis=1)
-    return np.stack([float_from_bits(unpack(row)) for row in packed]).astype(np.float64)
+    return np.stack([unpack(row).view(np.float16) for row in packed]).astype(np.float64)
 
 
 def reference(model: Any, ids: list[int]) -> list[Any]:

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from h2osim.attention.fixed_point import ONE, SHIFT, fixed_from_bits
 from h2osim.support.errors import UserError
 from h2osim.traces.trace import Trace
 
@@ -26,6 +28,24 @@ def softmax(n: int = 40, heads: int = 4, layers: int = 2, seed: int = 0) -> np.n
     logits[..., np.triu(np.ones((n, n), bool), 1)] = -np.inf
     weights = np.exp(logits.astype(np.float32) - logits.max(-1, keepdims=True).astype(np.float32))
     return np.asarray(weights / weights.sum(-1, keepdims=True))
+
+
+def bits_from_fixed(fixed: Any) -> NDArray[np.uint16]:
+    """Float16 bit patterns of fixed-point integers, the same shape, uint16.
+
+    Exact or not at all: an integer outside 0 ... 2^24, or one that float16 cannot hold (more than
+    eleven significant binary digits), raises ValueError.
+    """
+    values = np.asarray(fixed)
+    if values.dtype.kind not in "iu":
+        raise TypeError(f"fixed-point numbers are integers, not {values.dtype}")
+    if values.size and (int(values.min()) < 0 or int(values.max()) > ONE):
+        raise ValueError(f"fixed-point numbers lie in 0 ... 2^{SHIFT}")
+    half = np.ldexp(values.astype(np.float64), -SHIFT).astype(np.float16)
+    bits = half.view(np.uint16)
+    if np.any(fixed_from_bits(bits) != values):
+        raise ValueError("a fixed-point number has more digits than float16 holds")
+    return bits
 
 
 def random_trace(n: int = 24, layers: int = 2, heads: int = 2, seed: int = 0, **more: Any) -> Trace:

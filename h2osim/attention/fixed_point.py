@@ -52,24 +52,6 @@ def fixed_from_bits(bits: NDArray[np.uint16]) -> NDArray[np.int64]:
     return np.asarray(fixed_point(bits.astype(np.int64)))
 
 
-def bits_from_fixed(fixed: Any) -> NDArray[np.uint16]:
-    """Float16 bit patterns of fixed-point integers, the same shape, uint16.
-
-    Exact or not at all: an integer outside 0 ... 2^24, or one that float16 cannot hold (more than
-    eleven significant binary digits), raises ValueError.
-    """
-    values = np.asarray(fixed)
-    if values.dtype.kind not in "iu":
-        raise TypeError(f"fixed-point numbers are integers, not {values.dtype}")
-    if values.size and (int(values.min()) < 0 or int(values.max()) > ONE):
-        raise ValueError(f"fixed-point numbers lie in 0 ... 2^{SHIFT}")
-    half = np.ldexp(values.astype(np.float64), -SHIFT).astype(np.float16)
-    bits = half.view(np.uint16)
-    if np.any(fixed_from_bits(bits) != values):
-        raise ValueError("a fixed-point number has more digits than float16 holds")
-    return bits
-
-
 def round_to_bits(probabilities: Any) -> NDArray[np.uint16]:
     """Float16 bit patterns of probabilities of any float dtype, rounded to nearest, ties to even.
 
@@ -77,8 +59,3 @@ def round_to_bits(probabilities: Any) -> NDArray[np.uint16]:
     checked that the numbers lie in [0, 1].
     """
     return (np.asarray(probabilities) + 0.0).astype(np.float16).view(np.uint16)
-
-
-def float_from_bits(bits: NDArray[np.uint16]) -> NDArray[np.float16]:
-    """The float16 numbers with these bit patterns: a view, nothing is copied."""
-    return bits.view(np.float16)

@@ -43,6 +43,9 @@ class Weighted:
         self.path: Path | None = None
         self._made: dict[int, NDArray[np.uint16]] = {}
         self._locks = {layer: threading.Lock() for layer in trace.layers}
+        # facts, messages and checks of a layer are the trace's
+        self.layer_entry, self.where = trace.layer_entry, trace.where
+        self.check_layer = trace.check_layer
 
     def tensors(self, layer: int) -> tuple[str, ...]:
         """The rows alone."""
@@ -57,18 +60,6 @@ class Weighted:
                 unit = next(u for u in self._trace.units("layer") if u.layer == layer)
                 self._made[layer] = weights_of(unit)
             return self._made[layer]
-
-    def layer_entry(self, layer: int) -> dict[str, Any]:
-        """The manifest's entry of a layer."""
-        return self._trace.layer_entry(layer)
-
-    def where(self, layer: int) -> str:
-        """The layer's file, for messages."""
-        return self._trace.where(layer)
-
-    def check_layer(self, layer: int) -> None:
-        """UserError where the layer that is weighed is broken."""
-        self._trace.check_layer(layer)
 
 
 def weighed(trace: Trace, share: str, weights: str) -> list[Unit]:

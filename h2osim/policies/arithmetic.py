@@ -24,6 +24,11 @@ def latest(a: float) -> float:
     return a
 
 
+def by_score(score: float) -> float:
+    """The score alone: nothing is protected."""
+    return score
+
+
 def guarded_score(score: float, pos: int, age: int, sinks: int, recent: int) -> float:
     """The score; sinks and the newest ``recent`` tokens are protected."""
     if age < recent or pos < sinks:

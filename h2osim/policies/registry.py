@@ -28,20 +28,16 @@ def all_policies() -> dict[str, Policy]:
 def find(name: str) -> Policy:
     """A policy by its name, or by the path of a Python file that declares ``POLICY``."""
     if name.endswith(".py"):
-        return _from_file(name)
+        file = Path(name)
+        if not file.is_file():
+            raise UserError(f"policy file {name}: no such file")
+        return _load(file, file.stat().st_mtime_ns)
     known = all_policies()
     if name not in known:
         raise UserError(
             f"unknown policy {name!r}{near(name, known)} (`h2osim policies` lists all {len(known)})"
         )
     return known[name]
-
-
-def _from_file(path: str) -> Policy:
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"policy file {path}: no such file")
-    return _load(file, file.stat().st_mtime_ns)
 
 
 @cache

@@ -57,17 +57,11 @@ def sees_heads(policy: Policy) -> bool:
     return rule is not None and not {"head_scores", "head_row"}.isdisjoint(arguments(rule))
 
 
-def source_of(rule: Rule, policy: str) -> dict[str, str]:
-    """The text of a rule, of every function it calls and every constant it names, by name.
+def collect(rule: Rule, policy: str, found: dict[str, str]) -> None:
+    """Add to ``found`` the text of a rule, of every function it calls and every constant it names.
 
     Raises :class:`UserError` where a rule reaches for anything else: it must be translatable.
     """
-    found: dict[str, str] = {}
-    _collect(rule, policy, found)
-    return found
-
-
-def _collect(rule: Rule, policy: str, found: dict[str, str]) -> None:
     if not isinstance(rule, FunctionType) or rule.__name__ == "<lambda>":
         raise UserError(f"policy {policy}: {rule!r}: a rule must be a plain function (def)")
     try:
@@ -86,7 +80,7 @@ def _collect(rule: Rule, policy: str, found: dict[str, str]) -> None:
         if name in found:
             continue
         if isinstance(value, FunctionType):
-            _collect(value, policy, found)
+            collect(value, policy, found)
         elif isinstance(value, (int, float)):
             text = f'float("{value}")' if isinstance(value, float) else repr(value)
             found[name] = f"{name} = {text}\n"
@@ -133,7 +127,9 @@ def text_for(policy: Policy, loop: str) -> str:
     """The whole module: prelude, rules, wrappers, constants, and the loop's text."""
     pieces: dict[str, str] = {}
     for rule in policy.rules().values():
-        for name, text in source_of(rule, policy.name).items():
+        found: dict[str, str] = {}
+        collect(rule, policy.name, found)
+        for name, text in found.items():
             if name in _reserved(loop):
                 raise UserError(
                     f"policy {policy.name}: the engines use the name {name} themselves; rename it"

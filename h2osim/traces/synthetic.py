@@ -15,6 +15,7 @@ import numpy as np
 from h2osim.attention.fixed_point import ONE_BITS, round_to_bits
 from h2osim.attention.triangle import pack, tri
 from h2osim.support.errors import UserError
+from h2osim.support.given import whole
 from h2osim.support.parameters import split_call
 from h2osim.support.wording import near
 from h2osim.traces.generator import Generator, RandomSource
@@ -28,8 +29,7 @@ def find(name: str) -> Generator:
     """A generator by its name; UserError with the near misses."""
     if name not in GENERATORS:
         raise UserError(
-            f"unknown generator {name!r}{near(name, GENERATORS)}; "
-            f"there are {', '.join(GENERATORS)}"
+            f"unknown generator {name!r}{near(name, GENERATORS)}; there are {', '.join(GENERATORS)}"
         )
     return GENERATORS[name]
 
@@ -56,7 +56,7 @@ def synth(
     if twice := sorted(set(written) & set(params)):
         raise UserError(f"generator {name}: parameter {twice[0]} given twice")
     for word, number, low in (("n", n, 1), ("seed", seed, 0), ("layers", layers, 1)):
-        _whole(name, word, number, low)
+        whole(f"generator {name}: {word}", number, low)
     values = generator.values(n, {**written, **params})
     if n < generator.least(values):
         raise UserError(f"generator {name}: n={n}: expected at least {generator.least(values)}")
@@ -65,8 +65,8 @@ def synth(
         if heads not in (None, fixed):
             raise UserError(f"generator {name}: heads={heads}: this instance has {fixed}")
         heads, group_size = fixed, group_size or fixed
-    heads = _whole(name, "heads", 1 if heads is None else heads, 1)
-    group_size = _whole(name, "group_size", group_size or 1, 1)
+    heads = whole(f"generator {name}: heads", 1 if heads is None else heads, 1)
+    group_size = whole(f"generator {name}: group_size", group_size or 1, 1)
     bits = np.empty((layers, heads, tri(n)), dtype=np.uint16)
     sums = np.empty((layers, heads, n), dtype=np.float32)
     for layer in range(layers):
@@ -91,11 +91,3 @@ def synth(
             "summary": generator.summary,
         },
     )
-
-
-def _whole(generator: str, word: str, number: Any, low: int) -> int:
-    if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < low:
-        raise UserError(
-            f"generator {generator}: {word}={number}: expected a whole number from {low} on"
-        )
-    return int(number)

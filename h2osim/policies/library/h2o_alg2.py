@@ -1,5 +1,6 @@
 """H2O's Algorithm 2 nearly to the letter: an exhibit. Accumulation starts at a full cache."""
 
+from h2osim.policies.arithmetic import by_score
 from h2osim.policies.declaration import Policy
 
 
@@ -9,10 +10,6 @@ def update(score: float, a: float, t: int, k: int) -> float:
     return score + a
 
 
-def rank(score: float) -> float:
-    return score
-
-
 POLICY = Policy(
     name="h2o-alg2",
     summary="exhibit: accumulated attention counted only from the step that fills the cache",
@@ -20,7 +17,7 @@ POLICY = Policy(
     scores="cached",
     state=("score",),
     update=update,
-    rank=rank,
+    rank=by_score,
     notes="The new token's own column counts, and rows are normalised over the cache and that "
     "token. The pseudo-code instead gives every token outside the cache exp(0) over the cache's "
     "sum, which a recorded row does not tell. Without an own score (as in Algorithm 1) nothing is "

@@ -2,7 +2,7 @@
 band of recent keys.
 """
 
-from h2osim.policies.arithmetic import accumulate
+from h2osim.policies.arithmetic import accumulate, by_score
 from h2osim.policies.declaration import Policy
 from h2osim.policies.parameters import shared
 
@@ -16,10 +16,6 @@ def linger(k: int, recent: int) -> int:
     return min(k, recent)
 
 
-def rank(score: float) -> float:
-    return score
-
-
 POLICY = Policy(
     name="h2o-lmeval",
     summary="heavy set without protection (full rows), or-ed with the recent + 1 newest keys",
@@ -28,7 +24,7 @@ POLICY = Policy(
     scores="full",
     state=("score",),
     update=accumulate,
-    rank=rank,
+    rank=by_score,
     keep=keep,
     linger=linger,
     notes="The source evicts before it attends; evicting after the step before is the same. A key "

@@ -1,12 +1,7 @@
 """The per-step bound: every step attends its own best k tokens."""
 
-from h2osim.policies.arithmetic import latest
+from h2osim.policies.arithmetic import by_score, latest
 from h2osim.policies.declaration import Policy
-
-
-def rank(score: float) -> float:
-    return score
-
 
 POLICY = Policy(
     name="topk",
@@ -14,7 +9,7 @@ POLICY = Policy(
     source="bound, never below the offline optimum",
     state=("score",),
     update=latest,
-    rank=rank,
+    rank=by_score,
     readmits=True,
     oracle=True,
     inclusive=True,

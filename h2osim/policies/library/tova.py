@@ -1,13 +1,8 @@
 """TOVA: the current row alone decides."""
 
-from h2osim.policies.arithmetic import latest
+from h2osim.policies.arithmetic import by_score, latest
 from h2osim.policies.declaration import Policy
 from h2osim.policies.parameters import shared
-
-
-def rank(score: float) -> float:
-    return score
-
 
 POLICY = Policy(
     name="tova",
@@ -16,7 +11,7 @@ POLICY = Policy(
     params=(shared("scores", "cached"),),
     state=("score",),
     update=latest,
-    rank=rank,
+    rank=by_score,
     inclusive=lambda values, heads: values["scores"] == "full" or heads == 1,
     notes="The source decides for a whole layer, by the mean over its heads: replay it with "
     "share=layer. Nothing is protected, the newest token included.",
