@@ -25,9 +25,11 @@ def valued(draw: st.DrawFn, without: st.SearchStrategy[Trace]) -> Trace:
         for name in ("scores", "row_sum", "v_norm1", "v_norm2", "k_norm2")
         if name in stored
     }
+    size = len(trace.heads), shape[-1], draw(st.integers(1, 5))
     return Trace.from_packed(
         more.pop("scores"), group_size=trace.group_size, prompt_len=trace.prompt_len,
-        v=np.round(v * 4) / 4, **more,
+        v=np.round(v * 4) / 4, w_o=rng.standard_normal((len(v), *size)),
+        x_norm=rng.random((len(v), trace.n)) + 0.5, **more,
     )  # fmt: skip
 
 

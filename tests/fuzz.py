@@ -122,7 +122,8 @@ class Bench:
         scores = np.tril(rng.gamma(0.5, size=(2, 2, N, N)) + 1e-2)
         trace = Trace.from_scores(
             scores / scores.sum(-1, keepdims=True), group_size=1, name="fuzzed",
-            v_norm1=rng.random((2, 2, N)), model={"name": "m", "architecture": "a"},
+            v_norm1=rng.random((2, 2, N)), v=rng.random((2, 2, N, 1)), x_norm=rng.random((2, N)),
+            w_o=rng.random((2, 2, 1, 2)), model={"name": "m", "architecture": "a"},
             text={"name": "t"}, tokens={"ids": [*range(N)], "text": ["a"] * N}, prompt_len=PROMPT,
         )  # fmt: skip
         self.base = trace.save(folder / "base")

@@ -110,10 +110,16 @@ def check_layer(folder: Path, m: dict[str, Any], layer: dict[str, Any]) -> None:
     wanted |= {"q", "k"} if "qk" in m["stores"] else set()
     assert wanted | set(layer.get("tensors") or ()) <= set(found)
     n, heads = m["n"], len(m["heads"])
+    assert ("w_o" in found) == ("x_norm" in found)
     for name, tensor in found.items():
         if name in ("v_norm1", "v_norm2", "k_norm2"):
             assert tensor.dtype == np.float32 and tensor.shape == (len(m["kv_heads"]), n)
             assert (tensor >= 0).all()
+        if name == "x_norm":
+            assert tensor.dtype == np.float32 and tensor.shape == (n,) and (tensor >= 0).all()
+        if name == "w_o":
+            sizes = [found[v].shape[2] for v in ("v", "v_q8") if v in found]
+            assert tensor.dtype == np.float32 and tensor.shape[:2] == (heads, sizes[0])
         if tensor.dtype == np.float32 and name not in ("lse", "extra"):
             assert np.isfinite(tensor).all()
     if "scores" not in m["stores"]:

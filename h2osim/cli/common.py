@@ -53,6 +53,7 @@ class Measure(StrEnum):
     error = "error"
     both = "both"
     attention_error = "attention-error"
+    residual_error = "residual-error"
 
 
 def parse_budgets(text: str) -> list[int | float] | Literal["all"]:

@@ -43,7 +43,7 @@ MeasureOption = Annotated[
     typer.Option(
         "--measure",
         help="What to rank by: recall; error of the attention's output (the trace needs values), "
-        "both; or attention-error, which needs scores only.",
+        "both; attention-error, which needs scores only; or residual-error (record --residual).",
     ),
 ]
 Layers = Annotated[str | None, typer.Option("--layers", help="Only these model layers: 0,9,16")]

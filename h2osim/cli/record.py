@@ -52,6 +52,14 @@ def record(
         bool,
         typer.Option("--values-8bit", help="Keep them in 8 bits a number and a scale a vector."),
     ] = False,
+    residual: Annotated[
+        bool,
+        typer.Option(
+            "--residual",
+            help="Keep output projections, norms of the residual stream, and values: what "
+            "`--measure residual-error` takes.",
+        ),
+    ] = False,
     generate: Annotated[
         int,
         typer.Option(
@@ -89,6 +97,7 @@ def record(
             layers=only_layers,
             kv_heads=only_heads,
             values="8bit" if values_8bit else values,
+            residual=residual,
             generate=generate,
             sample=sample,
             seed=seed,

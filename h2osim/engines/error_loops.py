@@ -114,3 +114,58 @@ def errors_of(
     more = float(mass) / (whole * float(seen))  # by how much an attended weight has grown
     grown = float(all_squares - square) * (more * more)
     return total / (float(seen) * float(seen)), float(square) / (whole * whole) + grown
+
+
+@njit(**_FAST)
+def add_residuals(
+    bits: Any, first: int, start: int, stop: int, p: int, missing: Any, counts: Any,
+    values: Any, out: Any, whole: Any, residual: Any, every: bool, sums: Any,
+) -> None:  # fmt: skip
+    """Add each decode row's |sum_h (o - o_S)|^2 / |x|^2 to `sums`, as `add_errors` does.
+
+    `values` and `out` are those behind the projection. A stream x of 0 has an error of 0 if nothing
+    is lost, else NaN.
+    """
+    heads, size = bits.shape[0], values.shape[2]
+    lost = np.zeros((heads, size))
+    mass = np.zeros(heads, np.int64)
+    for t in range(max(start, p), stop):
+        r = t - start
+        base = (t * (t + 1) - first * (first + 1)) // 2
+        lost[:] = 0.0
+        mass[:] = 0
+        error = 0.0
+        last = 1 if every else 0
+        for i in range(counts[r] - 1, last - 1, -1):
+            j = np.int64(missing[r, i])
+            touched = False
+            for h in range(heads):
+                x = fixed(np.int64(bits[h, base + j]))
+                if x:
+                    touched = True
+                    mass[h] += x
+                    a = float(x)
+                    for c in range(size):
+                        lost[h, c] += a * (values[h, j, c] - out[h, r, c])
+            if every:
+                if touched:
+                    error = moved(lost, mass, out, whole, r, residual[t])
+                sums[i] += error
+        if not every and mass.any():
+            sums[t - p] = moved(lost, mass, out, whole, r, residual[t])
+
+
+@njit(**_FAST)
+def moved(lost: Any, mass: Any, out: Any, whole: Any, r: int, stream: float) -> float:
+    """|sum_h (o_S - o)|^2 / stream of a row that lacks `mass`; lost: sum a_j (v_j - o) a head."""
+    total = 0.0
+    for c in range(lost.shape[1]):
+        sum_ = 0.0
+        for h in range(lost.shape[0]):
+            seen = whole[h, r] - mass[h]
+            # where nothing is attended, o_S is 0
+            sum_ += lost[h, c] / float(seen) if seen else out[h, r, c]
+        total += sum_ * sum_
+    if total and not stream:
+        return np.nan
+    return total / stream if total else 0.0

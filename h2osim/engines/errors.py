@@ -8,17 +8,22 @@ row over G_t alone, renormalised (0 elsewhere; 0 everywhere if G_t has no mass),
     output_error      = mean_h  sum_t |o - o_S|^2 / sum_t |o|^2
     output_error_abs  = mean_h  mean_t |o - o_S|
     attention_error   = mean_h  mean_t  sum_j (a_j - â_j)^2
+    residual_error    = mean_t  |sum_h W_h (o - o_S)|^2 / |x|^2
 
-over the unit's heads h and the decode steps t. :mod:`~h2osim.engines.naive` computes them as they
-stand here. The loops of this module add up what is *missing* instead (docs/output-error.md):
+over the unit's heads h and the decode steps t; W_h is a head's part of the layer's output
+projection and x the residual stream before the layer. :mod:`~h2osim.engines.naive` computes them as
+they stand here. The loops of this module add up what is *missing* instead (docs/output-error.md):
 
     o_S - o = -1/r sum_{j not in G_t} a_j (v_j - o),    r the share of mass that G_t has,
 
 which is exactly 0 where nothing is missing, and which one walk up the stack of an inclusive policy
-gives for every budget. Decisions are not touched: they are exact, as in any replay. The errors are
-sums of float64 numbers; what is small in G_t is a difference of what is large outside, so a step's
-relative rounding error is about 1e-16 / r. As r is 0 or at least 2^-24, engines agree to 1e-7 of an
-error (to 1e-12 in practice), and to 1e-12 where it is nearly 0.
+gives for every budget. Behind the projection the heads add up before the norm is taken; with
+W = Q R, the columns of Q orthonormal, |sum_h W_h d_h| = |sum_h R_h d_h|: the loops carry R_h v_j,
+which is no longer than the outputs of the unit's heads together. Decisions are not touched: they
+are exact, as in any replay. The errors are sums of float64 numbers; what is small in G_t is a
+difference of what is large outside, so a step's relative rounding error is about 1e-16 / r. As r is
+0 or at least 2^-24, engines agree to 1e-7 of an error (to 1e-12 in practice), and to 1e-12 where it
+is nearly 0.
 """
 
 from __future__ import annotations
@@ -36,8 +41,10 @@ Floats = NDArray[np.float64]
 
 OUTPUT = ("output_error", "output_error_abs")
 ATTENTION = ("attention_error",)
-#: Variables that need more of a trace than its scores.
-NEEDS_VALUES = frozenset(OUTPUT)
+RESIDUAL = ("residual_error",)
+#: Variables that need more of a trace than its scores: values, and the output projection too.
+NEEDS_VALUES = frozenset((*OUTPUT, *RESIDUAL))
+NEEDS_RESIDUAL = frozenset(RESIDUAL)
 #: Bytes of the lists of missing tokens of a block.
 LISTS_BYTES = 8 * 2**20
 
@@ -58,12 +65,22 @@ def refuse_sinks(units: Iterable[Unit]) -> None:
             )
 
 
+def projected_values(unit: Unit) -> Floats:
+    """R_h v_j of each query head h and token j, float64 [heads, n, size]: see the module's text."""
+    values, kv = head_values(unit)
+    w = unit.projections().astype(np.float64)
+    heads, size, width = w.shape
+    r: Floats = np.linalg.qr(w.reshape(heads * size, width).T)[1].reshape(-1, heads, size)
+    return np.stack([values[g] @ r[:, h].T for h, g in enumerate(kv)])
+
+
 class Outputs:
     """The full outputs of a unit's rows, block after block; shared by all that is replayed on it.
 
     ``names`` are the variables wanted. ``out`` float64 [heads, rows, d], ``whole`` and ``squares``
     int64 [heads, rows] (fixed point: mass of a row, sum of its squares) are those of the block read
     last; ``power`` float64 [heads, n] is |o|^2 of every row so far, 0 for rows of the prompt.
+    Of the residual error, ``out`` is R_h o and ``residual`` float64 [n] is |x|^2.
     """
 
     def __init__(self, unit: Unit, prompt_len: int, names: Collection[str]):
@@ -71,7 +88,11 @@ class Outputs:
         heads, n = len(unit.heads), unit.n
         self.names, self.prompt_len = names, prompt_len
         self.values, self.kv = np.zeros((1, n, 0)), np.zeros(heads, np.int64)
-        if NEEDS_VALUES.intersection(names):
+        self.residual = np.zeros(n)
+        if NEEDS_RESIDUAL.intersection(names):
+            self.values, self.kv = projected_values(unit), np.arange(heads)
+            self.residual = unit.residual_norms().astype(np.float64) ** 2
+        elif NEEDS_VALUES.intersection(names):
             self.values, self.kv = head_values(unit)
         self.power = np.zeros((heads, n))
 
@@ -106,6 +127,7 @@ class RunErrors:
         columns = n + 1 if every else n - outputs.prompt_len
         # squared distance, distance, attention error: of each budget, or of each step
         self._sums = np.zeros((3, heads, columns))
+        self._residual = np.zeros(columns)
 
     def room(self, block: Block) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Empty lists for a block's rows."""
@@ -117,6 +139,12 @@ class RunErrors:
         from h2osim.engines import error_loops
 
         full = self._outputs
+        if NEEDS_RESIDUAL.intersection(full.names):
+            error_loops.add_residuals(
+                block.bits, block.first, block.start, block.stop, full.prompt_len, missing, counts,
+                full.values, full.out, full.whole, full.residual, self._every, self._residual,
+            )  # fmt: skip
+            return
         error_loops.add_errors(
             block.bits, block.first, block.start, block.stop, full.prompt_len, missing, counts,
             full.values, full.kv, full.out, full.whole, full.squares, self._every, self._sums,
@@ -126,8 +154,12 @@ class RunErrors:
         """The errors wanted, by variable."""
         full = self._outputs
         power = full.power.sum(axis=1)
+        steps = full.power.shape[1] - full.prompt_len
+        if NEEDS_RESIDUAL.intersection(full.names):
+            total = self._residual[1:] if self._every else self._residual.sum()
+            mean = total / steps if steps else np.full(np.shape(total), np.nan)
+            return Errors({RESIDUAL[0]: mean}, {RESIDUAL[0]: self._residual})
         if self._every:
-            steps = full.power.shape[1] - full.prompt_len
             return summed(self._sums[:, :, 1:], power, steps, full.names)
         return run_errors(self._sums, power, full.names)
 

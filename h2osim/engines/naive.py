@@ -5,6 +5,7 @@ Every other engine is compared with this one: the same evictions and the same in
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -12,16 +13,15 @@ from typing import Any
 import numpy as np
 
 from h2osim.attention.fixed_point import UNIT
-from h2osim.engines.errors import NEEDS_VALUES, head_values
+from h2osim.engines.errors import NEEDS_RESIDUAL, NEEDS_VALUES, RESIDUAL, head_values
 from h2osim.engines.request import Job
 from h2osim.engines.results import Errors, Outcome
 from h2osim.policies.declaration import INF, Configured
 from h2osim.policies.roles import ask
+from h2osim.traces.unit import Unit
 
 
-def run(
-    job: Job, tick: Callable[[], None] = lambda: None, errors: Collection[str] = ()
-) -> Outcome:
+def run(job: Job, tick: Callable[[], None] = lambda: None, errors: Collection[str] = ()) -> Outcome:
     """Replay ``job.unit`` under ``job.configured`` at ``job.budget``; ``tick`` follows each row.
 
     ``errors``: variables of :mod:`h2osim.engines.errors` that are wanted too.
@@ -30,19 +30,27 @@ def run(
     values, kv = np.zeros((1, job.unit.n, 0)), np.zeros(len(job.unit.heads), np.int64)
     if NEEDS_VALUES.intersection(errors):
         values, kv = head_values(job.unit)
-    steps = []
+    behind = NEEDS_RESIDUAL.intersection(errors)
+    steps, residuals = [], []
     for t in range(job.unit.n):
         rows = [[int(x) for x in row] for row in job.unit.head_rows(t)]
         replay.step(rows)
         if errors and t >= job.prompt_len:
-            found = zip(rows, kv, strict=True)
-            steps.append([lost(row, replay.seen, values[g]) for row, g in found])
+            found = [(row, values[g]) for row, g in zip(rows, kv, strict=True)]
+            steps.append([lost(row, replay.seen, v) for row, v in found])
+            if behind:
+                residuals.append(residual_error(job.unit, t, found, replay.seen))
         tick()
     evicted_at = np.full(job.unit.n, job.unit.n, np.int32)
     for j, t in replay.last_attended().items():
         evicted_at[j] = min(job.unit.n, t)
     kept = np.array(replay.kept, np.int64)
-    return Outcome(kept, evicted_at, replay.held, errors_of(steps, errors))
+    measured = errors_of(steps, set(errors) - behind)
+    if behind:
+        each = np.array(residuals)
+        mean = each.mean() if len(each) else np.array(np.nan)
+        measured = Errors({**measured.of, RESIDUAL[0]: mean}, {**measured.steps, RESIDUAL[0]: each})
+    return Outcome(kept, evicted_at, replay.held, measured)
 
 
 class NaiveStepper:
@@ -179,11 +187,28 @@ def observe(kind: str, row: Sequence[int], cache: list[int], seen: set[int]) -> 
     return found
 
 
+def residual_error(
+    unit: Unit, t: int, heads: Sequence[tuple[Sequence[int], np.ndarray]], seen: set[int]
+) -> float:
+    """|sum_h W_h (o - o_S)|^2 / |x|^2 of step t; of each head its row and its values."""
+    moved = sum(
+        (outputs(row, values) - outputs(row, values, seen)) @ w.astype(np.float64)
+        for (row, values), w in zip(heads, unit.projections(), strict=True)
+    )
+    squared, stream = float((moved**2).sum()), float(unit.residual_norms()[t]) ** 2
+    return squared / stream if stream and squared else math.nan if squared else 0.0
+
+
+def outputs(row: Sequence[int], values: np.ndarray, seen: set[int] | None = None) -> np.ndarray:
+    """One head's output, over all of the row or over what is attended."""
+    weights = softmax(row, set(range(len(row))) if seen is None else seen)
+    return (weights[:, None] * values[: len(row)]).sum(axis=0)
+
+
 def lost(row: Sequence[int], seen: set[int], values: np.ndarray) -> tuple[float, float, float]:
     """|o|^2, |o - o_S|^2 and sum (a - â)^2 of one head's row of which ``seen`` is attended."""
     full, part = softmax(row, set(range(len(row)))), softmax(row, seen)
-    o = (full[:, None] * values[: len(row)]).sum(axis=0)
-    o_s = (part[:, None] * values[: len(row)]).sum(axis=0)
+    o, o_s = outputs(row, values), outputs(row, values, seen)
     return (
         float((o**2).sum()), float(((o - o_s) ** 2).sum()), float(((full - part) ** 2).sum())
     )  # fmt: skip

@@ -13,7 +13,7 @@ from h2osim.models.loading import Model
 from h2osim.models.rows import Layer, RowBlock
 from h2osim.support.errors import UserError
 
-_TOKENS = 4
+TOKENS = 4
 
 
 def call(loaded: Model, ids: list[int], seen: int, **options: Any) -> Any:
@@ -47,10 +47,10 @@ def probe(loaded: Model, ids: list[int]) -> tuple[Layer, ...]:
     head's keys out of one cached vector. UserError for a model without softmax attention behind the
     interface of transformers, and for one whose cache does not explain the keys.
     """
-    few = ids[:_TOKENS]
+    few = ids[:TOKENS]
 
-    def run(use_cache: bool) -> tuple[_Calls, Session, Any]:
-        session = _Probe(loaded.name, sink := _Calls())
+    def run(use_cache: bool) -> tuple[Calls, Session, Any]:
+        session = _Probe(loaded.name, sink := Calls())
         with hooked(loaded.model, session):
             session.begin(len(few))
             return sink, session, call(loaded, few, len(few), use_cache=use_cache)
@@ -133,17 +133,20 @@ class _Probe(Session):
         return layer
 
 
-class _Calls:
+class Calls:
     """A sink that keeps what the layers are and their few keys, and none of their rows."""
 
     def __init__(self) -> None:
         self.found: list[tuple[Layer, torch.Tensor]] = []
 
     def wants(self, layer: Layer) -> bool:
+        """No rows."""
         return False
 
     def block(self, layer: Layer, block: RowBlock) -> None:
+        """Never called."""
         raise AssertionError("no rows were wanted")
 
     def end(self, layer: Layer, start: int, q: Any, k: torch.Tensor, v: Any) -> None:
+        """Keep the keys."""
         self.found.append((layer, k))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from h2osim.models import loading as models
 from h2osim.models.hook import Session, hooked
 from h2osim.models.layers import call, probe
 from h2osim.models.pieces import pieces
+from h2osim.models.residual import find, watching
 from h2osim.models.rows import BLOCK_BYTES, Layer
 from h2osim.models.sink import Enough, RecordingPlan, TraceSink
 from h2osim.support.errors import UserError
@@ -36,6 +37,7 @@ class Wanted:
     layers: Sequence[int] | None
     kv_heads: Sequence[int] | None
     values: bool | str
+    residual: bool
     generate: int
     sample: bool
     seed: int
@@ -91,6 +93,9 @@ def _record(loaded: models.Model, wanted: Wanted, writer: TraceWriter) -> None:
         )
     layers = probe(loaded, ids)
     plan, first = _plan(loaded, wanted, n, layers)
+    if wanted.residual:
+        found = find(loaded, ids, layers)
+        plan = replace(plan, residuals={index: found[index] for index in plan.layers})
     sink = TraceSink(writer, plan, wanted.progress, hold=wanted.generate > 0)
     block_bytes = wanted.block_bytes or BLOCK_BYTES
     session = Session(loaded.name, sink, block_bytes=block_bytes, layers=layers)
@@ -121,7 +126,7 @@ def _record(loaded: models.Model, wanted: Wanted, writer: TraceWriter) -> None:
         },
     )
     try:
-        with hooked(model, session):
+        with hooked(model, session), watching(plan.residuals, sink.norms):
             if wanted.generate:
                 ids = _decode(loaded, wanted, session, ids)
             else:

@@ -35,6 +35,7 @@ def record(
     layers: Iterable[SupportsIndex] | None = None,
     kv_heads: Iterable[SupportsIndex] | None = None,
     values: bool | str = False,
+    residual: bool = False,
     generate: SupportsIndex = 0,
     sample: bool = False,
     seed: SupportsIndex = 0,
@@ -70,6 +71,8 @@ def record(
         O(n d) bytes) or "both". Scores come with each row's log-sum-exp and its sum before the
         rounding, and every store with the norms of keys (L2) and values (L1, L2); `values` adds
         the values themselves, in float32 (True) or in 8 bits and a scale a vector ("8bit").
+    residual: keep what the residual error takes: each layer's output projection W_o (float32, 4
+        bytes a weight) and the norm of the residual stream before it, a number a token; and values.
     layers, kv_heads: indices to record, all by default; a KV head brings all its query heads.
     generate: M > 0 makes a decoding run: the text is the prompt (p tokens, in one pass), then M
         tokens are chosen and fed one at a time against the cache. All M are fed, the last one too,
@@ -116,7 +119,8 @@ def record(
             stores=STORES[store],
             layers=_all_whole("layers", layers),
             kv_heads=_all_whole("kv-heads", kv_heads),
-            values=values,
+            values=values or residual,
+            residual=residual,
             generate=whole("generate", generate),
             sample=sample,
             seed=whole("seed", seed, 0, 2**64 - 1),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from h2osim.attention.triangle import pack, tri
+from h2osim.models.residual import Residual
 from h2osim.models.rows import Layer, RowBlock
 from h2osim.support.errors import UserError
 from h2osim.support.progress import Progress
@@ -22,7 +25,8 @@ class RecordingPlan:
     """What is written: n rows of some heads in some layers.
 
     order: the layers as the model calls them. layers: the ones recorded. heads: places of the heads
-    among those of a layer. caches: which of the caches that the heads share.
+    among those of a layer. caches: which of the caches that the heads share. residuals: where the
+    output projection and the norms of the residual stream are recorded too, what to take them from.
     """
 
     n: int
@@ -32,6 +36,7 @@ class RecordingPlan:
     caches: tuple[int, ...]
     stores: tuple[str, ...]
     values: bool | str
+    residuals: Mapping[int, Residual] = field(default_factory=dict)
 
 
 class Enough(Exception):
@@ -53,7 +58,8 @@ class TraceSink:
 
     Without `hold` every layer comes once, whole: its file is closed at its end, and the pass is
     ended after the last one. With it the files stay open for the rows of later calls.
-    windows: each layer's window, known for certain after its last row.
+    windows: each layer's window, known for certain after its last row. norms: of the residual
+    stream before a layer, of the rows that are being computed.
     """
 
     writer: TraceWriter
@@ -61,6 +67,7 @@ class TraceSink:
     progress: Progress
     hold: bool
     windows: dict[int, int | None] = field(default_factory=dict)
+    norms: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     _open: dict[int, _LayerFile] = field(default_factory=dict)
     _whole: set[int] = field(default_factory=set)
     _done: int = 0
@@ -111,6 +118,12 @@ class TraceSink:
         opened.rows += rows
         if not layer.latent:
             self._write_vectors(opened.file, slice(start, start + rows), q, k, v)
+        if residual := self.plan.residuals.get(layer.index):
+            opened.file["x_norm"][start : start + rows] = self.norms.pop(layer.index)
+            if start == 0:
+                weights = residual.weights(layer.heads, layer.value_dim)
+                order = layer.order or range(layer.heads)
+                opened.file["w_o"][...] = weights[[order[head] for head in self.plan.heads]]
         if self.hold:
             return
         self._end(layer.index)
@@ -179,6 +192,10 @@ class TraceSink:
             tensors["v_scale"] = ("F32", (caches, n))
         elif self.plan.values:
             tensors["v"] = ("F32", (caches, n, layer.value_dim))
+        if residual := self.plan.residuals.get(layer.index):
+            width = residual.weights(layer.heads, layer.value_dim).shape[2]
+            tensors["w_o"] = ("F32", (heads, layer.value_dim, width))
+            tensors["x_norm"] = ("F32", (n,))
         facts: dict[str, Any] = {} if layer.cache_of is None else {"cache_of": layer.cache_of}
         if layer.sink:
             facts["sink"] = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from h2osim.engines.errors import ATTENTION, NEEDS_VALUES, OUTPUT
+from h2osim.engines.errors import ATTENTION, NEEDS_RESIDUAL, NEEDS_VALUES, OUTPUT, RESIDUAL
 from h2osim.support.errors import UserError
 from h2osim.traces.trace import Trace
 
@@ -14,9 +14,10 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "error": OUTPUT,
     "both": OUTPUT,
     "attention-error": ATTENTION,
+    "residual-error": RESIDUAL,
 }
 #: What a measure costs a core, in passes for recall alone (`h2osim bench errors`).
-PASSES = {"recall": 1, "error": 20, "both": 20, "attention-error": 4}
+PASSES = {"recall": 1, "error": 20, "both": 20, "attention-error": 4, "residual-error": 100}
 
 
 def variables_of(measure: str, traces: Iterable[Trace]) -> tuple[str, ...]:
@@ -32,4 +33,18 @@ def variables_of(measure: str, traces: Iterable[Trace]) -> tuple[str, ...]:
                     "it with h2osim record … --values, or ask for attention-error, which needs "
                     "scores only"
                 )
+            if NEEDS_RESIDUAL.intersection(names) and not unit.has_residual:
+                raise UserError(
+                    f"measure {measure}: trace {trace.name} has no output projections ({unit.label}"
+                    "); record it with h2osim record … --residual, or ask for error"
+                )
     return names
+
+
+def engine_for(measure: str, engine: str) -> str:
+    """The engine asked for, where it can measure this; UserError where CUDA was asked and cannot."""
+    if measure != "residual-error" or engine not in ("auto", "cuda"):
+        return engine
+    if engine == "cuda":
+        raise UserError("measure residual-error: engine cuda does not measure it; use numba")
+    return "numba"

@@ -13,7 +13,7 @@ from h2osim.replays import results
 from h2osim.replays.budgets import Budgets
 from h2osim.replays.execute import Memory, engine_here, execute
 from h2osim.replays.found import Found, quotient
-from h2osim.replays.measures import PASSES
+from h2osim.replays.measures import PASSES, engine_for
 from h2osim.replays.plan import plan_work
 from h2osim.replays.several import over_traces
 from h2osim.support.errors import UserError
@@ -75,8 +75,9 @@ def replay(
         Model layers to replay; default all.
     measure
         What to measure beside recall. ``error`` (or ``both``, which is the same here): the output
-        error, for which the trace needs values. ``attention-error``: needs scores only. See
-        :mod:`h2osim.engines.errors` for the formulas.
+        error, for which the trace needs values. ``attention-error``: needs scores only.
+        ``residual-error``: needs values, output projections and norms of the residual stream. See
+        :mod:`h2osim.engines.errors` for the formulas. CUDA does not measure the residual error.
     step_errors
         Whether to return the errors of every step too (not from one pass over all budgets).
     step_recall, evictions
@@ -95,8 +96,8 @@ def replay(
         * ``kept`` and ``mass[layer, unit]``: the masses it is the quotient of, int64 in multiples
           of 2^-24;
         * ``held``: most keys that a decode step attended besides its own;
-        * ``output_error``, ``output_error_abs`` or ``attention_error``, as measured; with a suffix
-          ``_step`` those of each decode step, whose mean over steps is the run's;
+        * ``output_error``, ``output_error_abs``, ``attention_error`` or ``residual_error``, as
+          measured; with a suffix ``_step`` those of each decode step, whose mean is the run's;
         * ``step_recall[..., step]``: recall of each decode step, for steps ``prompt_len`` … n-1;
         * ``evicted_at[..., token]``: the step after which a token is never attended again, n if it
           stays.
@@ -138,7 +139,7 @@ def replay(
             traces, budgets, prompt_len=prompt_len, share=share, layers=layers, progress=progress,
         )  # fmt: skip
     errors = plan.errors
-    kind = engine_here(engine, float(plan.seconds.sum()) * PASSES[measure])
+    kind = engine_here(engine_for(measure, engine), float(plan.seconds.sum()) * PASSES[measure])
     each = step_recall or bool(errors and step_errors)
     if each or kind.name == "naive":
         plan = plan.budget_by_budget()

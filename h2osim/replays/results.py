@@ -69,6 +69,11 @@ VARIABLES = {
     "attention_error": Variable(
         "float64", "", "mean over decode steps and heads of sum (a - â)^2, â renormalised"
     ),
+    "residual_error": Variable(
+        "float64",
+        "share of the residual stream's squared norm",
+        "mean over decode steps of |sum over the unit's heads of W_o (o - o_S)|^2 / |x|^2",
+    ),
     "output_error_step": Variable(
         "float64", ERROR, "a decode step's |o - o_S|^2 / mean of |o|^2, mean over the heads"
     ),
@@ -77,6 +82,11 @@ VARIABLES = {
     ),
     "attention_error_step": Variable(
         "float64", "", "a decode step's sum (a - â)^2, mean over the heads"
+    ),
+    "residual_error_step": Variable(
+        "float64",
+        "share of the residual stream's squared norm",
+        "a decode step's |sum over the unit's heads of W_o (o - o_S)|^2 / |x|^2",
     ),
     "evicted_at": Variable(
         "int32", "step", "step after which a token is never attended again, n if it stays"
@@ -161,7 +171,7 @@ COORDINATES = {
 }  # fmt: skip
 
 #: What may be measured beside recall: what a step's output or attention loses.
-ERRORS = ("output_error", "output_error_abs", "attention_error")
+ERRORS = ("output_error", "output_error_abs", "attention_error", "residual_error")
 
 _REPLAY = ("policy", "layer", "unit", "budget")
 _SWEEP = ("policy", "unit", "budget")

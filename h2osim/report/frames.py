@@ -21,6 +21,7 @@ _BESIDE_OPTIMUM = ("optimum", "streaming", "regret", "closed")
 MEASURED = {
     "output_error": "output error",
     "attention_error": "attention error",
+    "residual_error": "residual error",
     "recall": "recall of the attention mass",
 }
 

@@ -84,6 +84,8 @@ def _check_header(
                 f"expected {files.shape_text(wanted[1])}"
             )
         known[name] = slot
+    if wrong := files.misfit({name: slot.shape for name, slot in known.items()}):
+        raise UserError(f"{path}: {wrong}")
     return known
 
 

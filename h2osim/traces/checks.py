@@ -12,7 +12,7 @@ from h2osim.attention.fixed_point import ONE, ONE_BITS
 from h2osim.attention.triangle import row_slice
 from h2osim.support.errors import UserError
 
-PER_QUERY_HEAD = frozenset({"scores", "lse", "row_sum", "q"})
+PER_QUERY_HEAD = frozenset({"scores", "lse", "row_sum", "q", "w_o"})
 """Tensors with one entry a query head along their first axis; the others have one a KV head."""
 
 
@@ -108,9 +108,10 @@ def check_floats(
             wrong |= tensor < 0
         if wrong.any():
             place = tuple(int(x) for x in np.argwhere(wrong)[0])
-            head = (heads if name in PER_QUERY_HEAD else kv_heads)[place[0]]
+            of = heads if name in PER_QUERY_HEAD else kv_heads
+            spot = f"head {of[place[0]]}, row {place[1]}" if len(place) > 1 else f"row {place[0]}"
             expected = "a finite number from 0 on" if "norm" in name else "a finite number"
             raise UserError(
-                f"{where}, tensor {name}, head {head}, row {place[1]}: "
+                f"{where}, tensor {name}, {spot}: "
                 f"found {tensor[place]}, expected {expected}"
             )

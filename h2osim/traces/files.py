@@ -65,6 +65,8 @@ def expected(
         "v_norm1": ("F32", (kv_heads, n)),
         "v_norm2": ("F32", (kv_heads, n)),
         "k_norm2": ("F32", (kv_heads, n)),
+        "w_o": ("F32", (heads, None, None)),
+        "x_norm": ("F32", (n,)),
     }
     return shapes.get(name)
 
@@ -74,6 +76,19 @@ def fits(found: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
     return len(found) == len(wanted) and all(
         f > 0 and w in (None, f) for f, w in zip(found, wanted, strict=True)
     )
+
+
+def misfit(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """What is wrong with a layer's output projection beside its other tensors; None if nothing."""
+    if ("w_o" in shapes) != ("x_norm" in shapes):
+        return "found one of tensors w_o and x_norm, expected both or none"
+    if "w_o" in shapes:
+        size = next((shapes[name][-1] for name in ("v", "v_q8") if name in shapes), None)
+        if size is None:
+            return "tensor w_o: found no values, whose size it has"
+        if shapes["w_o"][1] != size:
+            return f"tensor w_o: found shape {list(shapes['w_o'])}, expected values' size {size}"
+    return None
 
 
 def shape_text(shape: tuple[int | None, ...]) -> str:

@@ -61,6 +61,8 @@ def content(
             raise UserError(f"{tensor}: found shape {list(found)}, expected {shape}")
         for index, part in zip(indices, array, strict=True):
             arrays[index][tensor] = _frozen(part, wanted[0])
+    if wrong := files.misfit({t: array.shape for t, array in arrays[indices[0]].items()}):
+        raise UserError(f"trace {name}: {wrong}")
     made = {
         **manifest.OPTIONAL,
         "provenance": {},

@@ -79,6 +79,8 @@ class Trace:
         v_norm2: Any = None,
         k_norm2: Any = None,
         v: Any = None,
+        w_o: Any = None,
+        x_norm: Any = None,
         **fields: Any,
     ) -> Trace:
         """A trace in memory from post-softmax attention, `scores[layers, heads, n, n]`.
@@ -92,7 +94,8 @@ class Trace:
         group_size: query heads per KV head (consecutive heads share a cache). prompt_len: the
         prompt's length of a generated run. layers: model indices, 0 ... by default.
         v_norm1, v_norm2, k_norm2: norms of values and keys [layers, KV heads, n]; v: values
-        [layers, KV heads, n, d]; the layers axis may be left out where scores leaves it out.
+        [layers, KV heads, n, d]; w_o: output projections [layers, heads, d, D], x_norm: norms of
+        the residual stream [layers, n]. The layers axis may be left out where scores leaves it out.
         fields: more fields of the manifest (model, text, tokens, provenance, ...).
 
         UserError: shape or dtype; an entry that is NaN, negative, above 1 or above the diagonal; a
@@ -112,7 +115,7 @@ class Trace:
         bits, row_sum, entry = in_memory.pack_rows(array, indices)
         tensors = {
             "scores": bits, "row_sum": row_sum, "v_norm1": v_norm1, "v_norm2": v_norm2,
-            "k_norm2": k_norm2, "v": v,
+            "k_norm2": k_norm2, "v": v, "w_o": w_o, "x_norm": x_norm,
         }  # fmt: skip
         made = in_memory.content(
             tensors, ["scores"], shape[-1], bits.shape[1], group_size, prompt_len, indices, name,
@@ -134,6 +137,8 @@ class Trace:
         v_norm2: Any = None,
         k_norm2: Any = None,
         v: Any = None,
+        w_o: Any = None,
+        x_norm: Any = None,
         **fields: Any,
     ) -> Trace:
         """A trace in memory from packed rows: float16 or their uint16 patterns [layers, heads, P].
@@ -149,7 +154,7 @@ class Trace:
             )
         tensors = {
             "scores": packed, "row_sum": row_sum, "v_norm1": v_norm1, "v_norm2": v_norm2,
-            "k_norm2": k_norm2, "v": v,
+            "k_norm2": k_norm2, "v": v, "w_o": w_o, "x_norm": x_norm,
         }  # fmt: skip
         size = packed.shape[2]
         n = int((2 * size) ** 0.5)

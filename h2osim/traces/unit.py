@@ -14,6 +14,7 @@ from h2osim.attention.fixed_point import fixed_from_bits
 from h2osim.attention.softmax import BLOCK_ROWS, RowMaker
 from h2osim.attention.triangle import row_slice, tri
 from h2osim.support.errors import UserError
+from h2osim.traces.checks import PER_QUERY_HEAD
 from h2osim.traces.eight_bit import from_eight_bits
 
 T = TypeVar("T")
@@ -183,6 +184,20 @@ class Unit:
         """Whether the values were recorded."""
         return not {"v", "v_q8"}.isdisjoint(self.trace.tensors(self.layer))
 
+    def projections(self) -> NDArray[np.float32]:
+        """Output projections, float32 [heads, d, residual size]; UserError when not recorded."""
+        return self._heads_of("w_o", "--residual")
+
+    def residual_norms(self) -> NDArray[np.float32]:
+        """Norm of each token's residual stream before the layer, float32 [n]; or UserError."""
+        self.projections()
+        return self.trace.tensor(self.layer, "x_norm")
+
+    @property
+    def has_residual(self) -> bool:
+        """Whether values, output projections and norms of the residual stream were recorded."""
+        return "w_o" in self.trace.tensors(self.layer)
+
     def value_norms(self, order: int = 1) -> NDArray[np.float64]:
         """L1 (order 1) or L2 (order 2) norm of each token's value, float64 [n].
 
@@ -216,7 +231,7 @@ class Unit:
         return self._once(name, compute)
 
     def _heads_of(self, name: str, option: str) -> NDArray[Any]:
-        places = self.heads if name == "q" else self.kv
+        places = self.heads if name in PER_QUERY_HEAD else self.kv
         try:
             tensor = self.trace.tensor(self.layer, name)
         except KeyError:
