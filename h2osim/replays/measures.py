@@ -42,7 +42,7 @@ def variables_of(measure: str, traces: Iterable[Trace]) -> tuple[str, ...]:
 
 
 def engine_for(measure: str, engine: str) -> str:
-    """The engine asked for, where it can measure this; UserError where CUDA was asked and cannot."""
+    """The engine asked for, where it can measure this; UserError for CUDA where it cannot."""
     if measure != "residual-error" or engine not in ("auto", "cuda"):
         return engine
     if engine == "cuda":
