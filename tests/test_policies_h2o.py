@@ -154,6 +154,14 @@ def test_h2o_global_keeps_the_columns_that_matter_over_the_whole_text() -> None:
     assert gone(example, "h2o-global:recent=1", 3, p=3) == [5, 2, 3, 5, 5]
 
 
+def test_h2o_hindsight_scores_by_the_whole_text() -> None:
+    # So far token 2 has got least (3, against 18 of token 1); with the last row it has got 19.
+    example = trace((16,), (10, 6), (8, 6, 2), (8, 6, 1, 1), (0, 0, 16, 0, 0))
+    assert gone(example, "h2o:recent=1,scores=full", 3) == [5, 5, 3, 4, 5]
+    assert gone(example, "h2o-hindsight:recent=1", 3) == [5, 3, 5, 4, 5]
+    assert gone(example, "h2o-hindsight:recent=1,sinks=2", 3) == [5, 5, 3, 4, 5]
+
+
 def test_h2o_mean_divides_by_the_queries_that_could_see_the_token() -> None:
     # Sums 28, 12, 8 over 3, 2, 1 queries: 9.3, 6, 8. The mean evicts token 1, the sum token 2.
     example = trace((16,), (10, 6), (2, 6, 8), (4, 4, 4, 4))
