@@ -84,6 +84,24 @@ def fidelity(
     )
 
 
+@study.command("h2o")
+def h2o(
+    model: Model = "smollm2",
+    texts_: Texts = None,
+    only: Only = None,
+    jobs: Jobs = 1,
+    store: Store = None,
+    output: Output = None,
+    from_: From = None,
+    page: Page = None,
+) -> None:
+    """What the H2O paper found about attention and eviction, measured on this model."""
+    from h2osim.studies.h2o import H2OFindings
+    from h2osim.studies.h2o_page import write
+
+    _run("h2o", H2OFindings(model), write, texts_, only, jobs, store, output, from_, page)
+
+
 def _run(
     name: str,
     asked: Study,

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -43,7 +43,7 @@ class Study(ABC):
     Prompts that h2osim makes, where a study has some, are texts too, of their own lengths.
 
     policies, budgets: what evicts; ``@layer`` behind a policy: all heads of a layer share a cache.
-    columns: some that the study's table must have.
+    columns: some that the study's table must have. measure: of its replays.
     """
 
     model: str
@@ -54,6 +54,7 @@ class Study(ABC):
     seed: int = 0
 
     columns: ClassVar[frozenset[str]] = frozenset()
+    measure: ClassVar[str] = "recall"
 
     @abstractmethod
     def parts(self) -> Sequence[str]:
@@ -140,7 +141,7 @@ class Study(ABC):
         todo = [task for task in tasks if not _sound(store / f"{'-'.join(task)}.npz")]
         with ProcessPoolExecutor(jobs, get_context("spawn"), _one_thread) as pool:
             if todo:
-                list(pool.map(_compile, self.policies))
+                list(pool.map(partial(_compile, measure=self.measure), self.policies))
             items = {name: self._item(name, text) for name, text in texts.items()}
             waiting = {pool.submit(_task, self, items[name], part, store) for name, part in todo}
             try:
@@ -191,7 +192,7 @@ def _sound(path: Path) -> bool:
         return False
 
 
-def _compile(policy: str) -> None:
+def _compile(policy: str, measure: str) -> None:
     """Have numba compile a policy's loops and keep them, once instead of in every process."""
     from h2osim.engines.stepper import Stepper
     from h2osim.policies.text import parse
@@ -200,8 +201,9 @@ def _compile(policy: str) -> None:
 
     text, share = split(policy)
     rows = np.tril(np.ones((2, 8, 8))) / np.arange(1, 9)[:, None]
-    trace = Trace.from_scores(rows, group_size=2, v_norm1=np.ones((1, 8)))
-    replay(trace, text, [2, 4], prompt_len=4, share=share, engine="numba")
+    values = np.ones((1, 8, 2), np.float32)
+    trace = Trace.from_scores(rows, group_size=2, v_norm1=np.ones((1, 8)), v=values)
+    replay(trace, text, [2, 4], prompt_len=4, share=share, engine="numba", measure=measure)
     declared = parse(text).policy
     if not declared.oracle:
         inputs = {name: np.ones(8) for name in declared.inputs}
