@@ -7,6 +7,7 @@ traceback.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -29,7 +30,21 @@ def main() -> NoReturn:
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=_end_soon, args=[reading], daemon=True).start()
-    sys.exit(run(sys.argv[1:]))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).signal(signal.SIGBUS, _CUT_SHORT)
+    code = run(sys.argv[1:])
+    if code == INTERRUPTED:  # an orderly exit waits for threads, and for seconds on PyTorch
+        _end()
+    sys.exit(code)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _CUT_SHORT(_: int) -> None:
+    """End where a file is cut short that is mapped into memory; Python's own handlers would let
+    the process read there again and again.
+    """
+    os.write(2, b"h2osim: error: a file was cut short while it was read\n")
+    os._exit(USER_ERROR)
 
 
 def _end_soon(signals: int) -> None:
@@ -41,11 +56,20 @@ def _end_soon(signals: int) -> None:
     while os.read(signals, 1)[0] != signal.SIGINT:
         pass
     time.sleep(PATIENCE)
+    _end()
+
+
+def _end() -> NoReturn:
+    """End the process now, with its one line, and with nothing half written."""
     from h2osim.support.atomic import discard_all
 
     discard_all()
     if not _SAID.is_set():
         os.write(2, b"h2osim: error: interrupted\n")
+    if "multiprocessing.util" in sys.modules:
+        from h2osim.support.processes import release
+
+        release()
     os._exit(INTERRUPTED)
 
 
@@ -99,5 +123,5 @@ _SAID = threading.Event()
 
 def _say(message: str, code: int) -> int:
     _SAID.set()
-    print("h2osim: error:", " ".join(message.split()), file=sys.stderr)
+    print("h2osim: error:", " ".join(message.split()), file=sys.stderr, flush=True)
     return code

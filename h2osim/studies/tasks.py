@@ -9,14 +9,12 @@ Each leaves one file in the study's store, so a killed study loses the tasks in 
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,6 +23,7 @@ import numpy as np
 import h2osim
 from h2osim.support.atomic import locked_file, replacing, sweep
 from h2osim.support.errors import UserError
+from h2osim.support.processes import processes
 from h2osim.support.progress import Progress
 from h2osim.sweeps.identity import check_same
 
@@ -139,22 +138,18 @@ class Study(ABC):
     ) -> None:
         tasks = [(name, part) for name in texts for part in self.parts()]
         todo = [task for task in tasks if not _sound(store / f"{'-'.join(task)}.npz")]
-        with ProcessPoolExecutor(jobs, get_context("spawn"), _one_thread) as pool:
+        with processes(jobs, threads=1) as pool:
             if todo:
                 list(pool.map(partial(_compile, measure=self.measure), self.policies))
             items = {name: self._item(name, text) for name, text in texts.items()}
             waiting = {pool.submit(_task, self, items[name], part, store) for name, part in todo}
-            try:
-                while waiting:
-                    if progress:
-                        done = len(tasks) - len(waiting)
-                        progress(done, len(tasks), f"{done} of {len(tasks)} parts of texts")
-                    ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    for future in ended:
-                        future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            while waiting:
+                if progress:
+                    done = len(tasks) - len(waiting)
+                    progress(done, len(tasks), f"{done} of {len(tasks)} parts of texts")
+                ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    future.result()
 
 
 def split(name: str) -> tuple[str, str]:
@@ -176,11 +171,6 @@ def loaded(model: str) -> Any:
     from h2osim.models import loading
 
     return loading.load(model)
-
-
-def _one_thread() -> None:
-    """In a new process: one core; PyTorch and numba read this when they are imported."""
-    os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
 
 
 def _sound(path: Path) -> bool:

@@ -30,12 +30,24 @@ def replacing(target: Path) -> Iterator[Path]:
     raises, the temporary file is removed and `target` stays as it was. A link is written through.
     """
     real = Path(os.path.realpath(target))
-    with hidden_folder(real.parent) as folder:
-        temporary = folder / real.name
-        yield temporary
-        flush(temporary)
-        os.replace(temporary, real)
-    flush(real.parent)
+    with naming(target):
+        with hidden_folder(real.parent) as folder:
+            temporary = folder / real.name
+            yield temporary
+            flush(temporary)
+            os.replace(temporary, real)
+        flush(real.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of the system that names no file, or a hidden one, names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and (not error.filename or "/.h2osim-" in str(error.filename)):
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 @contextmanager

@@ -14,14 +14,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import ExitStack, closing, contextmanager
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +33,7 @@ from h2osim.replays.budget_file import UnitBudgets
 from h2osim.support.atomic import locked_file, replacing, sweep
 from h2osim.support.errors import UserError
 from h2osim.support.machine import cores
+from h2osim.support.processes import processes
 from h2osim.support.progress import Progress
 from h2osim.sweeps.cluster import connect, lanes_of
 from h2osim.sweeps.identity import check_same, policies_of
@@ -163,9 +162,7 @@ def run_there(
     with ExitStack() as stack:
         executor: Executor
         if dask is None:
-            executor = stack.enter_context(
-                ProcessPoolExecutor(jobs, get_context("spawn"), _threads, (cores() // jobs or 1,))
-            )
+            executor = stack.enter_context(processes(jobs, cores() // jobs or 1))
         else:
             client = stack.enter_context(closing(connect(dask)))
             executor, jobs = client.get_executor(pure=False, retries=2), lanes_of(client)
@@ -195,11 +192,6 @@ def run_there(
             for future in futures:
                 future.cancel()
             raise
-
-
-def _threads(number: int) -> None:
-    """In a new process: how many cores it may use."""
-    os.environ["OMP_NUM_THREADS"] = str(number)  # read when torch is imported
 
 
 def _remote(

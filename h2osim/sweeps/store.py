@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import os
 import socket
 import time
@@ -39,7 +40,7 @@ from h2osim.replays.found import Found
 from h2osim.replays.measures import MEASURES
 from h2osim.replays.plan import WorkPlan
 from h2osim.replays.results import FORMS, VARIABLES, Labels
-from h2osim.support.atomic import hidden_folder, locked_file, replacing, sweep
+from h2osim.support.atomic import hidden_folder, locked_file, naming, replacing, sweep
 from h2osim.support.errors import UserError
 from h2osim.support.reading import Sha256, json_of, regular
 from h2osim.sweeps.identity import check_same, identity
@@ -51,6 +52,10 @@ _LAYOUT = f"{_OWN}/layout.json"
 _DIMS = ("policy", "unit", "budget")
 #: The arrays of results, and what they hold where nothing was computed.
 RESULTS: dict[str, float] = {"recall": np.nan, "kept": -1, "held": 0, "mass": 0}
+#: A text, or all texts of a coordinate, is no larger than this, in bytes.
+_MOST_TEXT = 1 << 26
+#: No chunk has more numbers than this.
+_MOST_NUMBERS = 1 << 27
 #: Recalls are noise in their low bits: only integers and coordinates are worth packing.
 _PACKED = (ZstdCodec(level=1),)
 
@@ -64,11 +69,25 @@ class _Codec(Struct):
     name: Annotated[str, Meta(pattern=r"^(bytes|vlen-utf8|zstd)\Z")]
 
 
+_Shape = list[Annotated[int, Meta(ge=0, le=1 << 24)]]
+
+
+class _Chunks(Struct):
+    chunk_shape: _Shape
+
+
+class _Grid(Struct):
+    name: Annotated[str, Meta(pattern=r"^regular\Z")]
+    configuration: _Chunks
+
+
 class _Array(Struct):
     zarr_format: _Three
     node_type: Annotated[str, Meta(pattern=r"^array\Z")]
-    shape: list[Annotated[int, Meta(ge=0, le=1 << 24)]]
-    codecs: list[_Codec]
+    shape: _Shape
+    chunk_grid: _Grid
+    data_type: str
+    codecs: Annotated[list[_Codec], Meta(max_length=2)]  # zstd once
 
 
 class _Arrays(Struct):
@@ -103,7 +122,7 @@ class SweepStore:
     def __init__(self, path: Path):
         self.path = path
         with understood(path):
-            _check_layout(path)
+            self._metadata = _check_layout(path)
             self._arrays = zarr.open_group(DurableStore(path), mode="r+", use_consolidated=True)
             self.identity: dict[str, Any] = self._arrays.attrs[KEY]["identity"]
             self._shape: tuple[int, ...] = self._arrays["recall"].shape
@@ -118,7 +137,7 @@ class SweepStore:
     ) -> SweepStore:
         """Lay out an empty store, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with hidden_folder(path.parent) as folder:
+        with naming(path), hidden_folder(path.parent) as folder:
             temporary = folder / path.name
             (temporary / _OWN).mkdir(parents=True)
             _lay_out(temporary, plan, coords, attributes)
@@ -133,12 +152,16 @@ class SweepStore:
 
     def verify(self) -> None:
         """UserError, in one line, where a chunk is not as it was written."""
-        for index in range(self.grid[0] * self.grid[1]):
-            if self._mark(index).exists() and not self.finished(index):
+        marks = (mark.parts[-3:-1] for mark in (self.path / "done" / "c").glob("*/*/0"))
+        places = sorted((int(i), int(u)) for i, u in marks if (i + u).isdecimal())
+        for index in (i * self.grid[1] + u for i, u in places):
+            if not self.finished(index):
                 raise UserError(
                     f"{self.path}: chunk {index} is damaged: its files are not as they were "
                     "written; the command that made the store computes it again"
                 )
+        for name in self._results:
+            _check_size(self.path, name, self._metadata[name])
 
     # --- chunks ------------------------------------------------------------------------------
 
@@ -194,7 +217,8 @@ class SweepStore:
     def _log(self, event: dict[str, Any]) -> None:
         here = {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
         line = json.dumps({**event, **here})
-        with open(self.path / _OWN / "log.jsonl", "a", encoding="utf-8") as log:
+        file = self.path / _OWN / "log.jsonl"
+        with naming(file), open(file, "a", encoding="utf-8") as log:
             log.write(line + "\n")
 
     # --- one at a time -----------------------------------------------------------------------
@@ -262,8 +286,8 @@ def _files(folder: Path) -> list[str]:
     return sorted(str(path) for path in found if path.parts[0] != _OWN)
 
 
-def _check_layout(path: Path) -> None:
-    """UserError unless a folder holds a store with metadata and coordinates as written."""
+def _check_layout(path: Path) -> dict[str, dict[str, Any]]:
+    """The metadata of a store's arrays; UserError unless these and coordinates are as written."""
     digests = json_of(path / _LAYOUT, dict[str, Sha256], 1 << 20)
     for name in sorted(digests.keys() | {"zarr.json"}):
         try:
@@ -274,7 +298,39 @@ def _check_layout(path: Path) -> None:
             raise _Damaged(
                 f"{path}: damaged: {name} is not as it was written; give another --output"
             )
-    json_of(path / "zarr.json", _Group, 1 << 26)
+    found = json_of(path / "zarr.json", _Group, 1 << 26)
+    for name, array in found["consolidated_metadata"]["metadata"].items():
+        numbers = math.prod(array["chunk_grid"]["configuration"]["chunk_shape"])
+        if numbers > _MOST_NUMBERS:
+            raise _Damaged(f"{path}: array {name} has chunks of {numbers} numbers")
+        if f"{name}/c/0" in digests:  # a coordinate; results are looked at when they are read
+            _check_size(path, name, array)
+    return found["consolidated_metadata"]["metadata"]
+
+
+def _check_size(path: Path, name: str, array: Mapping[str, Any]) -> None:
+    """UserError where a packed file says that it unpacks to more than its chunk has."""
+    if array["codecs"][-1]["name"] != "zstd":
+        return
+    numbers = math.prod(array["chunk_grid"]["configuration"]["chunk_shape"])
+    kind = array["data_type"]
+    most = _MOST_TEXT if kind == "string" else numbers * np.dtype(kind).itemsize
+    for file in (path / name).glob("c/**/*"):
+        if file.is_file() and "/.h2osim-" not in str(file) and _unpacked(file) > most:
+            raise _Damaged(f"{file}: damaged: expected what unpacks to at most {most} bytes")
+
+
+def _unpacked(file: Path) -> float:
+    """How many bytes a file of the Zstandard format (RFC 8878, 3.1.1.1) says it unpacks to."""
+    with open(file, "rb") as opened:
+        head = opened.read(18)
+    if head[:4] != b"\x28\xb5\x2f\xfd" or len(head) < 6:
+        return math.inf
+    kind, single, labelled = head[4] >> 6, head[4] >> 5 & 1, head[4] & 3
+    size = (single, 2, 4, 8)[kind]
+    start = 6 - single + (0, 1, 2, 4)[labelled]
+    value = int.from_bytes(head[start : start + size], "little") + 256 * (kind == 1)
+    return value if size else math.inf
 
 
 class _Damaged(UserError):
