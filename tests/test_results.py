@@ -131,6 +131,8 @@ def test_facts_of_each_policy_travel_with_it() -> None:
     assert found["rule"].values.tolist() == ["h2o", "topk", "future", "full", "mine"]
     assert found["within_budget"].values.tolist() == [True, True, True, False, True]
     assert found["readmits"].values.tolist() == [False, True, False, False, False]
+    assert found["windows"].values.tolist() == ["recent", "", "", "", ""]
+    assert found["source_share"].values.tolist() == [""] * 5
     assert set(found["engine"].values) == {"numba"}
     params = [json.loads(text) for text in found["params"].values]
     assert params[0] == h2osim.all_policies()["h2o"].with_params(recent=2).values

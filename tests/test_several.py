@@ -168,12 +168,31 @@ def test_the_gap_closed_is_a_ratio_of_means() -> None:
     assert rows == [["tova", "0.075 (85 %)"], ["h2o", "0.100 (80 %)"]]
 
 
-def test_a_window_that_fills_the_budget_is_noted() -> None:
-    found = replay(made(40, 1), ["h2o:recent=8", "h2o:recent=.5", "snapkv:window=8"], [4, 8, 16])
-    notes = {row[1]: row[-1] for row in rows_of(comparison.comparison_table(found))}
+def test_what_does_not_compete_has_no_rank_and_a_note_says_why() -> None:
+    names = ["h2o:recent=8", "h2o:recent=.5", "snapkv:window=8", "h2o:when=prompt", "tova"]
+    found = replay(made(40, 1), [*names, "scissorhands:window=8,recent=2", "topk"], [4, 8, 16])
+    table = {row[1]: row for row in rows_of(comparison.comparison_table(found))}
+    notes = {name: row[-1] for name, row in table.items()}
     assert notes["h2o:recent=8"] == "recent=8 fills a budget of 4, 8"
-    assert notes["h2o:recent=.5"] == ""
+    assert notes["h2o:recent=.5"] == notes["scissorhands:window=8,recent=2"] == ""
+    assert "holds up to 39 of 4, " in notes["snapkv:window=8"]
     assert "window=8 fills a budget of 4, 8" in notes["snapkv:window=8"]
+    assert notes["h2o:when=prompt"] == "holds up to 39 of 4, a prompt of 1 has nothing to evict"
+    assert notes["topk"] == "bound" and notes["tova"] == "not as published: share=layer"
+    ranks = sorted(row[0] for row in table.values() if row[0] != "–")
+    assert {name for name, row in table.items() if row[0] != "–"} == {
+        "h2o:recent=.5", "tova", "scissorhands:window=8,recent=2"
+    }  # fmt: skip
+    assert ranks == ["1", "2", "3"]
+    whole = replay(made(40, 1), ["tova", "h2o:recent=4"], [5, 6], share="layer")
+    assert [row[:2] for row in rows_of(comparison.comparison_table(whole))] and not any(
+        row[-1].startswith("not as") for row in rows_of(comparison.comparison_table(whole))
+    )
+
+
+def test_a_prompt_that_was_cut_is_not_said_to_be_short() -> None:
+    found = replay(made(40, 1), "h2o:when=prompt", [6], prompt_len=20)
+    assert rows_of(comparison.comparison_table(found))[0][-1] == "holds up to 25 of 6"
 
 
 # --- the commands ---------------------------------------------------------------------------
@@ -185,7 +204,9 @@ def test_compare_and_sweep_take_a_folder(run: Run, corpus: Path, tmp_path: Path)
     plot = tmp_path / "p.svg"
     ended = run("compare", corpus, *words, "-o", saved[0], "-o", saved[1], "--plot", plot)
     assert ended.code == 0 and all(path.stat().st_size for path in (*saved, plot))
-    assert "8 traces: 40–48 tokens" in ended.out and "intervals over traces" in ended.out
+    assert "8 traces: 40–48 tokens" in ended.out and "intervals over traces" in " ".join(
+        ended.out.split()
+    )
     by = run("compare", corpus, *words, "--by", "trace").out
     assert by.count("text") == 8 and "intervals" not in by
     records = json.loads(run("compare", corpus, *words, "--by", "step", "-f", "json").out)

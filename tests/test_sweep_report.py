@@ -41,6 +41,12 @@ def test_the_best_settings_are_those_of_the_means() -> None:
         assert (got[0]["least"], got[0]["greatest"]) == (float(units.min()), float(units.max()))
 
 
+def test_a_window_that_fills_the_budget_does_not_compete() -> None:
+    found = sweep(SMALL, "h2o:recent=2|3,recency", [3, 4], prompt_len=4)
+    ranked = summarise(found).ranked
+    assert ranked.tolist() == [[True, True], [False, True], [True, True]]
+
+
 def test_where_none_competes_all_do() -> None:
     over = summarise(sweep(SMALL, "snapkv:window=1|2", [3], prompt_len=4))
     assert len(best_records(over, 5)) == 2

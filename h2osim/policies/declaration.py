@@ -108,6 +108,9 @@ class Policy:
     within_budget
         Never holds more than k tokens after a step, as a bool or ``within_budget(values)``.
         Prompt-only and periodic rules do hold more.
+    source_share
+        How the source's heads share a cache, where it decides for other heads together than those
+        of one KV group: ``layer``.
     notes
         Where we differ from the source.
     """
@@ -133,6 +136,7 @@ class Policy:
     inclusive: bool | Callable[[Mapping[str, Value], int], bool] = False
     oracle: bool = False
     within_budget: bool | Callable[[Mapping[str, Value]], bool] = True
+    source_share: str = ""
     notes: str = ""
 
     def __post_init__(self) -> None:
@@ -203,6 +207,11 @@ class Configured:
         """Whether at most k tokens are held after every step from the prompt's end on."""
         declared = self.policy.within_budget
         return declared(self.values) if callable(declared) else declared
+
+    def windows(self) -> list[str]:
+        """The parameters that say how many of the newest tokens the ranking protects."""
+        ranking = self.policy.rank or self.policy.rank_cache
+        return [name for name in ("recent", "window") if ranking and name in arguments(ranking)]
 
     def numbers(self, k: int) -> dict[str, int | float]:
         """The parameters as the rules see them at budget k; a choice becomes its index."""

@@ -138,6 +138,10 @@ COORDINATES = {
         _ON_POLICY, Variable("bool", "", "whether it promises never to hold more than the budget")
     ),
     "readmits": (_ON_POLICY, Variable("bool", "", "whether it attends again to what it evicted")),
+    "windows": (_ON_POLICY, Variable("text", "", "parameters that keep the newest tokens")),
+    "source_share": (
+        _ON_POLICY, Variable("text", "", "how the source shares a cache, if not by KV group")
+    ),
     "one_pass": (_ON_POLICY, Variable("bool", "", "whether one pass gave all its budgets")),
     "engine": (_ON_POLICY, Variable("text", "", "what replayed it")),
     "split": (("split", "budget"), Variable("text", "", "how slots are split over the units")),
@@ -338,6 +342,8 @@ def policy_facts(configured: Sequence[Configured], **more: Any) -> dict[str, Any
         "kind": [c.policy.kind for c in configured],
         "within_budget": [c.within_budget() for c in configured],
         "readmits": [c.policy.readmits for c in configured],
+        "windows": [",".join(c.windows()) for c in configured],
+        "source_share": [c.policy.source_share for c in configured],
     } | more
 
 
@@ -395,7 +401,7 @@ def check(result: xarray.Dataset) -> None:
             raise ValueError(f"{form}: unknown coordinate {name}")
     needed = {str(dim) for name in result.data_vars for dim in result[name].dims}
     if "policy" in needed:
-        needed |= {"rule", "params", "kind", "within_budget", "readmits"}
+        needed |= {"rule", "params", "kind", "within_budget", "readmits", "windows", "source_share"}
     beside = OF_A_TRACE if several else BESIDE.get(form, set())
     needed |= beside
     if missing := needed - set(map(str, result.coords)):

@@ -13,6 +13,7 @@ import numpy as np
 from h2osim.replays.budgets import budget_tokens
 from h2osim.replays.results import params_of
 from h2osim.report.frames import MEASURED, MOST_COLUMNS, SHOWN_SHARES
+from h2osim.report.ranking import filled
 from h2osim.report.statistics import can_tell, mean_interval, ties_with_best
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class Summary:
 
     ``measure`` is its variable; ``of_traces`` [configurations, columns, traces] its mean over each
     trace's units, NaN where the trace has no such budget, and ``mean`` the mean of those (of an
-    error the geometric one). ``over`` is bool: a unit holds more than the budget somewhere.
+    error the geometric one). ``over`` is bool: a unit holds more than the budget somewhere,
+    or a window fills it.
     """
 
     columns: list[Column]
@@ -98,8 +100,8 @@ class Summary:
     def ranked(self) -> np.ndarray:
         """Which settings are ranked: bool [configurations, columns].
 
-        Those that run online and keep to the budget; where there is none, those that run online;
-        else all.
+        Those that run online, keep to the budget and choose what they keep; where there is none,
+        those that run online; else all.
         """
         online = np.array([one.online for one in self.settings])[:, None]
         known = ~np.isnan(self.mean)
@@ -144,6 +146,11 @@ def summarise(results: xarray.Dataset) -> Summary:
     with np.errstate(invalid="ignore"):
         of_traces = total / count
     mean = mean_of_traces(of_traces, measure)
+    given = zip(results["windows"].values, results["params"].values, strict=True)
+    for i, (windows, params) in enumerate(given):
+        for s, column in enumerate(columns):
+            room = np.where(column.at >= 0, column.tokens, 0)
+            over[i, s] |= any(at.any() for at in filled(windows, params, room).values())
     facts = (results[name].values.tolist() for name in ("policy", "rule", "params", "kind"))
     settings = [
         Setting(text, rule, params_of(params), kind == "online")

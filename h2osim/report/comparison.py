@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from h2osim.replays.results import params_of
 from h2osim.report.best import mean_of_traces
-from h2osim.report.frames import MEASURED, Record, budget_label, remark, shown_budgets
+from h2osim.report.frames import MEASURED, Record, budget_label, shown_budgets
+from h2osim.report.ranking import competing, notes, ranks
 from h2osim.report.statistics import can_tell, mean_interval, ties_with_best, what_intervals_say
 from h2osim.report.terminal import plain_table
 
@@ -45,8 +45,8 @@ class Cell:
     best: bool | None = None
 
 
-def cells(values: xr.DataArray, online: Sequence[bool], measure: str) -> list[list[Cell]]:
-    """A cell for each policy and budget. ``online`` policies are compared with the best of them.
+def cells(values: xr.DataArray, racing: Sequence[bool], measure: str) -> list[list[Cell]]:
+    """A cell for each policy and budget. Those ``racing`` are compared with the best of them.
 
     Recall has its arithmetic mean over traces, an error, which differs by factors from trace to
     trace, the geometric one.
@@ -61,17 +61,17 @@ def cells(values: xr.DataArray, online: Sequence[bool], measure: str) -> list[li
     found: list[list[Cell]] = [[] for _ in sample]
     for b in range(sample.shape[1]):
         here = sample[:, b, ~np.isnan(sample[:, b]).any(axis=0)]
-        racing = {str(i): x for i, x in enumerate(here) if online[i]}
-        tell = can_tell(here.shape[1], len(racing))
+        rivals = {str(i): x for i, x in enumerate(here) if racing[i]}
+        tell = can_tell(here.shape[1], len(rivals))
         best = (
-            ties_with_best(racing, geometric=geometric, largest=measure == "recall") if tell else ()
+            ties_with_best(rivals, geometric=geometric, largest=measure == "recall") if tell else ()
         )
         for i, x in enumerate(here):
             if not len(x):
                 found[i].append(Cell(np.nan, np.nan, np.nan))
                 continue
             one = mean_interval(x, geometric=geometric)
-            mark = str(i) in best if tell and online[i] else None
+            mark = str(i) in best if tell and racing[i] else None
             found[i].append(Cell(one.mean, one.low, one.high, mark))
     return found
 
@@ -109,11 +109,11 @@ def by_records(results: xr.Dataset, by: str, measure: str) -> list[Record]:
 
     low and high are the interval over traces, or, on one trace, the least and greatest unit.
     """
-    online = [kind == "online" for kind in results["kind"].values]
+    racing = competing(results)
     names, budgets = results["policy"].values.tolist(), results["budget"].values.tolist()
     found = []
     for word, values in groups(results, by, measure):
-        for name, row in zip(names, cells(values, online, measure), strict=True):
+        for name, row in zip(names, cells(values, racing, measure), strict=True):
             for budget, one in zip(budgets, row, strict=True):
                 ends = {"low": one.low, "high": one.high}
                 found.append({by: word, "policy": name, "budget": budget, measure: one.mean} | ends)
@@ -162,25 +162,24 @@ def comparison_table(
 
     A cell is the mean over all units, then the least and the greatest of them; on several traces
     the mean over the traces with its interval. The rank is by the mean of ``ranked_by`` over the
-    budgets shown, equals share one; oracles and bounds stand in their place without a number,
-    because nothing that decodes online can be them. ``asked`` maps budgets in tokens to the
-    fractions they were asked for as: 0.05 of 768 tokens comes to 38, which would otherwise be
-    labelled 4.95 %. ``spread`` says where the least and the greatest stand: a narrow screen wants
-    them below the mean, or not at all. ``by`` gives a section to each layer, unit, trace or span of
-    decode steps.
+    budgets shown, equals share one; policies that do not compete (:mod:`h2osim.report.ranking`)
+    stand in their place without a number. ``asked`` maps budgets in tokens to the fractions they
+    were asked for as: 0.05 of 768 tokens comes to 38, which would otherwise be labelled 4.95 %.
+    ``spread`` says where the least and the greatest stand: a narrow screen wants them below the
+    mean, or not at all. ``by`` gives a section to each layer, unit, trace or span of decode steps.
     """
     shown = shown_budgets(results)
     part = results.isel(budget=shown)
-    online = [kind == "online" for kind in part["kind"].values]
+    racing = competing(part)
     keys = _means(part[ranked_by], ranked_by).mean(axis=1) * (-1 if ranked_by == "recall" else 1)
     texts = [str(text) for text in part["policy"].values]
-    notes = [_notes(part.isel(policy=i)) for i in range(len(texts))]
+    beside = notes(part)
     optimum = "optimum" in part and measure == ranked_by == "recall" and by is None
     if optimum:
         offline = part["optimum"].expand_dims("policy")
         best = cells(offline, [False], "recall")
         keys = np.append(keys, -_means(offline, "recall").mean())
-        texts, notes, online = [*texts, "optimum"], [*notes, "offline"], [*online, False]
+        texts, beside, racing = [*texts, "optimum"], [*beside, "offline"], [*racing, False]
 
     table = plain_table(title, _caption(results, spread, measure, ranked_by, by))
     if by is not None:
@@ -189,20 +188,20 @@ def comparison_table(
     table.add_column("policy", overflow="fold", min_width=9)
     for label in headings(part, asked, spread == "beside"):
         table.add_column(label, justify="right", no_wrap=True)
-    with_notes = any(notes) and by is None
+    with_notes = any(beside) and by is None
     if with_notes:
         table.add_column("notes", max_width=_NOTES)
 
-    ranks = _ranks(keys, online)
+    places = ranks(keys, racing)
     found = [(None, part[measure])] if by is None else groups(part, by, measure)
     for word, values in found:
-        rows = cells(values, online, measure) + (best if optimum else [])
+        rows = cells(values, racing[: part.sizes["policy"]], measure) + (best if optimum else [])
         digits = 0 if measure == "recall" else 3
         first = [] if word is None else [word]
         for i in np.argsort(keys, kind="stable"):  # equals in the order they were asked for in
             numbers = (_cell(one, spread, digits, "trace" in values.dims) for one in rows[i])
-            row = [*first, ranks[i], texts[i], *numbers]
-            table.add_row(*row, *([notes[i]] if with_notes else []))
+            row = [*first, places[i], texts[i], *numbers]
+            table.add_row(*row, *([beside[i]] if with_notes else []))
             first = [""] if first else []
         table.add_section()
     return table
@@ -213,9 +212,9 @@ def _caption(
 ) -> str:
     name, sizes = MEASURED[measure], results.sizes
     if "trace" in results.dims and by != "trace":
-        online = int((results["kind"] == "online").sum())
+        racing = sum(competing(results.isel(budget=shown_budgets(results))))
         mean = "mean" if measure == "recall" else "geometric mean"
-        says = what_intervals_say(sizes["trace"], online, "trace")
+        says = what_intervals_say(sizes["trace"], racing, "trace")
         caption = f"{name}: {mean} over the traces of their units' means; {says}"
     elif sizes["layer"] * sizes["unit"] == 1 or by == "unit":
         caption = name
@@ -248,17 +247,6 @@ def headings(part: xr.Dataset, asked: Mapping[int, float] | None, beside: bool) 
             yield f"{budget:g} ({share})" if beside else f"{budget:g}\n{share}"
 
 
-def _ranks(keys: Sequence[float], online: Sequence[bool]) -> list[str]:
-    """Each policy's rank among those that run online; equals share it, and = says so."""
-    racing = [key for key, counts in zip(keys, online, strict=True) if counts]
-    return [
-        f"{1 + sum(other < key for other in racing)}{'=' * (racing.count(key) > 1)}"
-        if counts
-        else "–"
-        for key, counts in zip(keys, online, strict=True)
-    ]
-
-
 def _cell(one: Cell, spread: Spread, digits: int, several: bool) -> str:
     """Mean and spread: three decimals, or so many significant ``digits``."""
     mean, low, high = (
@@ -275,23 +263,6 @@ def _cell(one: Cell, spread: Spread, digits: int, several: bool) -> str:
 def short(value: float) -> str:
     """A share in three decimals, without the leading 0."""
     return "–" if np.isnan(value) else f"{value:.3f}".removeprefix("0")
-
-
-def _notes(one: xr.Dataset) -> str:
-    words = [remark(one["kind"].item())]
-    tokens = one["tokens"] if "tokens" in one.coords else one["budget"]
-    held = one["held"].values
-    room = tokens.broadcast_like(one["held"]).transpose(*one["held"].dims).values
-    there = room > 0
-    over = np.divide(held, room, out=np.zeros(held.shape), where=there)
-    worst = np.unravel_index(int(over.argmax()), over.shape)
-    if over[worst] > 1:
-        words.append(f"holds up to {held[worst]} of {int(room[worst])}")
-    params = params_of(one["params"].item())
-    for name, value in ((n, params[n]) for n in ("recent", "window") if params.get(n, 0) >= 1):
-        if full := sorted(set(room[there & (room <= value)])):
-            words.append(f"{name}={value} fills a budget of {', '.join(f'{k:g}' for k in full)}")
-    return ", ".join(filter(None, words))
 
 
 def regret_table(results: xr.Dataset, ranked_by: str = "recall") -> Table:

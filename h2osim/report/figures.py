@@ -10,6 +10,7 @@ import numpy as np
 from h2osim.report.comparison import cells, headings
 from h2osim.report.files import require_matplotlib
 from h2osim.report.frames import MEASURED, remark
+from h2osim.report.ranking import competing
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -42,8 +43,7 @@ def recall_figure(
     from matplotlib.figure import Figure
 
     budgets, several = results["budget"].values.tolist(), "trace" in results.dims
-    online = [kind == "online" for kind in results["kind"].values]
-    shown = cells(results[measure], online, measure)
+    shown = cells(results[measure], competing(results), measure)
     mean = np.array([[one.mean for one in row] for row in shown])
     few = len(budgets) <= 20
     figure = Figure(figsize=(8, 5) if few else (11, 5), layout="constrained")

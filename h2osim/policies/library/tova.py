@@ -13,6 +13,7 @@ POLICY = Policy(
     update=latest,
     rank=by_score,
     inclusive=lambda values, heads: values["scores"] == "full" or heads == 1,
+    source_share="layer",
     notes="The source decides for a whole layer, by the mean over its heads: replay it with "
     "share=layer. Nothing is protected, the newest token included.",
 )

@@ -1,0 +1,79 @@
+"""Which policies of a result compete for a rank, and what a table says of those that do not.
+
+A rank compares policies that run online with at most k tokens and choose them. Outside the race
+are oracles and bounds, whoever held more than the budget, and whoever a window leaves no choice: it
+is another policy's cache under this one's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from h2osim.replays.results import params_of
+from h2osim.report.frames import remark
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def filled(windows: str, params: str, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """For each window that is given in tokens, written ``name=value``: which budgets it fills.
+
+    ``windows`` and ``params`` are those coordinates of the policy, ``tokens`` budgets in tokens
+    (0: none).
+    """
+    values = params_of(params)
+    sizes = {name: values[name] for name in windows.split(",") if values.get(name, 0) >= 1}
+    return {f"{name}={x}": (tokens > 0) & (tokens <= x) for name, x in sizes.items()}
+
+
+def competing(results: xr.Dataset) -> list[bool]:
+    """Which policies have a rank: at no budget anything keeps them out of the race."""
+    return [not _outside(results.isel(policy=i)) for i in range(results.sizes["policy"])]
+
+
+def notes(results: xr.Dataset) -> list[str]:
+    """What a table says of each policy: why it has no rank, and how it differs from its source."""
+    found = []
+    for i in range(results.sizes["policy"]):
+        one = results.isel(policy=i)
+        words, share = _outside(one), str(one["source_share"].item())
+        if share and share != results.attrs["share"]:
+            words.append(f"not as published: share={share}")
+        found.append(", ".join(words))
+    return found
+
+
+def ranks(keys: Sequence[float], racing: Sequence[bool]) -> list[str]:
+    """Each policy's rank, the least key first; equals share it, and = says so."""
+    rivals = [key for key, counts in zip(keys, racing, strict=True) if counts]
+    return [
+        f"{1 + sum(other < key for other in rivals)}{'=' * (rivals.count(key) > 1)}"
+        if counts
+        else "–"
+        for key, counts in zip(keys, racing, strict=True)
+    ]
+
+
+def _outside(one: xr.Dataset) -> list[str]:
+    """Why a policy has no rank, in words; nothing where it has one."""
+    words = list(filter(None, [remark(one["kind"].item())]))
+    tokens = one["tokens"] if "tokens" in one.coords else one["budget"]
+    held = one["held"].values
+    room = tokens.broadcast_like(one["held"]).transpose(*one["held"].dims).values
+    over = np.divide(held, room, out=np.zeros(held.shape), where=room > 0)
+    worst = np.unravel_index(int(over.argmax()), over.shape)
+    if over[worst] > 1:
+        words.append(f"holds up to {held[worst]} of {int(room[worst])}")
+    if over[worst] > 1 and params_of(one["params"].item()).get("when") == "prompt":
+        p = np.min(one["prompt_len"] if "prompt_len" in one.coords else one.attrs["prompt_len"])
+        if (room >= p).any():
+            words.append(f"a prompt of {int(p)} has nothing to evict")
+    for window, at in filled(str(one["windows"].item()), one["params"].item(), room).items():
+        if at.any():
+            full = ", ".join(f"{k:g}" for k in sorted(set(room[at])))
+            words.append(f"{window} fills a budget of {full}")
+    return words
