@@ -61,6 +61,7 @@ def test_concave_hull(values: list[int]) -> None:
     corners = concave_hull(curve)
     assert corners[0] == 1 and corners[-1] == len(curve) - 1
     hull = np.interp(np.arange(1, len(curve)), corners, curve[corners])
+    # np.interp rounds; the integers stay below 2**53
     assert (hull >= curve[1:] - 1e-9).all()
     assert (np.diff(np.diff(curve[corners]) / np.diff(corners)) < 0).all()
 
@@ -102,9 +103,12 @@ def test_allocate() -> None:
     assert list(found["split"].values) == list(RULES)
     assert (found["slots"].sum(("layer", "unit")) == slots).all()
     best = found["overall"].sel(split="best")
+    # two quotients of integers by one whole, each rounded once
     assert (found["overall"] <= best + 1e-12).all()
     assert np.allclose(best.sel(policy="optimum"), found["upper"].sel(policy="optimum"), atol=0)
+    # as above
     assert (best <= found["upper"] + 1e-12).all()
+    # as above
     assert (found["overall"] <= found["overall"].sel(policy="optimum") + 1e-12).all()
     # the numbers are those of the optimum and of the replay at these budgets
     equal = found.sel(split="equal")

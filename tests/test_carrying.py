@@ -124,6 +124,7 @@ def test_the_two_ways_differ_and_so_does_the_exact_head(
 def test_masked_is_the_running_model(decoder: Decoder, evicted_at: dict[int, np.ndarray]) -> None:
     seen = decoder.evict(Eviction(None, 1, evicted_at))
     found = carrying.measure(decoder, IDS, [evicted_at])["masked_kl"][0]
+    # two orders of summation in a model whose norms work in float32
     assert np.allclose(found, seen.kl, rtol=1e-5, atol=1e-9)
 
 
@@ -133,7 +134,9 @@ def test_small_errors_arrive_as_the_running_model_says(decoder: Decoder) -> None
     one[-1, 1, 5] = N - 2
     found = carrying.measure(decoder, IDS, [dict(enumerate(one))])
     for name, values in found.items():
+        # float64: nothing has changed but for the order of sums
         assert values[0, :-1] == pytest.approx(0, abs=1e-9), name
+        # a linearisation: the curvature is left out
         assert values[0, -1] == pytest.approx(found["masked_kl"][0, -1], rel=0.2), name
     assert found["carried_kl"] == pytest.approx(found["cached_kl"])  # nothing reached it
 
@@ -141,6 +144,7 @@ def test_small_errors_arrive_as_the_running_model_says(decoder: Decoder) -> None
 def test_nothing_evicted_is_no_error(decoder: Decoder) -> None:
     none = dict(enumerate(np.full((LAYERS, 2, N), N, np.int32)))
     for name, values in carrying.measure(decoder, IDS, [none]).items():
+        # as above
         assert values == pytest.approx(0, abs=1e-9), name
 
 

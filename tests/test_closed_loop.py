@@ -52,6 +52,7 @@ def test_a_pass_is_decoding_with_a_cache_that_drops(name: str, text: str) -> Non
     expected = honest.run(ids)
     decoder = Decoder(given(model), ids, P)
     logits, found = decoder.decode(Eviction(parse(text), budget))
+    # float64; all rows at once and token by token sum in different orders
     assert (torch.log_softmax(logits, dim=1) - expected).abs().max() < 1e-9
     assert honest.left == left(found)
     # The pass does lose something, or the test could not tell.
@@ -210,6 +211,7 @@ def test_a_pass_is_timed_against_the_plain_one(
     command += ["--prompt-len", "9", "--repeats", "1", "-p", "h2o"]
     lines = json.loads(run(*command, "--json").out)
     plain, evicted, ratio = (line["value"] for line in lines)
+    # the three numbers went through JSON, the quotient was taken before
     assert ratio == pytest.approx(evicted / plain) and lines[2]["goal"] == 2
     for more, said in (
         (["--device", "tpu"], "device 'tpu': expected cpu, cuda or cuda:1"),

@@ -77,6 +77,7 @@ def test_loss_is_what_rounding_took() -> None:
     (facts,) = describe(Trace.from_scores(scores)).layers
     lost = 1 - float(np.float16(2 / 3)) - float(np.float16(1 / 3))
     assert lost != 0
+    # sums before rounding are kept in float32
     assert facts.lost_max == pytest.approx(abs(lost), abs=1e-7)
     assert facts.lost_mean == pytest.approx(lost * 39 / 40, abs=1e-7)
     half = Trace.from_scores(np.eye(3, dtype=np.float16))
@@ -97,6 +98,7 @@ def test_exponent_of_a_power_law() -> None:
     shares = np.arange(1, 201) ** -1.5
     scores[-1] = [0, 0, 0, 0, *(shares / shares.sum())]
     (facts,) = describe(Trace.from_scores(scores)).layers
+    # the fit is to shares that were rounded to float16, by up to 2**-11 each
     assert facts.exponent == pytest.approx(1.5, abs=1e-3)
     assert describe(Trace.from_scores(np.eye(5))).layers[0].exponent is None
 

@@ -164,10 +164,12 @@ def test_the_definition_is_the_brute_force(
     for at, expected in brute_force(trace, found, share, p):
         here = found.isel(at)
         for name in ("output_error_abs", "attention_error"):
+            # the engine sums what is missing; closer than 1e-7, since every row keeps much mass
             np.testing.assert_allclose(here[name], expected[name], rtol=1e-9, atol=1e-11)
         squared, power = expected["squared"], expected["power"]
         if (power > 1e-18 * (1 + squared)).all():
             relative = (squared / power).mean()
+            # as above
             np.testing.assert_allclose(here.output_error, relative, rtol=1e-9, atol=1e-11)
 
 
@@ -208,6 +210,7 @@ def test_heads_of_a_layer_take_the_values_of_their_own_group() -> None:
     found = measured(Trace.from_scores(scores, group_size=2, v=v), "recency", 1, share="layer")
     # heads 0 and 1 lose nothing; 2 has o = 2, 3 and head 3 has o = 4, 3; in row 2 both get 6
     expected = (0 + 0 + 9 / (4 + 9) + 9 / (16 + 9)) / 4
+    # four quotients and their mean, each rounded
     np.testing.assert_allclose(found.output_error.item(), expected, rtol=1e-12)
 
 
@@ -231,6 +234,7 @@ def test_attention_error_is_output_error_with_unit_vectors_as_values(
     bits = np.stack([trace.tensor(layer, "scores") for layer in trace.layers])
     unit_vectors = Trace.from_packed(bits, group_size=trace.group_size, v=v)
     each = measured(unit_vectors, policy, [1, 2], step_errors=True, share="head")
+    # engines' own tolerance: h2osim/engines/errors.py
     np.testing.assert_allclose(
         each.attention_error_step, each.output_error_abs_step**2, rtol=1e-7, atol=1e-12
     )
@@ -241,6 +245,7 @@ def test_attention_error_is_output_error_with_unit_vectors_as_values(
 def test_the_mean_of_the_steps_is_the_run(trace: Trace) -> None:
     found = measured(trace, ["h2o", "tova"], [1, 2], step_errors=True)
     for name in (name for name in ERRORS if name in found):
+        # the mean of rounded quotients against the quotient of sums
         np.testing.assert_allclose(
             found[f"{name}_step"].mean("step"), found[name], rtol=1e-12, atol=1e-15
         )
@@ -259,6 +264,7 @@ def test_bundled_values_are_those_of_the_norms(name: str) -> None:
         norms = np.sqrt((values**2).sum(axis=2))[0]
         largest = np.abs(values).max(axis=2)[0]
         stored = trace.tensor(one.layer, "v_norm2")[0]
+        # 64 numbers, each off by largest / 254 at most, and norms of float32
         assert (np.abs(norms - stored) <= 8 * largest / 254 + 1e-4).all()
 
 
@@ -277,6 +283,7 @@ def test_eight_bits() -> None:
     assert numbers.dtype == np.int8 and again.dtype == np.float32
     assert np.abs(numbers).max() == 127 and (again[0, 0] == 0).all()
     limit = np.abs(v).max(axis=2, keepdims=True) / 254
+    # scale and product are rounded to float32
     assert (np.abs(again - v) <= limit * (1 + 1e-5)).all()
 
 
@@ -317,12 +324,14 @@ def test_a_sweep_measures_what_a_replay_does(tmp_path: Path) -> None:
     check(swept)
     replayed = replay(trace, swept.policy.values.tolist(), budgets, **options)
     expected = replayed.output_error.values.reshape(swept.output_error.shape)
+    # batches of other sizes may sum a row in another order
     np.testing.assert_allclose(swept.output_error, expected, rtol=1e-12, atol=1e-15)
     store = tmp_path / "s"
     stored = h2osim.sweep(trace, grid, budgets, store, chunk=(2, 1), **options)
     (store / "output_error" / "c" / "0" / "1" / "0").write_bytes(b"")  # its chunk is done again
     again = h2osim.sweep(trace, grid, budgets, store, chunk=(2, 1), **options)
     for found in (stored, again):
+        # as above
         np.testing.assert_allclose(found.output_error, expected, rtol=1e-12, atol=1e-15)
         np.testing.assert_array_equal(found.recall, swept.recall)
     with pytest.raises(UserError, match="another sweep: measure is error, asked for is None"):

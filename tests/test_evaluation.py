@@ -40,6 +40,7 @@ def test_budgets_by_unit_are_what_each_unit_keeps() -> None:
     assert (found["slots"][0, 0] == split).all() and (found["slots"][0, 1] == 10).all()
     # before step t a unit holds min(t, k) keys
     expected = sum(np.minimum(k, np.arange(P, N)).mean() for k in split.ravel())
+    # means of integers, added in another order
     assert float(found["cached"][0, 0, 0]) == pytest.approx(expected)
     assert float(found["cache_bytes"][0, 0, 0]) == pytest.approx(expected * 2 * 24)
     alike = h2osim.evaluate(MODEL, IDS, ["tova"], [np.full((2, 2), 10), 10], prompt_len=P)
@@ -127,6 +128,7 @@ def test_an_answer_is_scored_as_greedy_decoding_and_by_its_probability() -> None
         log_p = Decoder(loaded, ids, 15).log_probabilities(Eviction(parse("tova"), 6))
     rows = [20 - 1 - 15 + i for i in range(3)]  # rows that predict the three tokens of the answer
     expected = sum(float(log_p[row, ids[20 + i]]) for i, row in enumerate(rows))
+    # a sum of three float64 numbers, in another order
     assert float(found["answer_logp"][0, 0, 0]) == pytest.approx(expected)
     assert float(found["answer_logp"][0, 1, 0]) == float(found["full_answer_logp"][0])
     # what the model writes itself is answered exactly
@@ -204,6 +206,7 @@ def test_what_is_written_is_the_pass_token_by_token(policy: str) -> None:
     assert int(found["agreement"].item()) == agreed < 20
     assert found["generated"].item() == " ".join(map(str, written))
     assert found["full_generated"].item() == " ".join(map(str, full))
+    # the mean over an array of another shape
     assert float(found["kl"].item()) == pytest.approx(seen.kl.mean())
 
 

@@ -140,6 +140,7 @@ def test_brackets_hold_the_optimum() -> None:
     near = h2osim.optimum(trace, [0.1, 0.2], engine="cuda", gap=1e-3)
     exact = h2osim.optimum(trace, [0.1, 0.2], method="exact")
     assert (near.kept <= exact.kept).all() and (exact.kept <= near.bound).all()
+    # asked for 1e-3; after 448 readings a hard unit may stop short of it
     assert float(((near.bound - near.kept) / near.bound).max()) < 1e-2
 
 
@@ -154,4 +155,5 @@ def test_a_sweep_that_measures_errors() -> None:
     ours, theirs = (
         h2osim.sweep("chat", words, [20, 80], measure="error", engine=e) for e in ("cuda", "numba")
     )
+    # engines' own tolerance: h2osim/engines/errors.py
     np.testing.assert_allclose(ours.output_error, theirs.output_error, rtol=1e-7, atol=1e-12)

@@ -37,6 +37,7 @@ from h2osim.guarantees import Verdict
 def test_c3_numbers(k: int) -> None:
     result = statements.shared.swap_ratio(k)
     assert result.verdict == Verdict.HOLDS
+    # every y weighs epsilon = 1/1000 more than an x
     assert result.numbers["ratio"] == pytest.approx(k / (2 * k - 1), rel=1e-3)
     assert (result.numbers["ratio"] < 1 - 1 / math.e) == (k >= 3)
 
@@ -105,5 +106,6 @@ def test_t9_greedy_differs_from_optimum() -> None:
     f = SharedCache([[1.2, 0, 5], [2, 5, 0]], LOG)
     assert static_greedy(f, 2) == [0, 2]
     assert best_set(f, 2) == [1, 2]
+    # a sum of logarithms against the logarithm of a product
     assert f.value([0, 2]) == pytest.approx(math.log(21.6))
     assert f.value([0, 2]) / f.value([1, 2]) == pytest.approx(0.857, abs=1e-3)

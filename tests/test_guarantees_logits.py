@@ -81,6 +81,7 @@ def test_t10_relative_entropy(rows: list[tuple[float, float]]) -> None:
     p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
     after = z + change - (z + change).max()
     plain = float(p @ (np.log(p) - after + math.log(np.exp(after).sum())))
+    # KL written out loses what cancels: 1e-16 times the width of the logits
     assert found["kl"] == pytest.approx(plain, abs=1e-11)
     assert -slack <= found["kl"] <= found["bound"] + slack
     assert found["low"] - slack <= found["kl"] <= found["high"] * (1 + 1e-9) + slack
@@ -103,6 +104,7 @@ def test_t10_is_tight() -> None:
     decoder = scalar(2.0, eps=1.0, layers=3)
     errors = [at(1e-6), at(0.0), at(0.0)]
     found = statements.logits.logit_movement(decoder, at(0.0), errors=errors).numbers
+    # the limit of a tiny step: what is left out is of relative size 1e-6
     assert found["movement"] == pytest.approx(9e-6)
     assert 10 ** found["log10_bound"] == pytest.approx(9e-6)
     assert found["first_order"] == pytest.approx(9e-6)
@@ -121,6 +123,7 @@ def test_t10_can_fail() -> None:
     decoder = scalar(0.0, eps=1e-8)
     error = [at(-1.001)]
     moved = statements.logits.logit_movement(decoder, at(1.0), errors=error).numbers["movement"]
+    # 1 to -1e-3, up to the norm's epsilon
     assert moved == pytest.approx(2, abs=0.01)
     claimed = log10_product([(0.0, 0.0)], head_factor(decoder.head, 1.0), [1.001])
     assert 10**claimed < 1.01 < moved
@@ -135,6 +138,7 @@ def test_t10_can_fail() -> None:
     evicted = small.run(deep, x, cached=left).logits
     assert np.abs(small.run(deep, x, at_full).logits - evicted).max() > 1e-2
     errors, _ = small.output_errors(deep, x, left)
+    # float64, another order of sums
     assert np.abs(small.run(deep, x, errors).logits - evicted).max() < 1e-12
     # the values' part of attention's factor alone: an undecided row decides, and moves by more
     one = np.ones((1, 1, 1))
@@ -154,5 +158,6 @@ def test_t10_no_error_no_movement() -> None:
     assert found.verdict == Verdict.HOLDS and found.numbers["log10_bound"] == -math.inf
     assert found.numbers["movement"] == found.numbers["kl"] == 0
     wide = np.random.default_rng(0).standard_normal((3, 9))
+    # eigenvalues of the Gram matrix against singular values: 1e-16 of the largest, squared
     assert spectral(wide) == pytest.approx(np.linalg.norm(wide, 2))
     assert spectral(wide.T) == pytest.approx(np.linalg.norm(wide, 2))

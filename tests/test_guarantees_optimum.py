@@ -126,6 +126,7 @@ def test_t6c_holds(case: tuple[np.ndarray, int, int], prices: list[int]) -> None
     given_prices = np.array(prices)[: rows.n]
     assert checks.dual_certificate(rows, k, given_prices, best, p).verdict == Verdict.HOLDS
     value, optimal = interval_program(rows, k, p)
+    # HiGHS works in float64 to tolerances of 1e-7; values are integers up to 2**26 or so
     assert value == pytest.approx(best, abs=1)
     whole_prices = np.rint(optimal).astype(np.int64)
     assert dual_value(rows, k, whole_prices, p) == best  # equality, with whole prices

@@ -68,6 +68,7 @@ def test_t2_holds(case: tuple[np.ndarray, int, int]) -> None:
     if history.steps:
         rho = history.late_share
         assert np.all(history.value >= (1 - rho) * history.opt - 1)
+        # two quotients, each rounded once
         assert result.numbers["ratio"] >= 1 - result.numbers["rho"] - 1e-12
 
 
@@ -233,6 +234,7 @@ def test_t3_is_tight() -> None:
 @given(runs(max_n=10))
 def test_t3_inflation_is_part_of_the_missed_mass(case: tuple[np.ndarray, int, int]) -> None:
     history = history_of(case, scores="cached")
+    # inflated is a float64 sum of what are integers in missed
     assert np.all(history.inflated <= history.missed * (1 + 1e-12) + 1e-6)
 
 
@@ -250,6 +252,7 @@ def test_t4_holds(case: tuple[np.ndarray, int, int]) -> None:
     assert result.verdict in {Verdict.HOLDS, Verdict.VACUOUS}
     if "bound" in result.numbers:
         numbers = result.numbers
+        # products of up to n rounded ratios
         assert numbers["clipped"] <= numbers["bound"] * (1 + 1e-9) <= numbers["ratio"] * (1 + 1e-8)
 
 
@@ -270,6 +273,7 @@ def test_t4_is_useful_where_the_clipped_product_is_not() -> None:
     trap = checks.drift_certificate(
         follow(trap_rows(5)[0], Schedule(np.array([5, 1, 2, 3, 4]), 1, 1))
     )
+    # a product of rounded ratios; the others are given by three digits
     assert trap.numbers["bound"] == pytest.approx(trap.numbers["ratio"])
     assert trap.numbers["ratio"] == pytest.approx(0.471, abs=1e-3)
     assert trap.numbers["clipped"] == pytest.approx(0.294, abs=1e-3)
@@ -308,6 +312,7 @@ def test_t5_can_fail() -> None:
             return True
         numbers = checks.output_error(*case).numbers
         away = np.linalg.norm(values[~kept] - weights @ values / weights.sum(), axis=1)
+        # CLOSE of guarantees/results.py
         return numbers["error"] <= (1 - numbers["recall"]) * away.max(initial=0) + 1e-9
 
     refuted(outputs(), distance_to_the_full_output)

@@ -91,7 +91,8 @@ def test_no_policy_of_the_library_violates_anything(name: str) -> None:
         for line in lines:
             if line.result.verdict in (Verdict.HOLDS, Verdict.VACUOUS):
                 slack = line.slack
-                assert slack is None or slack >= -1e-5, line
+                # CLOSE of guarantees/results.py, times the norm of values in T5
+                assert slack is None or slack >= -1e-8, line
 
     check()
 
@@ -144,7 +145,8 @@ def test_output_errors_where_values_are_recorded(trace: Trace, k: int) -> None:
     for result in found:
         assert result.verdict in (Verdict.HOLDS, Verdict.VACUOUS)
         if result.numbers:
-            assert result.numbers["error"] <= result.numbers["bound"] + 1e-5
+            # CLOSE times the norm of values, a few units; a quotient of small numbers is looser
+            assert result.numbers["error"] <= result.numbers["bound"] + 1e-8
             assert 0 <= result.numbers["used"] <= 1 + 1e-5
 
 
@@ -197,11 +199,13 @@ def test_the_trap_and_the_theorem() -> None:
     lines = verify(synth("trap", 50, d=1e-3), POLICIES[0], 1)
     by_name = {line.result.guarantee: line.result for line in lines}
     theorem = by_name["paper-theorem"]
+    # three digits, and entries rounded to float16
     assert theorem.numbers["ratio"] == pytest.approx(0.0336, rel=1e-2)
     assert theorem.verdict == Verdict.FAILS
     assert theorem.numbers["alpha"] > 1
     assert theorem.numbers["theta"] == 0
     assert by_name["T1"].verdict == Verdict.FAILS
+    # a product of rounded ratios that telescopes
     assert by_name["T4"].numbers["bound"] == pytest.approx(theorem.numbers["ratio"])
 
 
@@ -244,6 +248,7 @@ def test_over_time_is_the_history() -> None:
         gone = replay(trace, policy, 8).evicted_at.values[0, 0, 1, 0]
         history = follow(Rows.of_unit(unit), Schedule(gone, 8, 1))
         assert {len(x) for x in series.values()} == {history.steps}
+        # the same quotients as arrays and as exact fractions; products in another order
         assert np.allclose(series["ratio"], history.value / history.opt)
         lines = verify(trace, policy, 8)
         at = {x.result.guarantee: x.result.numbers for x in lines if x.unit == 1}

@@ -39,6 +39,7 @@ def test_learned_sinks_take_mass_from_the_rows(name: str, generate: int, tmp_pat
             wanted = wanted * total[:, :, None]
         found = squares(trace, entry["index"])
         assert (np.abs(found - wanted) <= half_ulp(wanted) + NOISE).all()
+        # float32 softmax of the model and of the recorder
         np.testing.assert_allclose(total, wanted.sum(axis=2), atol=1e-5)
         assert total.min() < 0.9 and total.max() <= 1 + 1e-6
     with pytest.raises(UserError, match=r"layer 0 of .* a learned sink takes part of each row"):
@@ -52,8 +53,10 @@ def test_what_is_said_of_a_learned_sink(tmp_path: Path, capsys: pytest.CaptureFi
     for layer in facts:
         assert layer.no_token is not None
         rows = squares(trace, layer.layer).sum(axis=2)
+        # rows were rounded to float16, 2**-11 of their sum
         assert layer.no_token == pytest.approx(1 - rows.mean(), abs=1e-3)
         assert 0.01 < layer.no_token < 0.99
+        # four quotients, each rounded
         assert layer.sinks + layer.recent + layer.heavy + layer.rest == pytest.approx(1)
     assert cli.run(["info", str(tmp_path / "t")]) == 0
     assert "no token" in capsys.readouterr().out
@@ -110,4 +113,5 @@ def test_a_running_model_keeps_its_sink_when_tokens_are_evicted() -> None:
     with torch.no_grad():
         wanted = model(torch.tensor([ids]), attention_mask={"full_attention": mask}).logits[0, p:]
     assert (left < N).any()
+    # float32, eager attention against masked rows
     np.testing.assert_allclose(found, torch.log_softmax(wanted, dim=1), atol=2e-4)

@@ -53,6 +53,7 @@ def test_the_full_cache_with_the_errors_added_is_the_evicted_run(
     errors, evicted = perturbed.evict(how, 8)
     decoder = Decoder(loaded, IDS, P)  # type: ignore[arg-type]
     honest = decoder.log_probabilities(Eviction(how, 8))
+    # float64, another order of sums
     assert torch.allclose(evicted.log_softmax(1), honest, atol=1e-12)
     # transformers' norms compute in float32 whatever the model's precision
     assert torch.allclose(perturbed.logits(errors), evicted, atol=2e-5)
@@ -71,6 +72,7 @@ def test_the_bound_holds_and_the_derivative_is_one(perturbed: logits.Perturbed) 
     assert 10**bound >= float((evicted - full).abs().max())
     whole = perturbed.derivative(errors)
     parts = sum(perturbed.derivative({i: error}) for i, error in errors.items())
+    # linear but for norms that compute in float32
     assert torch.allclose(whole, parts, atol=1e-6)
     # the remainder shrinks with the square of the error; float32 norms leave 1e-6 of noise
     small = [1 / 4, 1 / 8]
@@ -85,12 +87,14 @@ def test_what_is_printed(
     perturbed: logits.Perturbed, capsys: pytest.CaptureFixture[str], tmp_path: object
 ) -> None:
     found = logits.measure(perturbed, parse("h2o"), 8)
+    # 2e-5: norms compute in float32; the inequalities are of float64 sums
     assert found.identity < 2e-5 and found.log10_bound > np.log10(found.largest)
     assert (found.apart >= found.estimate - 1e-9).all()
     assert (found.kl <= np.minimum(found.width, found.width**2 / 8) + 1e-12).all()
     assert (found.distance >= abs(found.length - found.estimate) - 1e-9).all()
     assert len(logits.lines(found)) == 15
     quick = logits.measure(perturbed, parse("h2o"), 8, quick=True)
+    # float32 norms, another order
     assert np.allclose(quick.estimate, found.estimate, atol=1e-6)
     assert len(logits.lines(quick)) == 14
     for words in (["--prompt-len", "256"], ["--policy", "future"], ["--text", f"{tmp_path}/none"]):

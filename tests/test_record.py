@@ -90,6 +90,7 @@ def test_values_in_eight_bits(tmp_path: Path) -> None:
     assert "v" not in small.tensors(0)
     for one, other in zip(whole.units(), small.units(), strict=True):
         largest = np.abs(one.values()).max(axis=2, keepdims=True)
+        # half a step of a vector's scale, which is a float32 itself
         assert (np.abs(one.values() - other.values()) <= 1.001 * largest / 254 + 1e-6).all()
     with pytest.raises(UserError, match="values: found '4bit'"):
         record(model, tokens=ids, out=tmp_path / "no", values="4bit")
@@ -106,10 +107,12 @@ def test_rows_remade_from_queries_and_keys(name: str, tmp_path: Path) -> None:
         a, b = squares(scores, layer), squares(remade, layer)
         # Both are within float32 noise of one number, then rounded: at most one step apart.
         assert (np.abs(a - b) <= 2 * half_ulp(np.maximum(a, b)) + NOISE).all()
+        # norms of float32 vectors, two orders of summation
         np.testing.assert_allclose(
             scores.tensor(layer, "k_norm2"), remade.tensor(layer, "k_norm2"), rtol=1e-5
         )
         v = np.asarray(remade.tensor(layer, "v"), dtype=np.float64)
+        # as above: PyTorch sums in float32, this in float64
         np.testing.assert_allclose(
             scores.tensor(layer, "v_norm1"), np.abs(v).sum(axis=2), rtol=1e-5
         )
@@ -138,6 +141,7 @@ def test_log_sum_exp_and_row_sum(tmp_path: Path) -> None:
         t, j = np.arange(N)[:, None], np.arange(N)
         x[:, (j > t) | (j <= t - window)] = -np.inf
         expected = np.log(np.exp(x).sum(axis=2))
+        # float32 logits of size 1 to 10, kept as float32
         np.testing.assert_allclose(trace.tensor(layer, "lse"), expected, atol=1e-5)
         np.testing.assert_allclose(trace.tensor(layer, "row_sum"), 1, atol=1e-6)
 
@@ -154,6 +158,7 @@ def test_window_softcap_and_scale_are_in_the_manifest(tmp_path: Path) -> None:
     # A text shorter than the window: the window is known all the same.
     assert [layer["window"] for layer in layers("mistral-window", 5)] == [8, 8, 8]
     gpt2 = layers("gpt2", 5)
+    # a product of rounded square roots, 1e-16 each
     np.testing.assert_allclose([layer["scale"] * 8**0.5 for layer in gpt2], [1, 1 / 2, 1 / 3])
 
 

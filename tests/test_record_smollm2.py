@@ -115,5 +115,6 @@ def test_bundled_prose_is_recorded_again(smollm2: models.Model, tmp_path: Path) 
         )
     )  # fmt: skip
     a, b = squares(again, layer), squares(bundled, layer)[:, :200, :200]
+    # another PyTorch may sum in another order: some entries round to the next float16 or two
     assert np.abs(a - b).max() < 2e-3
     assert np.abs(a - b).mean() < 1e-6

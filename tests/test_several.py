@@ -142,6 +142,7 @@ def test_groups_are_means_over_all_else(corpus: Path) -> None:
         records = comparison.by_records(found, by, "recall")
         assert len(records) == count * 3 * 2
     layer = comparison.by_records(found, "layer", "recall")[0]
+    # a mean of the same numbers, added in another order, here and below
     assert layer["recall"] == pytest.approx(float(found.recall[:, 0, 0, :, 0].mean()), abs=1e-12)
     unit = comparison.by_records(found, "unit", "recall")[6]
     assert unit["unit"] == "layer 0, unit 1"
@@ -240,6 +241,7 @@ def test_a_sweep_sums_up_over_traces(corpus: Path) -> None:
     one = best.best_records(summary, 1)[0]
     each = [float(replay(t, one["policy"], 0.1).recall.mean()) for t in traces]
     wanted = mean_interval(np.array(each))
+    # as above
     assert one["recall"] == pytest.approx(np.mean(each), abs=1e-12)
     assert one["low"] == pytest.approx(wanted.low) and one["high"] == pytest.approx(wanted.high)
     assert one["best"] is True
@@ -248,4 +250,5 @@ def test_a_sweep_sums_up_over_traces(corpus: Path) -> None:
     lengths = [made(20, 1), made(40, 2)]
     all_ = best.summarise(sweep(lengths, "decay:gamma=.9..1:.1", "all", measure="attention-error"))
     geometric = np.exp(np.log(all_.of_traces[:, 0]).mean(axis=-1))
+    # as above, of logarithms
     np.testing.assert_allclose(all_.mean[:, 0], geometric)

@@ -37,6 +37,7 @@ def test_the_best_settings_are_those_of_the_means() -> None:
         got = [one for one in records if one["budget"] == k]
         assert [one["policy"] for one in got] == [found.policy.values[i] for i in order[:2]]
         units = found.recall[order[0], :, b]
+        # the mean of two numbers, added chunk by chunk
         assert got[0]["recall"] == pytest.approx(float(means[order[0]]), abs=1e-15)
         assert (got[0]["least"], got[0]["greatest"]) == (float(units.min()), float(units.max()))
 

@@ -135,6 +135,7 @@ def test_freeze_looks_one_token_back() -> None:
 @pytest.mark.parametrize(("n", "ratio"), [(5, 0.47), (50, 0.034), (500, 0.0037)])
 def test_trap_numbers(n: int, ratio: float) -> None:
     rows = matrix(synth("trap", n))
+    # rounded to float16: half a unit in the last of 11 places
     assert rows[1, :2] == pytest.approx([0.6, 0.4], abs=2**-11)
     assert rows[n - 1, [0, 1, n - 1]] == pytest.approx([5e-4, 0.999, 5e-4], abs=2**-11)
     kept, score = 0, rows[0].copy()

@@ -45,6 +45,7 @@ def test_rows_are_attention_times_distance(trace: Trace) -> None:
                 o = row @ v[: t + 1] / row.sum()
                 expected = row * UNIT * np.sqrt(((v[: t + 1] - o) ** 2).sum(axis=1)) / scale
                 assert (expected <= 1).all()
+                # rounded to float16 once: half a unit in the last place, 2**-25 for the smallest
                 np.testing.assert_allclose(found * UNIT, expected, rtol=2**-11, atol=1.001 * 2**-25)
 
 
@@ -102,6 +103,7 @@ def test_errors_of_a_schedule_are_those_of_the_run(trace: Trace, policy: str) ->
             here = found.isel(policy=0, layer=layer, unit=index, budget=b)
             again = schedule_errors(one, here.evicted_at.values, 1, OUTPUT).of
             for name in OUTPUT:
+                # engines' own tolerance: h2osim/engines/errors.py
                 np.testing.assert_allclose(again[name], here[name], rtol=1e-7, atol=1e-12)
 
 
