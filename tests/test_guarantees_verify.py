@@ -136,6 +136,13 @@ def test_counts_and_slack() -> None:
             assert line.slack is None
 
 
+def test_where_nothing_is_decoded_no_output_is_compared() -> None:
+    scores = np.tril(np.ones((1, 1, 2, 2))) / np.array([1, 2])[:, None]
+    trace = Trace.from_scores(scores, prompt_len=2, v=np.ones((1, 1, 2, 1)))
+    found = [line.result for line in verify(trace, "h2o", 1) if line.result.guarantee == "T5"]
+    assert [one.verdict for one in found] == [Verdict.VACUOUS]
+
+
 @examples(15)
 @given(qk_traces(min_n=2, max_n=12, values=True), st.integers(1, 6))
 def test_output_errors_where_values_are_recorded(trace: Trace, k: int) -> None:

@@ -160,7 +160,7 @@ def output_errors(unit: Unit, run: Schedule, most: int = OUTPUT_STEPS) -> Result
     steps = np.unique(np.linspace(run.prompt_len, unit.n - 1, most).astype(int))
     worst: Result | None = None
     used = 0.0
-    for t in steps[steps >= run.prompt_len].tolist():
+    for t in steps[(run.prompt_len <= steps) & (steps < unit.n)].tolist():
         kept = run.evicted_at[: t + 1] >= t
         for h, row in enumerate(unit.head_rows(t)):
             found = checks.output_error(row, values[h // per_value, : t + 1], kept)
@@ -173,5 +173,5 @@ def output_errors(unit: Unit, run: Schedule, most: int = OUTPUT_STEPS) -> Result
             if worst is None or found.numbers["error"] > worst.numbers["error"]:
                 worst = found
     if worst is None:
-        return Result("T5", Verdict.VACUOUS, note="no step keeps any mass")
+        return Result("T5", Verdict.VACUOUS, note="no decode step keeps any mass")
     return dataclasses.replace(worst, numbers={**worst.numbers, "used": used})
