@@ -17,7 +17,7 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "residual-error": RESIDUAL,
 }
 #: What a measure costs a core, in passes for recall alone (`h2osim bench errors`).
-PASSES = {"recall": 1, "error": 20, "both": 20, "attention-error": 4, "residual-error": 100}
+PASSES = {"recall": 1, "error": 20, "both": 20, "attention-error": 6, "residual-error": 100}
 
 
 def variables_of(measure: str, traces: Iterable[Trace]) -> tuple[str, ...]:
