@@ -40,12 +40,17 @@ from strategies import traces
 
 import h2osim
 from h2osim import Trace, UserError
+from h2osim.closed_loop.prompts import read_questions
 from h2osim.optima.certificate import save_certificate
 from h2osim.optima.certifying import certify, digest
+from h2osim.replays.budget_file import read_budgets
 from h2osim.replays.results import trace_facts
+from h2osim.studies.tasks import read_table
+from h2osim.support.archive import read_arrays, write_arrays
 
 COUNTS = ("tried", "refused", "tracebacks", "accepted invalid", "silent")
 N, PROMPT, BUDGETS = 7, 2, (2, 3)
+TABLE = b"model,text,policy,budget,kl\nm,a,h2o,0.1,0.25\nm,b,tova,0.2,nan\n"
 
 
 class Invalid(Exception):
@@ -268,6 +273,71 @@ def fuzz_store(bench: Bench, data: st.DataObject) -> None:
             raise Silent(f"{name}: {variable}")
 
 
+def fuzz_budgets(bench: Bench, data: st.DataObject) -> None:
+    """A file of budgets by unit: what is let in is whole, and its parts agree."""
+    valid: dict[str, Any] = {
+        "h2osim_budgets": 1,
+        "model": "",
+        "share": "group",
+        "layers": [0, 1],
+        "made": "",
+        "budgets": data.draw(st.sampled_from([[[4, 9], [7, 20]], [[0.1, 0.5], [0.25, 1.0]]])),
+    }
+    valid["total"] = sum(map(sum, valid["budgets"]))
+    path = bench.folder / "budgets.json"
+    path.write_bytes(mutate(data, valid))
+    found = read_budgets(path).budgets
+    said = json.loads(path.read_bytes())
+    numbers = [number for row in said["budgets"] for number in row]
+    kinds = {type(number) for number in numbers}
+    good = min(numbers) >= 1 if kinds == {int} else min(numbers) > 0 and max(numbers) <= 1
+    if not good or len(kinds) != 1 or abs(sum(numbers) - said["total"]) > 1e-9 * sum(numbers):
+        raise Invalid(str(said))
+    if found.tolist() != said["budgets"]:
+        raise Silent(str(said))
+
+
+def fuzz_prompts(bench: Bench, data: st.DataObject) -> None:
+    """A file of prompts: each line that is let in is found as it stands there."""
+    lines = [{"prompt": "a b", "answer": " c"}, {"prompt": "d", "answer": "e", "name": "f"},
+             {"prompt": "g", "answer": "h", "question": "i\u2028j"}]  # fmt: skip
+    texts = [mutate(data, line, ("question", "name")) for line in lines]
+    if data.draw(st.booleans()):
+        texts = [json.dumps(line, ensure_ascii=False).encode() for line in lines]
+    content = data.draw(st.sampled_from([b"\n", b"\r\n", b"\n\n", b"\r", b" "])).join(texts)
+    path = bench.folder / "prompts.jsonl"
+    path.write_bytes(flip(data, content) if data.draw(st.booleans()) else content)
+    found = list(read_questions(path).values())
+    raw = path.read_bytes().decode().removeprefix("\ufeff")
+    said = [json.loads(line) for line in raw.split("\n") if line.strip()]
+    for one, line in zip(found, said, strict=True):
+        parts = (line["prompt"], line["answer"], line.get("question", ""))
+        if not all(isinstance(part, str) for part in parts) or "" in parts[:2]:
+            raise Invalid(str(line))
+        if parts != (one.context, one.answer, one.question):
+            raise Silent(str(line))
+
+
+def fuzz_arrays(bench: Bench, data: st.DataObject) -> None:
+    """A pass of a study: damage is noticed, whichever byte it is in."""
+    path = bench.folder / "pass.npz"
+    values = {"kl": np.arange(9.0), "top1": np.ones((2, 3), bool)}
+    write_arrays(path, values)
+    path.write_bytes(flip(data, path.read_bytes()))
+    found = read_arrays(path)
+    if found is None:
+        raise UserError("computed again")
+    if any(not np.array_equal(found.get(name, 0), value) for name, value in values.items()):
+        raise Silent(f"{sorted(found)}")
+
+
+def fuzz_table(bench: Bench, data: st.DataObject) -> None:
+    """The saved table of a study."""
+    path = bench.folder / "table.csv"
+    path.write_bytes(flip(data, TABLE) if data.draw(st.booleans()) else flip(data, TABLE) * 2)
+    read_table(path, frozenset({"policy", "kl"}))
+
+
 def fuzz_replay(bench: Bench, data: st.DataObject) -> None:
     """The same replay in two engines."""
     trace = data.draw(traces(max_n=12, max_heads=2, max_layers=1))
@@ -345,7 +415,8 @@ def fuzz_process(bench: Bench, data: st.DataObject) -> None:
 #: Each with how many cases of a round are its.
 FUZZERS: dict[Fuzzer, int] = {
     fuzz_manifest: 500, fuzz_layer: 500, fuzz_certificate: 400, fuzz_store: 40, fuzz_replay: 20,
-    fuzz_disk: 20, fuzz_kill: 10, fuzz_process: 1,
+    fuzz_disk: 20, fuzz_kill: 10, fuzz_process: 1, fuzz_budgets: 100, fuzz_prompts: 100,
+    fuzz_arrays: 50, fuzz_table: 20,
 }  # fmt: skip
 
 

@@ -128,6 +128,15 @@ def test_usage_errors_are_one_line(
 POLICIES = "h2o,streaming:sinks=2,tova,h2o:recent=4,scores=full"
 
 
+def test_a_wrong_choice_is_told_in_the_words_of_the_option(run: Run) -> None:
+    """Recent releases of typer put "Value error," in front of it."""
+    ended = run("compare", "x", "--engine", "fast")
+    assert ended.err == (
+        "h2osim: error: Invalid value for '--engine': 'fast' is not one of 'auto', 'naive', "
+        "'numba', 'cuda' (see `h2osim compare --help`)\n"
+    )
+
+
 def test_compare_prints_a_ranked_table(run: Run, folder: Path) -> None:
     ended = run("compare", folder, "--policies", f"{POLICIES},topk", "--budgets", "0.1,8,50%")
     assert (ended.code, ended.err) == (0, "")

@@ -15,6 +15,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from numba import config
 
 from h2osim.support import atomic
 
@@ -33,8 +34,9 @@ COUNT = itertools.count()
 
 
 @pytest.fixture
-def load(tmp_path: Path) -> Callable[[], ModuleType]:
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], ModuleType]:
     """The loops of a module that every call reads anew, as a new process would."""
+    monkeypatch.setattr(config, "CACHE_DIR", "")  # the files lie beside the module
     (tmp_path / "loops.py").write_text(TEXT)
 
     def again() -> ModuleType:

@@ -77,17 +77,22 @@ GOOD = {
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"h2osim_budgets": 2}, 'expected an object with "h2osim_budgets": 1'),
+        ({"h2osim_budgets": 2}, "field h2osim_budgets: found 2, expected int <= 1"),
         ({"total": 41}, "total 41, but the budgets add up to 40"),
         ({"budgets": [[4, 9], [7]]}, r"found shape \[0\]"),
         ({"budgets": [[4, 9]]}, "1 rows, expected one for each of 2"),
         ({"budgets": [[4, 0], [7, 20]]}, "found 0 in row 0, unit 1, expected tokens from 1 on"),
         ({"budgets": [[0.5, 1.5], [0.1, 0.1]]}, "found 1.5 in row 0, unit 1"),
         ({"budgets": [[0.5, 1], [0.1, 0.1]]}, "tokens among shares"),
-        ({"budgets": "x"}, "found shape"),
+        ({"budgets": "x"}, 'field budgets: found "x", expected array'),
+        ({"budgets": [[4, 9], [7, True]]}, r"field budgets\[1\]\[1\]: found true"),
+        ({"budgets": [[4, 9], [7, 10**30]]}, r"field budgets\[1\]\[1\]: found 1000"),
+        ({"total": 10**400}, "field total: found 1000"),
+        ({"made": None}, "field made: found null, expected str"),
         ({"layers": [0, 0]}, "2 rows, expected one for each of 1"),
-        ({"layers": "01"}, "layers 01, expected a list of indices"),
-        ({"share": "all"}, "share 'all' of model '', expected one of head, group, layer"),
+        ({"layers": "01"}, 'field layers: found "01", expected array'),
+        ({"layers": [0, True]}, r"field layers\[1\]: found true, expected int"),
+        ({"share": "all"}, "field share: found .all., expected str matching regex.*head.group.lay"),
     ],
 )
 def test_a_bad_file_of_budgets_is_refused(
@@ -172,12 +177,19 @@ def test_prompts_are_read_from_json_lines(tmp_path: Path) -> None:
     path.write_text('{"prompt": "a", "answer": " b"}\n\n{"prompt": "c", "question": "?", '
                     '"answer": "d", "name": "x"}\n')  # fmt: skip
     assert read_questions(path) == {"line 1": Question("a", " b"), "x": Question("c", "d", "?")}
+    # ends of lines that are no ends of lines in JSON, a byte-order mark, those of Windows
+    path.write_bytes('\ufeff{"prompt": "a\u2028\u0085b", "answer": "c"}\r\n'.encode())
+    assert read_questions(path) == {"line 1": Question("a\u2028\u0085b", "c")}
     for text, said in (
         ("", "no prompt in it"),
-        ("x", "line 1: expected an object"),
-        ('{"prompt": "a"}', "line 1: answer is None, expected a text"),
-        ('{"prompt": "a", "answer": ""}', "line 1: answer is '', expected a text"),
-        ('{"prompt": "a", "answer": "b", "z": 1}', "line 1: unknown key 'z'"),
+        ("x", "line 1: not valid JSON"),
+        ("[]", r"line 1: found \[\], expected object"),
+        ('{"prompt": "a"}', "line 1: field answer is missing"),
+        ('{"prompt": "a", "answer": ""}', 'field answer: found "", expected str of len'),
+        ('{"prompt": "a", "answer": "b", "z": 1}', "line 1: unknown field z"),
+        ('{"prompt": "a", "answer": "b", "answer": "c"}', "line 1.*field 'answer' twice"),
+        ('{"prompt": "a", "answer": "\\ud800"}', "line 1: not valid JSON"),
+        ("[" * 100_000, "line 1: not valid JSON: nested too deep"),
         ('{"prompt": "a", "answer": "b", "name": "n"}\n' * 2, "line 2: the name 'n' is taken"),
     ):
         path.write_text(text)
@@ -294,7 +306,7 @@ def test_the_command_takes_tasks_prompts_files_and_writes(
         (["--text", text, *task], "expected one of"),
         ([*task, "--generate", "4"], "--generate: goes with --text"),
         (["--task", "needle", "--task-depths", "x"], "--task-depths: 'x'"),
-        (["--text", text, "-b", "@none.json"], "budgets none.json: No such file"),
+        (["--text", text, "-b", "@none.json"], "none.json: cannot be read: No such file"),
         (["--text", text, "--mask-from", "none.nc"], "--mask-from none.nc"),
         (["--text", text, "--device", "cuda:9"], "device cuda:9: "),
         (["--text", text, "--sample", "--temperature", "0", "--generate", "2"], "temperature 0"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,38 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path: Path, counted: list[str]
         other, texts, ["h2o", "tova"], [6, 0.5], prompt_len=P, store=store
     )
     (store / "study.json").write_text("[]")
-    assert "something else than the store of a study" in refused(MODEL, IDS, "h2o", 6, store=store)
-    assert "something else" in refused(MODEL, IDS, "h2o", 6, store=tmp_path)
+    assert "study.json: found [], expected object" in refused(MODEL, IDS, "h2o", 6, store=store)
+    assert "something else than the store of a study" in refused(
+        MODEL, IDS, "h2o", 6, store=tmp_path
+    )
+
+
+def test_what_a_kill_left_of_a_store_is_no_other_store(tmp_path: Path) -> None:
+    """Found: killed between its folders and its identity, a store was refused for ever."""
+    expected = h2osim.evaluate(MODEL, IDS, "h2o", 6)
+    half = tmp_path / "s" / ".h2osim-0123456789abcdef.partial"
+    for place in (tmp_path / "s" / "texts", tmp_path / "s" / "passes", half):
+        place.mkdir(parents=True)
+    (half / "study.json").write_text("{")
+    assert same(h2osim.evaluate(MODEL, IDS, "h2o", 6, store=tmp_path / "s"), expected)
+    assert not half.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\5\6" + bytes(18), b"\x93NUMPY", b"{}", None])
+def test_a_file_of_a_store_that_is_no_archive_is_computed_again(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    """None: a header that asks for a terabyte, under a checksum that fits."""
+    store = tmp_path / "s"
+    expected = h2osim.evaluate(MODEL, IDS, "h2o", 6, store=store)
+    for file in (store / "texts/0.npz", store / "passes/0-0-0.npz"):
+        if content is None:
+            header = {"descr": "<f8", "fortran_order": False, "shape": (1 << 37,)}
+            with zipfile.ZipFile(file, "w") as archive, archive.open("kl.npy", "w") as member:
+                np.lib.format.write_array_header_1_0(member, header)
+        else:
+            file.write_bytes(content)
+        assert same(h2osim.evaluate(MODEL, IDS, "h2o", 6, store=store), expected)
 
 
 def test_a_rule_that_changed_is_another_study(tmp_path: Path) -> None:

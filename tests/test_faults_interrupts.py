@@ -205,9 +205,10 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path, sent: int)
     """Killed or interrupted: found, they stayed, with their memory, waiting for ever."""
     (tmp_path / "pids").mkdir()
     (tmp_path / "driver.py").write_text(DRIVER)
+    path = f"{Path(h2osim.__file__).parents[1]}:{Path(__file__).parent}"
     driver = subprocess.Popen(
         [sys.executable, tmp_path / "driver.py", tmp_path / "pids"], stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)}, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": path}, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while len(alive(tmp_path / "pids")) < 2:

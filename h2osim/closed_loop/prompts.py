@@ -7,14 +7,17 @@ seed gives the same needle at every depth and length.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta, Struct
 
 from h2osim.support.errors import UserError
+from h2osim.support.given import decode
+from h2osim.support.reading import parse
 
 TASKS = ("needle", "pairs", "facts")
 REPEATS = 3  # how often a fact is stated
@@ -138,6 +141,16 @@ def _sentence(rng: np.random.Generator) -> str:
     return f"The {first} {_one(rng, _VERBS)} the {second}."
 
 
+_Text = Annotated[str, Meta(min_length=1)]
+
+
+class _Line(Struct, forbid_unknown_fields=True):
+    prompt: _Text
+    answer: _Text
+    question: _Text = " "
+    name: _Text = " "
+
+
 def read_questions(path: Path) -> dict[str, Question]:
     """Prompts of a JSON-lines file, by name (the line's number unless it says ``name``).
 
@@ -145,28 +158,16 @@ def read_questions(path: Path) -> dict[str, Question]:
     and ``"name"`` may be there. UserError in one line that names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = decode(path.read_bytes(), f"--prompts {path}")[0].split("\n")
     except OSError as error:
         raise UserError(f"--prompts {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"--prompts {path}: not UTF-8 text (byte {error.start})") from None
     found: dict[str, Question] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            one = json.loads(line)
-        except (ValueError, RecursionError):
-            one = None
         where = f"--prompts {path}: line {number}"
-        if not isinstance(one, dict):
-            raise UserError(f'{where}: expected an object {{"prompt": …, "answer": …}}')
-        if unknown := [key for key in one if key not in ("prompt", "answer", "question", "name")]:
-            raise UserError(f"{where}: unknown key {unknown[0]!r}")
+        one = parse(line.encode(), _Line, where)
         parts = {"question": "", "name": f"line {number}", **one}
-        for key in ("prompt", "answer", "question", "name"):
-            if not isinstance(parts.get(key), str) or (key in one and not one[key]):
-                raise UserError(f"{where}: {key} is {parts.get(key)!r}, expected a text")
         if parts["name"] in found:
             raise UserError(f"{where}: the name {parts['name']!r} is taken")
         found[parts["name"]] = Question(parts["prompt"], parts["answer"], parts["question"])

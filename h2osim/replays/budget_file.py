@@ -21,18 +21,33 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from h2osim.replays.budgets import budget_tokens
+from h2osim.support import reading
 from h2osim.support.atomic import replacing
 from h2osim.support.errors import UserError
+from h2osim.support.reading import Index
 from h2osim.traces.manifest import SHARES
 
 VERSION = 1
-_KEYS = ("model", "share", "layers", "budgets", "total", "made")
+_MOST_BYTES = 1 << 24
+
+
+class _File(Struct):
+    """What such a file may hold."""
+
+    h2osim_budgets: Annotated[int, Meta(ge=VERSION, le=VERSION)]
+    model: str
+    share: Annotated[str, Meta(pattern=rf"^({'|'.join(SHARES)})\Z")]
+    layers: list[Index]
+    budgets: list[list[Annotated[int, Meta(le=2**31 - 1)] | float]]
+    total: Annotated[int, Meta(le=2**53)] | float
+    made: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,33 +125,17 @@ class UnitBudgets:
 
 def read_budgets(path: Path) -> UnitBudgets:
     """Read a file of budgets; UserError in one line where it is none, or its parts do not agree."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"budgets {path}: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"budgets {path}: not a JSON file") from None
-    if not isinstance(found, dict) or found.get("h2osim_budgets") != VERSION:
-        raise UserError(f'budgets {path}: expected an object with "h2osim_budgets": {VERSION}')
-    if missing := [key for key in _KEYS if key not in found]:
-        raise UserError(f"budgets {path}: without {', '.join(missing)}")
-    layers, model, share = found["layers"], found["model"], found["share"]
+    found = reading.json_of(path, _File, _MOST_BYTES)
     try:
         array = np.array(found["budgets"])
     except ValueError:  # rows of several lengths
         array = np.zeros(0, int)
-    if not isinstance(layers, list) or any(type(x) is not int or x < 0 for x in layers):
-        raise UserError(f"budgets {path}: layers {layers}, expected a list of indices")
-    if not isinstance(model, str) or share not in SHARES:
-        raise UserError(
-            f"budgets {path}: share {share!r} of model {model!r}, expected one of "
-            f"{', '.join(SHARES)} and a name"
-        )
     if array.dtype.kind == "f" and {type(x) for row in found["budgets"] for x in row} != {float}:
         raise UserError(f"budgets {path}: found tokens among shares; write 1.0 for all of the text")
-    budgets = UnitBudgets(path.stem, array, tuple(layers), model, share, str(found["made"]))
+    about = found["model"], found["share"], found["made"]
+    budgets = UnitBudgets(path.stem, array, tuple(found["layers"]), *about)
     total = found["total"]
-    if type(total) not in (int, float) or not math.isclose(total, array.sum(), rel_tol=1e-9):
+    if not math.isclose(total, array.sum(), rel_tol=1e-9):
         raise UserError(f"budgets {path}: total {total}, but the budgets add up to {array.sum()}")
     return budgets
 

@@ -9,7 +9,6 @@ Each leaves one file in the study's store, so a killed study loses the tasks in 
 from __future__ import annotations
 
 import json
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
@@ -21,10 +20,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 import h2osim
+from h2osim.support.archive import read_arrays, write_arrays
 from h2osim.support.atomic import locked_file, replacing, sweep
 from h2osim.support.errors import UserError
 from h2osim.support.processes import processes
 from h2osim.support.progress import Progress
+from h2osim.support.reading import json_of
 from h2osim.sweeps.identity import check_same
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Study(ABC):
         for name, text in texts.items():
             found: dict[str, Any] = {}
             for part in self.parts():
-                found |= np.load(store / f"{name}-{part}.npz")
+                found |= read_arrays(store / f"{name}-{part}.npz", sealed=False) or {}
             item = self._item(name, text)
             known = {"model": loaded(self.model).name, "tokens": len(item.ids)}
             known |= {"prompt_len": item.prompt_len, "text": name}
@@ -121,23 +122,23 @@ class Study(ABC):
         path = store / "study.json"
         try:
             store.mkdir(parents=True, exist_ok=True)
+            sweep(store)
             if not path.exists():
-                if any(store.iterdir()):
+                if any(entry.name[0] != "." for entry in store.iterdir()):
                     raise UserError(f"--store {store}: found other files, expected an empty folder")
                 with replacing(path) as temporary:
                     temporary.write_text(json.dumps(identity, indent=1), encoding="utf-8")
-            found = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise UserError(f"--store {store}: {error.strerror}") from None
-        except ValueError:
-            raise UserError(f"{path}: found something else than the record of a study") from None
+        found = json_of(path, dict[str, Any], 1 << 26)
         check_same(found, json.loads(json.dumps(identity)), store, "study", "--store")
 
     def _run_tasks(
         self, texts: Mapping[str, str | Task], store: Path, jobs: int, progress: Progress | None
     ) -> None:
         tasks = [(name, part) for name in texts for part in self.parts()]
-        todo = [task for task in tasks if not _sound(store / f"{'-'.join(task)}.npz")]
+        files = {task: store / f"{'-'.join(task)}.npz" for task in tasks}
+        todo = [task for task in tasks if read_arrays(files[task], sealed=False) is None]
         with processes(jobs, threads=1) as pool:
             if todo:
                 list(pool.map(partial(_compile, measure=self.measure), self.policies))
@@ -173,15 +174,6 @@ def loaded(model: str) -> Any:
     return loading.load(model)
 
 
-def _sound(path: Path) -> bool:
-    """Whether a task's file is there and whole."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile):
-        return False
-
-
 def _compile(policy: str, measure: str) -> None:
     """Have numba compile a policy's loops and keep them, once instead of in every process."""
     from h2osim.engines.stepper import Stepper
@@ -209,8 +201,7 @@ def _task(study: Study, item: Item, part: str, store: Path) -> None:
         found = study.ask(part, decoder, item.ids, item.answer)
     else:
         found = study.work(part, decoder, item.ids)
-    with replacing(store / f"{item.name}-{part}.npz") as temporary:
-        np.savez(temporary, **found)
+    write_arrays(store / f"{item.name}-{part}.npz", found)
 
 
 # --- tables ---------------------------------------------------------------------------------

@@ -76,6 +76,8 @@ def check(value: Any, schema: Any, where: object) -> None:
         if missing := re.fullmatch("Object missing required field `(.*)`?", message):
             field = f"{at}.{missing[1]}".strip(".`")
             raise UserError(f"{where}: field {field} is missing") from None
+        if unknown := re.fullmatch("Object contains unknown field `(.*)`?", message):
+            raise UserError(f"{where}: unknown field {unknown[1].rstrip('`')}") from None
         if "[...]" in at:  # a key of an object that may have any
             raise UserError(f"{where}: field {at.lstrip('.')}: {message}") from None
         found = value

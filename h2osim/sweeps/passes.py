@@ -14,8 +14,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import ExitStack, closing, contextmanager
@@ -30,11 +28,13 @@ from h2osim.closed_loop.study import Arrays, Place, Plan, Runner
 from h2osim.models.loading import Model
 from h2osim.policies.text import parse
 from h2osim.replays.budget_file import UnitBudgets
+from h2osim.support.archive import read_arrays, write_arrays
 from h2osim.support.atomic import locked_file, replacing, sweep
 from h2osim.support.errors import UserError
 from h2osim.support.machine import cores
 from h2osim.support.processes import processes
 from h2osim.support.progress import Progress
+from h2osim.support.reading import json_of
 from h2osim.sweeps.cluster import connect, lanes_of
 from h2osim.sweeps.identity import check_same, policies_of
 
@@ -95,19 +95,19 @@ class PassStore:
     def at(cls, path: Path, identity: dict[str, Any]) -> PassStore:
         """The store of this study: made, or found there; UserError where another is there."""
         try:
-            if not path.exists() or not any(path.iterdir()):
+            sweep(path)
+            path.mkdir(parents=True, exist_ok=True)
+            there = {entry.name for entry in path.iterdir() if entry.name[0] != "."}
+            if there <= {"texts", "passes"}:  # all that a process killed here may have left
                 for name in ("texts", "passes"):
                     (path / name).mkdir(parents=True, exist_ok=True)
                 with replacing(path / _IDENTITY) as temporary:
                     temporary.write_text(json.dumps(identity, indent=1), encoding="utf-8")
-            found = json.loads((path / _IDENTITY).read_text(encoding="utf-8"))
-            assert isinstance(found, dict)
         except OSError as error:
-            if path.is_dir() and isinstance(error, FileNotFoundError):
-                raise UserError(f"{path}: found something else than the store of a study") from None
             raise UserError(f"--store {path}: {error.strerror}") from None
-        except (ValueError, AssertionError):
-            raise UserError(f"{path}: found something else than the store of a study") from None
+        if not (path / _IDENTITY).exists():
+            raise UserError(f"{path}: found something else than the store of a study")
+        found = json_of(path / _IDENTITY, dict[str, Any], 1 << 26)
         check_same(found, json.loads(json.dumps(identity)), path, "study", "--store")
         return cls(path)
 
@@ -122,11 +122,7 @@ class PassStore:
 
     def get(self, key: Sequence[int]) -> Arrays | None:
         """What is kept of a text (one place) or of a pass (three); None if nothing whole is."""
-        try:
-            with np.load(self._file(key), allow_pickle=False) as found:
-                return dict(found)  # each member is held against its checksum
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-            return None
+        return read_arrays(self._file(key))
 
     def has(self, key: Sequence[int]) -> bool:
         """Whether there is a file; it may be damaged."""
@@ -134,8 +130,7 @@ class PassStore:
 
     def put(self, key: Sequence[int], found: Arrays) -> None:
         """Keep a text or a pass."""
-        with replacing(self._file(key)) as temporary:
-            np.savez_compressed(temporary, allow_pickle=False, **found)
+        write_arrays(self._file(key), found)
 
     def _file(self, key: Sequence[int]) -> Path:
         folder = self.path / ("texts" if len(key) == 1 else "passes")

@@ -1,0 +1,47 @@
+"""Arrays in a .npz file that is as it was written, or counts as not there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from h2osim.support.atomic import replacing
+
+_SEAL = "sha256"
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write a .npz file, compressed, whole or not at all."""
+    plain = {name: np.asarray(values) for name, values in arrays.items()}
+    seal = np.frombuffer(_digest(plain), np.uint8)
+    with replacing(path) as temporary:
+        np.savez_compressed(temporary, allow_pickle=False, **{**plain, _SEAL: seal})
+
+
+def read_arrays(path: Path, sealed: bool = True) -> dict[str, NDArray[Any]] | None:
+    """The arrays of a .npz file; None where there is none that is whole.
+
+    The checksums in the format do not tell when it lost an array. sealed: files without a digest,
+    as older versions wrote them, count as not whole.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as opened:
+            found = dict(opened)
+        seal = found.pop(_SEAL, None)
+        whole = not sealed if seal is None else seal.tobytes() == _digest(found)
+        return found if whole else None
+    except Exception:  # what zipfile, zlib and NumPy make of damage is of many kinds
+        return None
+
+
+def _digest(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    total = sha256()
+    for name, values in sorted(arrays.items()):
+        total.update(f"{name} {values.dtype} {values.shape};".encode())
+        total.update(np.ascontiguousarray(values).tobytes())
+    return total.digest()
