@@ -65,6 +65,7 @@ FORMS: dict[str, Callable[[], xr.Dataset]] = {
     ),
     "several": lambda: replay(ALIKE, ["h2o", MINE], [4, 0.5], step_recall=True),
     "optima": lambda: h2osim.optimum(ALIKE, [0.1, 0.5]),
+    "splits": lambda: h2osim.allocate(ALIKE, 30, policies=["tova"]),
     "targets": lambda: h2osim.budget_for_recall(replay(ALIKE, ["tova", MINE], "all"), 0.7),
     "sweep": lambda: sweep([TRACE, synth("drift", 30)], "h2o:recent=0|2,scores=full|cached", "all"),
     "shares": lambda: sweep([TRACE, synth("drift", 30)], ["tova", MINE], [0.1, 0.5]),
@@ -175,11 +176,11 @@ of them, rounded once.
 """
 
 SEVERAL = """\
-`replay`, `optimum` and `budget_for_recall` on several traces (of the same layers and units) give
-the same forms with a dimension `trace` before all others; what is an attribute of one trace is then
-a coordinate on `trace`, as in a sweep. Where lengths differ, `budget` holds what was asked for, and
-`tokens[trace, budget]` and `fraction[trace, budget]` what it comes to. What a trace is too short
-for is NaN; `kept` and `evicted_at` are -1 there, `held` 0."""
+`replay`, `optimum`, `allocate` and `budget_for_recall` on several traces (of the same layers and
+units) give the same forms with a dimension `trace` before all others; what is an attribute of one
+trace is then a coordinate on `trace`, as in a sweep. Where lengths differ, `budget` holds what was
+asked for, and `tokens[trace, budget]` and `fraction[trace, budget]` what it comes to. What a trace
+is too short for is NaN; `kept` and `evicted_at` are -1 there, `held` 0."""
 
 
 def page() -> str:

@@ -10,9 +10,11 @@ import typer
 
 from h2osim.cli.common import (
     Share,
-    checked_trace,
+    checked_traces,
     command_line,
+    one_or_several,
     parse_integers,
+    parse_policies,
     progress_bar,
 )
 from h2osim.cli.options import (
@@ -21,11 +23,12 @@ from h2osim.cli.options import (
     Outputs,
     PromptLen,
     ShareOption,
-    TraceName,
+    TraceNames,
     plot_option,
     policies_option,
 )
 from h2osim.cli.output import Format, check_files, draw, save, show
+from h2osim.support.errors import UserError
 
 
 class Split(StrEnum):
@@ -38,12 +41,12 @@ class Split(StrEnum):
 
 def allocate(
     context: typer.Context,
-    trace: TraceName,
+    traces: TraceNames,
     slots: Annotated[
         int, typer.Option("--slots", min=1, help="Cache slots in all, over every unit.")
     ],
     policies: Annotated[
-        str | None, policies_option("Policies whose own curves are split as well.")
+        list[str] | None, policies_option("Policies whose own curves are split as well.")
     ] = None,
     prompt_len: PromptLen = None,
     share: ShareOption = Share.group,
@@ -57,17 +60,16 @@ def allocate(
 ) -> None:
     """Split cache slots over units: the best split, against equal, PyramidKV's and Ada-KV's."""
     from h2osim.optima.allocating import allocate as split
-    from h2osim.policies.text import parse, split_policies
-    from h2osim.report import figures, frames, terminal
+    from h2osim.report import comparison, figures, frames, terminal
 
-    chosen = split_policies(policies) if policies else []
-    for text in chosen:
-        parse(text)
+    chosen = parse_policies(policies) if policies else []
     check_files(plot, output)
-    recorded = checked_trace(trace)
+    recorded = checked_traces(traces)
+    if len(recorded) > 1 and plot is not None:
+        raise UserError(f"--plot: found {len(recorded)} traces, expected one: each has its split")
     with progress_bar() as progress:
         found = split(
-            recorded,
+            one_or_several(recorded),
             slots,
             policies=chosen,
             prompt_len=prompt_len,
@@ -76,12 +78,13 @@ def allocate(
             method=method.value,
             progress=progress,
         )
-    title = f"{recorded.name}: {slots} slots over {found.layer.size * found.unit.size} units"
+    names = comparison.traces_named([one.name for one in recorded])
+    title = f"{names}: {slots} slots over {found.layer.size * found.unit.size} units"
     found.attrs["command"] = command_line(context)
     draw(plot, lambda: figures.allocation_figure(found, title))
     save(found, output)
     show(
         format_,
         lambda: frames.allocation_records(found),
-        lambda: terminal.allocation_table(found, title),
+        lambda: terminal.allocation_page(found, title),
     )

@@ -46,6 +46,14 @@ class Weights(StrEnum):
     value = "value"
 
 
+class By(StrEnum):
+    """What a row of a table is."""
+
+    layer = "layer"
+    unit = "unit"
+    trace = "trace"
+
+
 class Measure(StrEnum):
     """What policies are compared by."""
 
@@ -128,6 +136,13 @@ def checked_traces(names: Sequence[str]) -> list[Trace]:
 def one_or_several(traces: Sequence[Trace]) -> Trace | Sequence[Trace]:
     """What the library is given: one trace as it is, so that results have no dimension for it."""
     return traces[0] if len(traces) == 1 else traces
+
+
+def by_of(by: By | None, traces: Sequence[Trace], usual: str = "layer") -> str:
+    """What --by says, else the usual; UserError where rows for each of one trace are wanted."""
+    if by is By.trace and len(traces) == 1:
+        raise UserError(f"--by trace: found one trace, {traces[0].name}, expected several")
+    return usual if by is None else by.value
 
 
 def parse_policies(words: Sequence[str]) -> list[str]:

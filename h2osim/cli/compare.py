@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from h2osim.traces.trace import Trace
 
 
-class By(StrEnum):
+class ByStep(StrEnum):
     """What a row of the table is, besides a policy."""
 
     layer = "layer"
@@ -84,7 +84,7 @@ def compare(
     ] = False,
     measure: MeasureOption = Measure.recall,
     by: Annotated[
-        By | None, typer.Option("--by", help="Rows for each layer, unit, trace or span of steps.")
+        ByStep | None, typer.Option("--by", help="Rows a layer, unit, trace or span of steps.")
     ] = None,
     format_: FormatOption = Format.table,
     plot: Annotated[Path | None, plot_option("what is ranked by, against budget")] = None,
@@ -101,7 +101,7 @@ def compare(
         raise UserError(f"--target-recall: {target_recall:g}: expected above 0 and up to 1")
     if target_recall is not None and measure is not Measure.recall:
         raise UserError("--target-recall asks for recall; leave --measure out")
-    if by is By.step and (wanted == "all" or target_recall is not None):
+    if by is ByStep.step and (wanted == "all" or target_recall is not None):
         raise UserError("--by step: every step of every budget is n² numbers; name a few budgets")
     only = parse_integers(layers, "--layers")
     check_files(plot, output)
@@ -111,7 +111,7 @@ def compare(
     from h2osim.replays.replaying import replay
 
     recorded = checked_traces(traces)
-    if by is By.trace and len(recorded) == 1:
+    if by is ByStep.trace and len(recorded) == 1:
         raise UserError(f"--by trace: found one trace, {recorded[0].name}, expected several")
     measured = _measure(recorded, measure)
     with progress_bar() as progress:
@@ -124,8 +124,8 @@ def compare(
             engine=engine.value,
             layers=only,
             measure=measured.value,
-            step_recall=by is By.step,
-            step_errors=by is By.step,
+            step_recall=by is ByStep.step,
+            step_errors=by is ByStep.step,
             evictions=any(path.suffix.lower() == ".nc" for path in output or ()),
             progress=progress,
         )

@@ -11,20 +11,25 @@ import typer
 from h2osim.cli.common import (
     Share,
     Weights,
+    by_of,
     checked_trace,
+    checked_traces,
     command_line,
+    one_or_several,
     parse_budgets,
     parse_integers,
     progress_bar,
 )
 from h2osim.cli.options import (
     Budgets,
+    ByOption,
     FormatOption,
     Layers,
     Outputs,
     PromptLen,
     ShareOption,
     TraceName,
+    TraceNames,
     plot_option,
 )
 from h2osim.cli.output import Format, check_files, draw, notice, output_path, save, show
@@ -48,7 +53,7 @@ class Solver(StrEnum):
 
 def optimum(
     context: typer.Context,
-    trace: TraceName,
+    traces: TraceNames,
     budgets: Budgets = "0.05,0.1,0.2",
     prompt_len: PromptLen = None,
     share: ShareOption = Share.group,
@@ -69,6 +74,7 @@ def optimum(
     output_error: Annotated[
         bool, typer.Option("--output-error", help="Measure that of the schedules found too.")
     ] = False,
+    by: ByOption = None,
     format_: FormatOption = Format.table,
     certificate: Annotated[
         Path | None,
@@ -90,10 +96,14 @@ def optimum(
             raise UserError(
                 f"{option}: schedules of all budgets are n² numbers; name a few budgets"
             )
-    recorded = checked_trace(trace)
+    recorded = checked_traces(traces)
+    if len(recorded) > 1 and certificate is not None:
+        raise UserError(f"--certificate: found {len(recorded)} traces, expected one")
+    if len(recorded) > 1 and plot is not None:
+        raise UserError(f"--plot: found {len(recorded)} traces, expected one: prices are of a text")
     with progress_bar() as progress:
         found = solve(
-            recorded,
+            one_or_several(recorded),
             wanted,
             prompt_len=prompt_len,
             share=share.value,
@@ -110,11 +120,15 @@ def optimum(
     if certificate is not None:
         from h2osim.optima.certificate import save_certificate
 
-        notice(f"wrote {save_certificate(found, recorded, certificate)}")
+        notice(f"wrote {save_certificate(found, recorded[0], certificate)}")
     draw(plot, lambda: figures.prices_figure(found, title))
     save(found, output)
     records = frames.optimum_records(found)
-    show(format_, lambda: records, lambda: terminal.bounds_table(records, title, weights.value))
+    show(
+        format_,
+        lambda: records,
+        lambda: terminal.bounds_table(records, title, weights.value, by_of(by, recorded)),
+    )
 
 
 def certify(

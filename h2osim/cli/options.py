@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from h2osim.cli.common import EngineName, Measure, Share
+from h2osim.cli.common import By, EngineName, Measure, Share
 from h2osim.cli.output import Format
 
 TraceName = Annotated[
@@ -45,6 +45,9 @@ MeasureOption = Annotated[
         help="What to rank by: recall; error of the attention's output (the trace needs values), "
         "both; attention-error, which needs scores only; or residual-error (record --residual).",
     ),
+]
+ByOption = Annotated[
+    By | None, typer.Option("--by", help="Rows for each layer (the usual), unit or trace.")
 ]
 Layers = Annotated[str | None, typer.Option("--layers", help="Only these model layers: 0,9,16")]
 FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to print.")]

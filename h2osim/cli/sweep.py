@@ -121,7 +121,7 @@ def sweep(
         notice(f"wrote {output}")
     found = summarise(results)
     shape = results.sizes
-    names = found.traces[0] if len(found.traces) == 1 else comparison.traces_named(found.traces)
+    names = comparison.traces_named(found.traces)
     title = (
         f"{names}: {shape['policy']} settings × {shape['unit']} units × {shape['budget']} budgets"
     )

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from h2osim.cli.common import checked_trace, parse_integers
-from h2osim.cli.options import FormatOption, Layers, TraceName, plot_option
+from h2osim.cli.common import checked_traces, parse_integers
+from h2osim.cli.options import FormatOption, Layers, TraceNames, plot_option
 from h2osim.cli.output import Format, check_files, draw, show
+from h2osim.support.errors import UserError
 
 
 def traces(
@@ -27,14 +28,14 @@ def traces(
 
 
 def info(
-    trace: TraceName,
+    traces: TraceNames,
     layers: Layers = None,
     format_: Annotated[
         Format, typer.Option("--format", "-f", help="How to print; csv: the layers only.")
     ] = Format.table,
     plot: Annotated[Path | None, plot_option("the attention of every layer")] = None,
 ) -> None:
-    """Show what is in a trace, after checking all of it: shape, origin, where the mass lies."""
+    """Show what is in traces, after checking all of it: shape, origin, where the mass lies."""
     from h2osim.report import figures, pages
 
     only = parse_integers(layers, "--layers")
@@ -42,12 +43,21 @@ def info(
 
     from h2osim.traces.description import describe
 
-    recorded = checked_trace(trace)
-    facts = describe(recorded, None if only is None else tuple(only))
-    draw(plot, lambda: figures.attention_figure(recorded))
+    recorded = checked_traces(traces)
+    if len(recorded) > 1 and plot is not None:
+        raise UserError(f"--plot: found {len(recorded)} traces, expected one")
+    facts = [describe(one, None if only is None else tuple(only)) for one in recorded]
+    draw(plot, lambda: figures.attention_figure(recorded[0]))
+    if len(facts) == 1:
+        one = facts[0]
+        rows = lambda: one.record()["layers"]  # noqa: E731
+        show(format_, one.record, lambda: pages.info_page(one), rows=rows)
+        return
     show(
         format_,
-        facts.record,
-        lambda: pages.info_page(facts),
-        rows=lambda: facts.record()["layers"],
+        lambda: [one.record() for one in facts],
+        lambda: pages.infos_table(facts),
+        rows=lambda: [
+            {"trace": one.name} | layer for one in facts for layer in one.record()["layers"]
+        ],
     )

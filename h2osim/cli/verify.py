@@ -6,16 +6,17 @@ import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from h2osim.cli.common import (
     EngineName,
     Share,
-    checked_trace,
+    checked_traces,
     parse_budgets,
     parse_integers,
+    parse_policies,
     progress_bar,
 )
 from h2osim.cli.options import (
@@ -25,7 +26,7 @@ from h2osim.cli.options import (
     Layers,
     PromptLen,
     ShareOption,
-    TraceName,
+    TraceNames,
     plot_option,
     policies_option,
 )
@@ -42,9 +43,9 @@ if TYPE_CHECKING:
 
 
 def verify(
-    trace: TraceName,
+    traces: TraceNames,
     policies: Annotated[
-        str | None,
+        list[str] | None,
         policies_option(
             "Policies to verify; default: H2O in the setting of the proofs, on cached scores, "
             "and as deployed."
@@ -68,64 +69,66 @@ def verify(
     ``--format json`` and ``csv`` give every unit.
     """
     from h2osim.guarantees import verify as module
-    from h2osim.policies.text import parse, split_policies
     from h2osim.report import figures
 
     wanted = parse_budgets(budgets)
     if wanted == "all":
         raise UserError("--budgets: all is too many to verify; expected a few")
-    chosen = split_policies(policies) if policies else list(module.POLICIES)
-    for text in chosen:
-        parse(text)
+    chosen = parse_policies(policies) if policies else list(module.POLICIES)
     check_files(plot)
-    recorded = checked_trace(trace)
+    recorded = checked_traces(traces)
     only = parse_integers(layers, "--layers")
-    with progress_bar() as progress:
-        lines = module.verify(
-            recorded,
-            chosen,
-            wanted,
-            prompt_len=prompt_len,
-            share=share.value,
-            engine=engine.value,
-            layers=only,
-            progress=progress,
-        )
-    records = [line.record() for line in lines]
-    show(format_, lambda: records, lambda: _page(recorded, lines, show_details))
+    if len(recorded) > 1 and plot is not None:
+        raise UserError(f"--plot: found {len(recorded)} traces, expected one")
+    options: dict[str, Any] = {
+        "prompt_len": prompt_len, "share": share.value, "engine": engine.value,
+    }  # fmt: skip
+    found: list[tuple[Trace, list[Line]]] = []
+    for one in recorded:
+        with progress_bar() as progress:
+            lines = module.verify(one, chosen, wanted, layers=only, progress=progress, **options)
+        found.append((one, lines))
+    several = len(found) > 1
+    show(
+        format_,
+        lambda: [
+            ({"trace": one.name} if several else {}) | line.record()
+            for one, lines in found
+            for line in lines
+        ],
+        lambda: _page(found, show_details),
+    )
     if plot is not None:
         series = {
             text: module.over_time(
-                recorded,
-                text,
-                wanted[-1],
-                prompt_len=prompt_len,
-                share=share.value,
-                engine=engine.value,
-                layer=only[0] if only else None,
-                proved=True,
+                recorded[0], text, wanted[-1], layer=only[0] if only else None, proved=True,
+                **options,
             )
             for text in chosen
         }
-        title = f"{recorded.name}, budget {wanted[-1]}"
+        title = f"{recorded[0].name}, budget {wanted[-1]}"
         draw(plot, lambda: figures.guarantees_figure(series, title))
-    broken = module.violations(lines)
-    for number, line in enumerate(broken):
-        name = recorded.name.replace("/", "-")  # a trace of others must not say where we write
+    broken = [(one, line) for one, lines in found for line in module.violations(lines)]
+    for number, (one, line) in enumerate(broken):
+        name = one.name.replace("/", "-")  # a trace of others must not say where we write
         folder = Path(f"counterexample-{line.result.guarantee}-{name}-{number}")
-        module.write_counterexample(recorded, line, folder, share=share.value)
+        module.write_counterexample(one, line, folder, share=share.value)
         notice(f"VIOLATED: {line.result.guarantee}, {line.policy}, {line.label}; wrote {folder}")
     if broken:
         raise typer.Exit(1)
 
 
-def _page(trace: Trace, lines: list[Line], show_details: bool) -> RenderableType:
+def _page(found: list[tuple[Trace, list[Line]]], show_details: bool) -> RenderableType:
     """All that is printed as a table: what was verified, the findings, their count."""
     from rich.console import Group
 
+    from h2osim.report.comparison import traces_named
+
+    lines = [line for _, some in found for line in some]
     shown = ", ".join(dict.fromkeys(str(x.budget) for x in lines if x.budget is not None))
+    lengths = ", ".join(dict.fromkeys(str(trace.n) for trace, _ in found))
     return Group(
-        f"{trace.name}: {trace.n} tokens, budgets {shown}",
+        f"{traces_named([trace.name for trace, _ in found])}: {lengths} tokens, budgets {shown}",
         *(details(lines) if show_details else summary(lines)),
         closing(lines),
     )
@@ -150,8 +153,8 @@ SAYS = {
 
 
 LEGEND = """\
-cases: units and budgets. ratio: the least share of the best k tokens' score
-that was kept (T6: of the offline optimum's attention). slack: the least
+cases: units, budgets and traces. ratio: the least share of the best k tokens'
+score that was kept (T6: of the offline optimum's attention). slack: the least
 distance from what the statement promises. More: proofs/README.md; --details."""
 
 

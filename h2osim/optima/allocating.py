@@ -34,7 +34,7 @@ EXACT_STEPS = 2 * 10**9  # sums that dynamic programming may take before `auto` 
 
 
 def allocate(
-    trace: Trace,
+    trace: Trace | Sequence[Trace],
     slots: int,
     *,
     policies: Sequence[str | Policy | Configured] = (),
@@ -66,6 +66,8 @@ def allocate(
 
     Parameters
     ----------
+    trace
+        A trace, or several of the same layers and heads, each with its own split.
     slots
         Slots in all, from one per unit to n per unit.
     policies
@@ -91,19 +93,21 @@ def allocate(
     from h2osim.optima.solving import optimum_curves
     from h2osim.replays.budgets import chosen_layers, decode_start
     from h2osim.replays.replaying import replay
+    from h2osim.replays.several import over_traces
 
-    p = decode_start(trace, prompt_len)
-    chosen = chosen_layers(trace, layers)
-    units = [unit for unit in trace.units(share) if unit.layer in chosen]
+    layers = None if layers is None else list(layers)
     configured = [parse(one) for one in policies]
     if any(one.text == OPTIMUM for one in configured):
         raise UserError(f"policy {OPTIMUM}: this is what the offline optimum is called here")
-    count, n, per_layer = len(units), trace.n, len(units) // len(chosen)
     is_number = isinstance(slots, (int, np.integer)) and not isinstance(slots, bool)
-    if not is_number or not count <= slots <= count * n:
-        raise UserError(
-            f"slots {slots}: expected {count} (one for each of {count} units) to {count * n}"
-        )
+    for each in [trace] if isinstance(trace, Trace) else trace:
+        chosen = chosen_layers(each, layers)
+        units = [unit for unit in each.units(share) if unit.layer in chosen]
+        count, n = len(units), each.n
+        if not is_number or not count <= slots <= count * n:
+            raise UserError(
+                f"slots {slots}: expected {count} (one for each of {count} units) to {count * n}"
+            )
     if method not in ("auto", "dp", "hull"):
         raise UserError(f"unknown method {method!r}; expected auto, dp, hull")
     if not (beta >= 1 and 0 <= floor <= 1 and window >= 1):
@@ -111,6 +115,15 @@ def allocate(
             f"beta {beta:g}, floor {floor:g}, window {window}: expected at least 1, 0 to 1, "
             "at least 1"
         )
+    if not isinstance(trace, Trace):
+        return over_traces(
+            lambda one, part: allocate(
+                one, slots, policies=policies, prompt_len=prompt_len, share=share, layers=layers,
+                method=method, beta=beta, floor=floor, window=window, progress=part,
+            ),
+            trace, prompt_len=prompt_len, share=share, layers=layers, progress=progress,
+        )  # fmt: skip
+    p, per_layer = decode_start(trace, prompt_len), count // len(chosen)
     for layer in chosen:
         trace.check_layer(layer)
 

@@ -140,6 +140,8 @@ def comparison_title(results: xr.Dataset) -> str:
 
 def traces_named(names: Sequence[str]) -> str:
     """Several traces in a few words: how many, and their names where there is room."""
+    if len(names) == 1:
+        return str(names[0])
     listed = ", ".join(map(str, names))
     count = f"{len(names)} traces"
     return f"{count} ({listed})" if len(names) < 5 and len(listed) < 60 else count
@@ -248,10 +250,11 @@ def headings(part: xr.Dataset, asked: Mapping[int, float] | None, beside: bool) 
 
 
 def _cell(one: Cell, spread: Spread, digits: int, several: bool) -> str:
-    """Mean and spread: three decimals, or so many significant ``digits``."""
+    """Mean and spread: three decimals, or so many significant ``digits``, one less of the ends."""
+    places = (digits, max(0, digits - 1), max(0, digits - 1))
     mean, low, high = (
-        f"{v:.{digits}g}" if digits and not np.isnan(v) else short(v)
-        for v in (one.mean, one.low, one.high)
+        f"{v:.{d}g}" if d and not np.isnan(v) else short(v)
+        for v, d in zip((one.mean, one.low, one.high), places, strict=True)
     )
     mean += "*" if one.best else ""
     if spread == "none" or np.isnan(one.low) or (one.low == one.high and not several):
@@ -323,7 +326,7 @@ def target_table(reached: xr.Dataset, title: str | None = None, by: str | None =
     caption += ": overall, for the mean over the units; then of single units, in tokens"
     if several:
         caption += "; overall as a share of each trace: "
-        caption += what_intervals_say(reached.sizes["trace"], 1, "trace")
+        caption += what_intervals_say(reached.sizes["trace"], 0, "trace")
     table = plain_table(title, caption)
     if by is not None:
         table.add_column(by)

@@ -130,7 +130,10 @@ def optimum_records(found: xr.Dataset) -> list[Record]:
 
     The output error of the schedules is there too where it was measured.
     """
-    columns = ("layer", "unit", "budget", "recall", "lower", "upper", "kept", "bound", *ERRORS)
+    columns = (
+        "trace", "layer", "unit", "budget", "tokens", "recall", "lower", "upper", "kept", "bound",
+        *ERRORS,
+    )  # fmt: skip
     rows = records(found, columns)
     for row in rows:
         kept, bound = row.pop("kept"), row.pop("bound")
@@ -140,7 +143,8 @@ def optimum_records(found: xr.Dataset) -> list[Record]:
 
 def allocation_records(found: xr.Dataset) -> list[Record]:
     """Records {policy, rule, layer, unit, slots, recall, overall}; rule is how slots are split."""
-    rows = records(found, ("policy", "split", "layer", "unit", "slots", "recall", "overall"))
+    columns = ("trace", "policy", "split", "layer", "unit", "slots", "recall", "overall")
+    rows = records(found, columns)
     return [{("rule" if k == "split" else k): value for k, value in row.items()} for row in rows]
 
 

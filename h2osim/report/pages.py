@@ -49,32 +49,25 @@ def _one_pass(policy: Policy) -> str:
 
 
 def policies_table(policies: Sequence[Policy]) -> Table:
-    """One row a policy: name and parameters with their defaults, rule, source, facts."""
+    """One row a policy: name, rule, and what to know of it; the rest is on its page."""
     from rich.table import Table
 
     table = Table(
         caption="one pass: whether one pass over a trace gives every budget (theorem T7); "
-        "`h2osim policies NAME` shows one in full",
+        "`h2osim policies NAME` has parameters, source and notes",
         caption_justify="left",
         title_justify="left",
     )
-    for header in ("policy", "rule", "parameters", "one pass", "source", "remarks"):
-        table.add_column(header, overflow="fold")
+    for header in ("policy", "rule", "one pass", "remarks"):
+        table.add_column(header, overflow="fold", no_wrap=header == "policy")
     for policy in policies:
-        defaults = ", ".join(f"{p.name}={p.default}" for p in policy.params)
         remarks = [remark(policy.kind)]
         if not policy.with_params().within_budget():
-            remarks.append("may hold more than the budget")
+            remarks.append("may hold more")
         if policy.needs:
             remarks.append(f"needs {policy.needs}")
-        table.add_row(
-            policy.name,
-            policy.summary,
-            defaults,
-            _one_pass(policy),
-            policy.source,
-            ", ".join(filter(None, remarks)),
-        )
+        words = ", ".join(filter(None, remarks))
+        table.add_row(policy.name, policy.summary, _one_pass(policy), words)
     return table
 
 
@@ -156,16 +149,40 @@ def traces_table(records: Sequence[Mapping[str, Any]]) -> Table:
     """One row a trace, from :func:`trace_record`."""
     from rich.table import Table
 
-    table = Table()
-    for header in ("trace", "tokens", "layers", "heads", "store", "model", "text", "MB"):
-        table.add_column(header, justify="right" if header in ("tokens", "MB") else "left")
+    table = Table(caption="heads/KV: query heads and the KV heads that they share")
+    for header in ("trace", "tokens", "layers", "heads/KV", "model", "MB"):
+        numbers = header in ("tokens", "heads/KV", "MB")
+        table.add_column(header, justify="right" if numbers else "left", overflow="fold")
     for r in records:
-        heads = f"{r['heads']} in groups of {r['group_size']}"
-        layers, stores = (str(flat(r[name])) for name in ("layers", "stores"))
-        model, text = r["model"] or "–", r["text"] or "–"
+        layers = r["layers"]
+        ends = f"{len(layers)}: {layers[0]}–{layers[-1]}"
+        listed = str(flat(layers)) if len(layers) < 7 else ends
         table.add_row(
-            r["name"], str(r["tokens"]), layers, heads, stores, model, text, str(r["megabytes"])
-        )
+            r["name"], str(r["tokens"]), listed, f"{r['heads']}/{r['heads'] // r['group_size']}",
+            r["model"] or "–", str(r["megabytes"]),
+        )  # fmt: skip
+    return table
+
+
+def infos_table(facts: Sequence[TraceFacts]) -> Table:
+    """Several traces: a row each, with the means over its layers of what :func:`info_page` has."""
+    from rich.table import Table
+
+    table = Table(
+        caption="means over the layers, in %: entries under 1 % of their row's maximum; the "
+        "attention mass on the first 4 tokens (sinks), the newest 32 (recent), the tenth most "
+        "attended of the others (heavy) and the rest",
+        caption_justify="left",
+    )
+    for header in ("trace", "tokens", "layers", "sparse", "sinks", "recent", "heavy", "rest"):
+        table.add_column(header, justify="left" if header == "trace" else "right")
+    for one in facts:
+        shares = [
+            sum(getattr(layer, name) for layer in one.layers) / len(one.layers)
+            for name in ("sparsity", "sinks", "recent", "heavy", "rest")
+        ]
+        cells = (f"{100 * share:.1f}" for share in shares)
+        table.add_row(one.name, str(one.n), str(len(one.layers)), *cells)
     return table
 
 

@@ -117,8 +117,11 @@ def _mean(values: Numbers, geometric: bool) -> float:
 def what_intervals_say(texts: int, policies: int, what: str = "text") -> str:
     """How a table's numbers follow from its texts: intervals and test, or why there is none.
 
-    what: the word for one of the sample.
+    policies: how many are compared, 0 where none are. what: the word for one of the sample.
     """
+    if policies == 0:
+        one = f"one {what}, so no interval: the sample is the {what}"
+        return one if texts == 1 else f"95 % intervals over {what}s"
     if texts == 1:
         return f"one {what}, so no interval and no test: the sample is the {what}"
     if can_tell(texts, policies):

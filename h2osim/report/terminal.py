@@ -1,4 +1,4 @@
-"""Tables of results for a terminal: policies ranked, against the optimum, at a target recall."""
+"""Tables of results for a terminal: the optimum, splits of slots, the best settings of a sweep."""
 
 from __future__ import annotations
 
@@ -6,64 +6,130 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from h2osim.report.best import Summary, best_records
 from h2osim.report.frames import MEASURED, Record
-from h2osim.report.statistics import what_intervals_say
+from h2osim.report.statistics import mean_interval, what_intervals_say
 
 if TYPE_CHECKING:
     import xarray as xr
+    from rich.console import Group
     from rich.table import Table
 
 
-def bounds_table(records: Sequence[Record], title: str, weights: str = "mass") -> Table:
-    """Bounds on the optimum: a row a unit, a column a budget; the recall, and the gap if any.
+#: A table of bounds with more budgets shows some of them.
+_MOST_BUDGETS = 8
 
+
+def bounds_table(
+    records: Sequence[Record], title: str, weights: str = "mass", by: str = "layer"
+) -> Table:
+    """Bounds on the optimum, a column a budget: a row for all units, then one for each layer.
+
+    A cell is the mean recall of the schedules found; of several traces the mean over traces of
+    their units' means, with its interval below. ``by`` gives a row to each unit or trace instead.
     Behind a stroke the output error, where it was measured.
     """
     what = "recall" if weights == "mass" else "share of the attention weighted by value"
-    caption = f"{what} of the best schedule found; +: how much higher the proved bound lies"
-    if all(record["gap"] == 0 for record in records):
+    gap = max((record["upper"] - record["lower"] for record in records if record["gap"]), default=0)
+    caption = f"{what} of the best schedules found, which may be up to {gap:.1e} below the optimum"
+    if not gap:
         caption = f"{what} of the best schedule there is (gap 0)"
+    traces = list(dict.fromkeys(record.get("trace") for record in records))
+    caption += f": means; {what_intervals_say(len(traces), 0, 'trace')}"
     if any("output_error" in record for record in records):
-        caption += "; | its output error"
+        caption += "; | output error"
     budgets = sorted({record["budget"] for record in records})
-    if len(budgets) > 10:
-        budgets = budgets[:: -(-len(budgets) // 10)]
+    if len(budgets) > _MOST_BUDGETS:
+        budgets = budgets[:: -(-len(budgets) // _MOST_BUDGETS)]
         caption += f"; {len(budgets)} budgets shown"
     table = plain_table(title, caption)
-    for column in ("layer", "unit", *map(str, budgets)):
+    for column in (by, *(f"{100 * b:.3g} %" if b <= 1 and b % 1 else f"{b:g}" for b in budgets)):
         table.add_column(column, justify="right", no_wrap=True)
-    rows: dict[tuple[int, int], dict[int, str]] = {}
+
+    def add(word: str, some: Sequence[Record]) -> None:
+        columns = [[record for record in some if record["budget"] == b] for b in budgets]
+        table.add_row(word, *(_bound_cell(column) for column in columns))
+
+    add("all", records)
+    if len(traces) > 1:
+        means = [
+            [_mean([r for r in records if (r["trace"], r["budget"]) == (t, b)]) for t in traces]
+            for b in budgets
+        ]
+        ends = [mean_interval(np.array(one)) for one in means]
+        table.add_row("95 % from", *(_share(one.low) for one in ends))
+        table.add_row("to", *(_share(one.high) for one in ends))
+    table.add_section()
+    rows: dict[str, list[Record]] = {}
     for record in records:
-        text = "–" if record["recall"] is None else f"{record['recall']:.4f}"
-        if record["gap"]:
-            text += f" +{record['upper'] - record['lower']:.1e}"
-        if "output_error" in record:
-            text += f" | {record['output_error']:.3g}"
-        rows.setdefault((record["layer"], record["unit"]), {})[record["budget"]] = text
-    for (layer, unit), cells in rows.items():
-        table.add_row(str(layer), str(unit), *(cells[budget] for budget in budgets))
+        place = f"{record['layer']}, {record['unit']}"
+        rows.setdefault(place if by == "unit" else str(record[by]), []).append(record)
+    for word, some in rows.items():
+        add(word, some)
     return table
 
 
-def allocation_table(found: xr.Dataset, title: str) -> Table:
-    """A row a policy and rule: recall over all units, and each layer's slots."""
-    caption = "recall: over all units together; then each layer's slots"
-    slack = found["upper"].values - found["overall"].sel(split="best").values
-    if (slack > 0).any():
-        caption += f"; best is proved within {slack.max():.1e}"
-    table = plain_table(title, caption)
-    table.add_column("policy", overflow="fold", min_width=9)
-    for column in ("rule", "recall", *(f"layer {layer}" for layer in found["layer"].values)):
-        table.add_column(column, justify="left" if column == "rule" else "right", no_wrap=True)
-    slots = found["slots"].sum("unit").transpose("policy", "split", "layer").values
-    overall = found["overall"].transpose("policy", "split").values
-    for i, policy in enumerate(found["policy"].values):
-        table.add_section()
-        for j, split in enumerate(found["split"].values):
-            name = str(policy) if j == 0 else ""
-            table.add_row(name, str(split), f"{overall[i, j]:.4f}", *map(str, slots[i, j]))
-    return table
+def _mean(some: Sequence[Record], name: str = "recall") -> float:
+    known = [record[name] for record in some if record[name] is not None]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _share(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.4f}".removeprefix("0")
+
+
+def _bound_cell(some: Sequence[Record]) -> str:
+    text = _share(_mean(some))
+    if some and "output_error" in some[0]:
+        text += f" | {_mean(some, 'output_error'):.3g}"
+    return text
+
+
+def allocation_page(found: xr.Dataset, title: str) -> Group:
+    """A row a policy and rule: recall over all units, and a unit's slots; then slots by layer.
+
+    Of several traces, each with its own split, means over them.
+    """
+    from rich.console import Group
+
+    several = "trace" in found.dims
+    caption = "recall: over all units together; slots of a unit: mean over the units"
+    if several:
+        caption += f"; {what_intervals_say(found.sizes['trace'], 0, 'trace')}"
+    slack = float((found["upper"] - found["overall"].sel(split="best")).max())
+    if slack > 0:
+        caption += f"; best is proved within {slack:.1e}"
+    sums = plain_table(title, caption)
+    sums.add_column("policy", overflow="fold", min_width=9)
+    for column in ("rule", "recall", *["interval"] * several, "least", "slots", "greatest"):
+        sums.add_column(column, justify="left" if column == "rule" else "right", no_wrap=True)
+    rules = found["split"].values
+    policies = [str(policy) for policy in found["policy"].values]
+    for policy in policies:
+        sums.add_section()
+        for j, rule in enumerate(rules):
+            one = found.sel(policy=policy, split=rule)
+            recall = mean_interval(np.atleast_1d(one["overall"].values))
+            slots = one["slots"].values
+            numbers = [f"{recall.mean:.4f}"]
+            numbers += [f"[{recall.low:.4f}, {recall.high:.4f}]"] * several
+            numbers += [f"{slots.min()}", f"{slots.mean():.1f}", f"{slots.max()}"]
+            sums.add_row(policy if j == 0 else "", str(rule), *numbers)
+    by_layer = plain_table(None, "slots of a layer, all its units together")
+    by_layer.add_column("layer", justify="right")
+    others = [str(rule) for rule in rules if rule != "best"]
+    for word in (*(f"best: {policy}" for policy in policies), *others):
+        by_layer.add_column(word, justify="right", overflow="fold")
+    over = [dim for dim in ("trace",) if several]
+    layers = found["slots"].sum("unit").mean(over)
+    # The other rules do not look at the policy.
+    columns = [layers.sel(policy=policy, split="best") for policy in policies]
+    columns += [layers.sel(policy=policies[0], split=rule) for rule in others]
+    for i, layer in enumerate(found["layer"].values):
+        by_layer.add_row(str(layer), *(f"{column.values[i]:.0f}" for column in columns))
+    return Group(sums, by_layer)
 
 
 def best_table(summary: Summary, most: int, title: str, by_trace: bool = False) -> Table:

@@ -1,0 +1,144 @@
+"""Tables of a recording of 30 layers × 3 KV groups × 3 heads fit 80 columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import Run, fails
+
+import h2osim
+from h2osim import Trace, synth
+
+LAYERS, GROUPS = 30, 3
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two texts of one model."""
+    root = tmp_path_factory.mktemp("full")
+    rng = np.random.default_rng(0)
+    for seed, name in enumerate(("first", "second")):
+        made = synth("powerlaw", 40, seed=seed, heads=9, group_size=3, layers=LAYERS)
+        bits = np.stack([made.tensor(layer, "scores") for layer in made.layers])
+        values = rng.standard_normal((LAYERS, GROUPS, 40, 2))
+        trace = Trace.from_packed(bits, group_size=3, v=values, name=name)
+        trace.save(root / name)
+    return root
+
+
+MANY = "h2o:recent=8,scores=full,tova,streaming:sinks=4,decay:gamma=.98,recency,topk"
+COMMANDS = [
+    ("compare", "-p", MANY, "-b", "5%,10%,20%,40%"),
+    ("compare", "-p", MANY, "-b", "5%,10%,20%,40%", "--measure", "both", "--optimum"),
+    ("compare", "-p", "h2o,tova", "-b", "5%,10%", "--by", "layer"),
+    ("compare", "-p", "h2o,tova", "-b", "5%,10%", "--by", "unit"),
+    ("compare", "-p", "h2o,tova", "-b", "5%,10%", "--by", "step"),
+    ("compare", "-p", MANY, "--target-recall", "0.9"),
+    ("optimum", "-b", "2,4,6,8,12,16,24,32"),
+    ("optimum", "-b", "4,8", "--by", "unit", "--output-error"),
+    ("allocate", "--slots", "900", "-p", "h2o:recent=8,scores=full"),
+    ("verify", "-b", "4"),
+    ("verify", "-b", "4", "--details"),
+    ("info",),
+    ("sweep", "-p", "h2o:recent=0..16:4,scores=full|cached", "-b", "10%,20%"),
+]
+#: Where rows are units, or a page is long by its nature.
+LONG = {"unit", "--details", "info"}
+
+
+def cases() -> Iterator[Any]:
+    """Every command on one trace and on two; what takes seconds with the long tests."""
+    for words in COMMANDS:
+        for several in (False, True):
+            marks = [pytest.mark.nightly] if MANY in words and several else []
+            yield pytest.param(words, several, marks=marks, id=f"{' '.join(words)[:40]} {several}")
+
+
+@pytest.mark.parametrize(("words", "several"), cases())
+def test_it_fits(
+    run: Run, full: Path, words: tuple[str, ...], several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    command, *rest = words
+    if command == "verify":
+        rest += ["--layers", "0,1,2"]
+    ended = run(command, full if several else full / "first", *rest)
+    assert ended.code == 0
+    lines = ended.out.splitlines()
+    assert max(map(len, (line.rstrip() for line in lines))) <= 80
+    assert "…" not in ended.out and "━┳━┳━┳━┳" not in ended.out
+    if not LONG.intersection(words):
+        assert len(lines) <= 150
+
+
+@pytest.mark.parametrize("words", [("policies",), ("traces",), ("synth",)])
+def test_lists_fit(run: Run, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = run(*words).out
+    assert max(map(len, out.splitlines())) <= 80 and "…" not in out
+    assert len(out.splitlines()) <= 110 or words == ("synth",)
+
+
+def test_bounds_are_means_over_units_then_traces(run: Run, full: Path) -> None:
+    found = h2osim.optimum(h2osim.traces.catalogue.open_traces([full]), [4, 8])
+    rows = [line.split("│")[1:-1] for line in run("optimum", full, "-b", "4,8").out.splitlines()]
+    cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows if row}
+    means = found["recall"].mean(("layer", "unit"))
+    assert cells["all"] == [f"{x:.4f}"[1:] for x in means.mean("trace").values]
+    layer = found["recall"].sel(layer=17).mean(("trace", "unit")).values
+    assert cells["17"] == [f"{x:.4f}"[1:] for x in layer]
+    low, high = means.values.min(axis=0), means.values.max(axis=0)  # two traces: their ends
+    assert cells["95 % from"] == [f"{x:.4f}"[1:] for x in low]
+    assert cells["to"] == [f"{x:.4f}"[1:] for x in high]
+    assert len(cells) == 3 + LAYERS
+    by = run("optimum", full, "-b", "4", "--by", "trace").out
+    assert "first" in by and "second" in by
+    fails(run("optimum", full / "first", "-b", "4", "--by", "trace"), "expected several")
+
+
+def test_slots_of_layers_are_those_of_their_units(run: Run, full: Path) -> None:
+    found = h2osim.allocate(h2osim.open_trace(full / "first"), 900, policies=["tova"])
+    out = run("allocate", full / "first", "--slots", "900", "-p", "tova").out
+    rows = [line.split("│")[1:-1] for line in out.splitlines()]
+    layers = {
+        row[0].strip(): [int(x) for x in row[1:]]
+        for row in rows
+        if len(row) == 6 and row[0].strip().isdecimal()
+    }
+    assert len(layers) == LAYERS
+    of = found["slots"].sum("unit")
+    best = [of.sel(policy=name, split="best", layer=7).item() for name in ("optimum", "tova")]
+    rules = ("equal", "pyramid", "adakv")
+    rest = [of.sel(policy="optimum", split=rule, layer=7).item() for rule in rules]
+    assert layers["7"] == best + rest
+
+
+def test_allocate_and_info_and_verify_take_several(run: Run, full: Path) -> None:
+    two = json.loads(run("allocate", full, "--slots", "900", "-f", "json").out)
+    for name in ("first", "second"):
+        one = json.loads(run("allocate", full / name, "--slots", "900", "-f", "json").out)
+        assert [{"trace": name} | row for row in one] == [r for r in two if r["trace"] == name]
+    facts = json.loads(run("info", full, "-f", "json").out)
+    assert [one["name"] for one in facts] == ["first", "second"]
+    words = ("-b", "4", "--layers", "0", "-f", "json")
+    lines = json.loads(run("verify", full, *words).out)
+    first = json.loads(run("verify", full / "first", *words).out)
+    assert [{"trace": "first"} | line for line in first] == [
+        line for line in lines if line["trace"] == "first"
+    ]
+    slots = ("allocate", full, "--slots", "900")
+    fails(run(*slots, "--plot", full / "x.png"), "expected one")
+    short = synth("powerlaw", 5, heads=9, group_size=3, layers=LAYERS).save(full.parent / "short")
+    fails(run("allocate", full / "first", short, "--slots", "900"), "slots 900", "to 450")
+
+
+def test_what_the_optimum_is_of_is_said(run: Run, full: Path) -> None:
+    words = ("compare", full / "first", "-b", "8", "--optimum")
+    assert "is not known" not in run(*words).out
+    said = " ".join(run(*words, "--measure", "error").out.split())
+    assert "recall of the attention mass, against the offline optimum; what output error" in said
