@@ -59,7 +59,7 @@ def cases() -> Iterator[Any]:
             yield pytest.param(words, several, marks=marks, id=f"{' '.join(words)[:40]} {several}")
 
 
-@pytest.mark.parametrize(("words", "several"), cases())
+@pytest.mark.parametrize(("words", "several"), list(cases()))
 def test_it_fits(
     run: Run, full: Path, words: tuple[str, ...], several: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
