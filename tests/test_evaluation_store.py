@@ -137,6 +137,12 @@ def make_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_what_processes_need_is_asked_for_first() -> None:
+    for how in ({"jobs": 2}, {"dask": "tcp://x:1"}):
+        assert "a model in memory runs in one process" in refused(MODEL, IDS, "h2o", 6, **how)
+    assert "--dask: give a store too" in refused("smollm2", IDS, "h2o", 6, dask="tcp://x:1")
+
+
 @pytest.mark.nightly
 def test_processes_find_what_one_does(saved: Path, tmp_path: Path) -> None:
     texts = {"a": tokens(41), "b": tokens(42)}
@@ -146,8 +152,6 @@ def test_processes_find_what_one_does(saved: Path, tmp_path: Path) -> None:
         str(saved), texts, ["h2o", "tova"], [6, split], generate=4, jobs=2, store=tmp_path / "s"
     )
     assert same(one, two)
-    assert "a model in memory runs in one process" in refused(MODEL, IDS, "h2o", 6, jobs=2)
-    assert "--dask: give a store too" in refused(str(saved), IDS, "h2o", 6, dask="tcp://x:1")
 
 
 @pytest.mark.nightly

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import statements
 from guarantee_cases import (
@@ -30,7 +32,9 @@ from statements.shared import (
     swap_instance,
 )
 
+from h2osim.attention.fixed_point import ONE
 from h2osim.guarantees import Verdict
+from h2osim.traces.synthetic import synth
 
 
 @pytest.mark.parametrize("k", [2, 3, 4, 5, 6])
@@ -40,6 +44,18 @@ def test_c3_numbers(k: int) -> None:
     # every y weighs epsilon = 1/1000 more than an x
     assert result.numbers["ratio"] == pytest.approx(k / (2 * k - 1), rel=1e-3)
     assert (result.numbers["ratio"] < 1 - 1 / math.e) == (k >= 3)
+
+
+@pytest.mark.parametrize(("k", "copies"), [(2, 3), (3, 2)])
+def test_c3_generator_has_the_function_of_the_statement(k: int, copies: int) -> None:
+    """What a set covers of the last row's heads is M/2 times its value, for every set of tokens."""
+    f = swap_instance(k, Fraction(1, copies))
+    (unit,) = synth("coverage", 2 * k + 2, k=k, copies=copies).units()
+    row = unit.head_rows(2 * k + 1)
+    for size in range(2 * k + 2):
+        for some in itertools.combinations(range(2 * k + 1), size):
+            covered = int(np.minimum(row[:, list(some)].sum(axis=1), ONE // 2).sum())
+            assert covered == f.value(some) * copies * (ONE // 2)
 
 
 def test_c3_can_fail() -> None:

@@ -49,12 +49,48 @@ def test_a_recall_is_turned_into_a_loss() -> None:
     assert np.allclose(correlating.correlate(made).correlations("recall"), 1)
 
 
+def test_what_is_chosen_uses_one_half_of_the_texts() -> None:
+    made = table()
+    even = made["text"].isin(list(made["text"].unique())[::2])
+    made["residual_error"] = np.random.default_rng(2).random(len(made))
+    made["output_error"] = made["kl"].where(even, 1 / made["kl"])
+    made["attention_error"] = made["kl"].where(~even, 1 / made["kl"])
+    found = correlating.correlate(made)
+    assert found.chosen == "output_error"
+    assert (found.correlations("attention_error")[found.reported] > 0.99).all()
+    assert (found.of_means("attention_error", found.reported) > 0.99).all()
+    assert (found.of_means("output_error", found.reported) < -0.99).all()
+    first = correlating.ordered(found, found.reported)
+    assert first.index("attention_error") < first.index("recall") < first.index("output_error")
+
+
+def test_the_two_halves_of_a_text_are_compared() -> None:
+    made = table()
+    made["kl_odd"] = 1 / made["kl"]
+    assert (correlating.correlate(made).reliability() < -0.99).all()
+
+
+def test_layers_are_fitted_by_relative_error() -> None:
+    errors, kl = np.array([[1.0], [1.0]]), np.array([1.0, 100.0])
+    # the least of (w - 1)^2 + (w / 100 - 1)^2, in float64
+    assert correlating.layer_weights(errors, kl) == pytest.approx([(1 + 0.01) / (1 + 0.0001)])
+    errors = np.random.default_rng(3).random((2, 5, 3, 2))
+    # an exact combination is found
+    assert correlating.layer_weights(errors, errors @ [0.5, 2]) == pytest.approx([0.5, 2])
+
+
+def test_the_fit_to_all_measures_orders_as_kl_does() -> None:
+    found = correlating.correlate(table(8))
+    assert found.correlations(correlating.LOGS)[found.reported].mean() > 0.9
+
+
 def test_spearman_is_that_of_scipy() -> None:
     from scipy.stats import spearmanr
 
     a, b = np.random.default_rng(1).integers(0, 5, (2, 3, 8, 2)).astype(float)
     wanted = [[spearmanr(a[i, :, j], b[i, :, j])[0] for j in range(2)] for i in range(3)]
     assert np.allclose(correlating.spearman(a, b), wanted)
+    assert (correlating.spearman(a, np.ones_like(a)) == 0).all()  # where one side is constant
 
 
 def test_the_page_is_made_of_the_saved_table(tmp_path: Path, run: Run) -> None:

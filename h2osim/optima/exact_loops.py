@@ -14,20 +14,20 @@ receives.
 
 From budget k to k+1 the first node, max(k, first), takes one token less. The token that it gives
 up is kept to the end, at the cost -y[v], or another node t takes it, at C[t, v] - u[t] - y[v], and
-gives up its own token in turn: a shortest path that ends with a token that is kept. Kept tokens
-stay kept at all larger budgets. u falls along the way, y rises.
+gives up its own token in turn: a shortest path that ends with a token that is kept. A token that
+is kept at one budget is kept at all larger ones. Along the path u falls and y rises.
 
 A search reaches nearly every token, and a token may go to every later node: n^2 / 2 numbers for
 each budget. They are read in *blocks* of nodes, and most blocks need not be read:
 
-* C is stored by token, so that a block is a short run of numbers and its loops vectorise. What is
-  stored is `past`, what v has received by t: C[t, v] is the rest of what it will have received.
+* C is stored by token, so that a block is a short run of numbers and its loops vectorise. Stored
+  is `past`, the mass that v has received by t; C[t, v] is all that v receives less that.
 * For every token and block a bound on past + u is kept from the last reading, and for every block
   ``fallen``, the least fall of u within it, which tightens the bounds of all tokens. Neighbouring
   prices fall together, so the bounds stay good for long.
-* A block matters to a token only if it could bring some node of it nearer than it is. All nodes
-  start at a guess of the search's length, taken from the last ones; in the few cases where nothing
-  is found it runs again with a longer one.
+* A token reads a block only if it could shorten the distance of some node in it. All nodes start
+  at a guess of the path's length, taken from the last searches; in the few cases where no path is
+  that short, the search runs again with a larger guess.
 
 All decisions compare int64 integers.
 """

@@ -83,7 +83,7 @@ def scale_of(unit: Unit) -> float:
     """The power of two that a layer's weights are divided by: at least twice its longest value."""
     values, _ = head_values(unit)
     largest = float(np.abs(values).max(initial=0.0))
-    # Not the norm itself, whose last digit could hang on the machine: sqrt(d) largest, rounded up.
+    # The norm's last digit may depend on the machine; sqrt(d) * largest, rounded up, bounds it.
     _, exponent = math.frexp(2 * largest * math.ceil(math.sqrt(values.shape[2])))
     return 2.0**exponent
 

@@ -1,4 +1,9 @@
-"""The generators: imitations of real attention, and the counterexamples of the proofs."""
+"""The generators: imitations of real attention, and the counterexamples of the proofs.
+
+The statements about these counterexamples (tests/statements) take their rows from here before they
+are rounded to float16 (C2), or are held equal to them (C3). C4's statement has rows of its own: 1s,
+as here, are not what a model's prompt looks like.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +73,7 @@ def _drift(n: int, source: RandomSource, values: Mapping[str, Value]) -> HeadRow
 
 
 def _mixture(n: int, values: Mapping[str, Value], heavy: HeadRows) -> HeadRows:
-    """HeadRows sink * S + local * L + the rest of `heavy`, normalised."""
+    """Rows sink * S_t + local * L_t + (1 - sink - local) * `heavy`, normalised: see `powerlaw`."""
     sink, local = values["sink"], values["local"]
     if sink + local > 1:
         raise UserError(f"generator: sink={sink:g}, local={local:g}: expected a sum up to 1")
@@ -172,8 +177,8 @@ def _needle(n: int, source: RandomSource, values: Mapping[str, Value]) -> HeadRo
 def _coverage(n: int, source: RandomSource, values: Mapping[str, Value]) -> HeadRows:
     """C3, coverage: where the one-swap greedy of a shared cache keeps k/(2k-1) of the optimum.
 
-    Heads that share a cache make sets of tokens worth less than the sum of their parts. Let the
-    worth of a set T at step t be coverage of the heads by the current row,
+    Where heads share a cache, a set of tokens may be worth less than its tokens one by one. Let the
+    worth of a set T at step t be how well it covers the heads in the current row,
 
         f_t(T) = sum over heads h of min(1/2, sum_{j in T} A_h[t, j]),
 
@@ -181,12 +186,12 @@ def _coverage(n: int, source: RandomSource, values: Mapping[str, Value]) -> Head
     be covered by x_i alone, and M + 1 heads for each of y_1 ... y_k, to be covered by y_i or by Z:
     so a y weighs 1 + 1/M of an x (copies = 0: one head each, equal weights, and ties decide, the
     oldest going first). Tokens in order of arrival: x_1 ... x_k (0 ... k-1), y_1 ... y_k
-    (k ... 2k-1), Z (2k), then tokens that nobody attends to. HeadRows:
+    (k ... 2k-1), Z (2k), then tokens that no head attends to. The rows:
 
-    * t < 2k: the heads of x_m look at x_m, those of y_m at y_m, or as long as it is not there at
-      x_m (and as long as that is not there, when nothing is evicted yet, at token 0). When y_i
-      arrives, x_i loses its heads to it and becomes the least of all: the greedy swaps it for y_i,
-      and holds the best k tokens at every step;
+    * t < 2k: the heads of x_m attend to x_m, those of y_m to y_m; before y_m has arrived to x_m,
+      and before x_m has arrived (nothing is evicted so early) to token 0. When y_i arrives, it
+      takes heads from x_i, which is then worth least: the greedy swaps x_i for y_i, and holds the
+      best k tokens at every step;
     * t >= 2k: the heads of x_m on x_m, those of y_m half on y_m, half on Z. The greedy holds all
       of the y, which Z only repeats: no swap gains anything, its worth stays k(M+1)/2. The best k
       tokens are Z and k-1 of the x: (k(M+1) + (k-1)M)/2.

@@ -218,8 +218,8 @@ class Unit:
             if name in stored or not (vectors in stored or (vectors == "v" and self.has_values)):
                 norms = self._heads_of(name, option).astype(np.float64)
             else:
-                # sums one after the other along the size: pairwise summation would do, but the
-                # result would hang on how the array lies in memory
+                # summed one number after the other: the result of a pairwise sum depends on how the
+                # array lies in memory
                 found = self.values() if vectors == "v" else self.keys()
                 wide = np.abs(found.astype(np.float64))
                 total = np.add.accumulate(wide if order == 1 else wide * wide, axis=2)[:, :, -1]

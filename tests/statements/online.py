@@ -31,7 +31,9 @@ def needle_rows(m: int, needle: int, *, after: int = 1, eta: int = 0) -> Rows:
     """The instances of C4 (eta = 0) and T8 (eta > 0): m rows that favour nobody, then the needle.
 
     Row t < m spreads evenly; `after` further rows have eta on each of the tokens 0 ... m but the
-    needle, and the rest on the needle. Whole numbers: a row sums to `needle_unit(m)`.
+    needle, and the rest on the needle. Whole numbers: a row sums to `needle_unit(m)`. The generator
+    `needle` has each token of the prompt attend to itself instead, in 1s that float16 holds; the
+    statements need rows that could be any model's, and T8 mass beside the needle.
     """
     unit = needle_unit(m)
     n = m + after

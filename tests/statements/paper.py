@@ -9,6 +9,8 @@ import numpy as np
 
 from h2osim.guarantees.history import Rows, follow
 from h2osim.guarantees.results import Result, Verdict, share
+from h2osim.traces.generator import RandomSource
+from h2osim.traces.generators import GENERATORS
 from statements.simulating import simulate
 
 
@@ -40,20 +42,13 @@ def literal_freeze(rows: Rows, k: int, algorithm: int = 1) -> Result:
 
 
 def trap_rows(n: int, d: Fraction = Fraction(1, 1000)) -> tuple[Rows, int]:
-    """The matrix of C2, exact: rows (1), (.6, .4), then 1-d on token 1 and d/2 on 0 and t.
+    """The matrix of C2, which the generator `trap` makes, exact: before it is rounded to float16.
 
-    Returned as whole numbers with their common denominator.
+    Returned as whole numbers with their common denominator; rounding to them undoes float64's.
     """
     unit = math.lcm(5, (d / 2).denominator)
-    matrix = np.zeros((n, n), dtype=np.int64)
-    matrix[0, 0] = unit
-    if n > 1:
-        matrix[1, :2] = 3 * unit // 5, 2 * unit // 5
-    half = int(d / 2 * unit)
-    for t in range(2, n):
-        matrix[t, 0] = matrix[t, t] = half
-        matrix[t, 1] = unit - 2 * half
-    return Rows.of(matrix), unit
+    rows = GENERATORS["trap"].make(n, RandomSource(0, 0, 0), {"d": float(d)})
+    return Rows.of(np.rint(rows(0, n) * unit).astype(np.int64)), unit
 
 
 def trap(n: int, d: Fraction = Fraction(1, 1000)) -> Result:

@@ -28,7 +28,10 @@ from statements.setfunctions import (
 
 
 def swap_instance(k: int, epsilon: Fraction = Fraction(1, 1000)) -> Coverage:
-    """C3's coverage function: k points of weight 1, k of weight 1 + epsilon, then their union."""
+    """C3's coverage function: k points of weight 1, k of weight 1 + epsilon, the union of these.
+
+    The generator `coverage` is the same function, counted over heads, for epsilon = 1 / copies.
+    """
     singles = [{p} for p in range(2 * k)]
     return Coverage([*singles, range(k, 2 * k)], [Fraction(1)] * k + [1 + epsilon] * k)
 

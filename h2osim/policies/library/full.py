@@ -1,4 +1,4 @@
-"""Keep every token: the reference that nothing is lost in."""
+"""Keep every token: the reference without any loss."""
 
 from h2osim.policies.declaration import Policy
 

@@ -93,7 +93,7 @@ POLICY = Policy(
         shared("scores", "cached"),
     ),
     rank_cache=rank_cache,
-    notes="With objective=mass, or in a unit of one head with a concave one, the choice is H2O's "
+    notes="With objective=mass, or a concave objective in a unit of one head, the choice is H2O's "
     "without a recent window (full scores: exactly; else up to the rounding of sums). With "
     "swap=threshold a prompt's tokens are offered one by one at its end. On an objective that does "
     "not change this keeps a quarter of the best k tokens' value, where swap=always keeps 1/k "

@@ -18,8 +18,9 @@ POLICY = Policy(
     state=("score",),
     update=update,
     rank=by_score,
-    notes="The new token's own column counts, and rows are normalised over the cache and that "
-    "token. The pseudo-code instead gives every token outside the cache exp(0) over the cache's "
-    "sum, which a recorded row does not tell. Without an own score (as in Algorithm 1) nothing is "
-    "ever admitted; with it, some tokens are while the accumulators are young. See proof C1.",
+    notes="The new token's score for itself counts, and rows are normalised over the cache and it. "
+    "The pseudo-code instead gives every token outside the cache exp(0) over the cache's "
+    "sum, which cannot be had from a recorded row. If the new token's own score did not count (as "
+    "in Algorithm 1), no token would ever enter the full cache; as it counts, some do while "
+    "accumulated scores are small. See proof C1.",
 )

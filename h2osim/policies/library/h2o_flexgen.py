@@ -9,8 +9,8 @@ def keep(k: int) -> int:
 
 
 def rank(score: float, age: int, t: int, k: int, p: int) -> float:
-    # h heavy slots and a ring of h - 1: in decoding the token that leaves the ring takes the
-    # kicked slot unseen, so it is no candidate either.
+    # h heavy slots and a ring of h - 1. In a decode step the token that leaves the ring moves into
+    # the slot of the evicted token without being compared, so it cannot be evicted itself.
     h = (k + 1) // 2
     if age < h - 1 or (age == h - 1 and t >= p):
         return INF

@@ -20,6 +20,6 @@ POLICY = Policy(
     rank=rank,
     expires=True,
     oracle=True,
-    notes="Sizes are shares of the budget here, of the whole text there. A column outside the "
-    "chosen ones leaves when its window ends, even where there is room.",
+    notes="Sizes are shares of the budget here, of the whole text in the source. A column outside "
+    "the chosen ones leaves when its window ends, even where there is room.",
 )

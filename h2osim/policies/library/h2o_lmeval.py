@@ -1,6 +1,4 @@
-"""H2O's lm-eval code (OPT, GPT-NeoX): a heavy set picked without regard to recency, or-ed with a
-band of recent keys.
-"""
+"""H2O's lm-eval code (OPT, GPT-NeoX): heavy keys, chosen whatever their age, and a recent band."""
 
 from h2osim.policies.arithmetic import accumulate, by_score
 from h2osim.policies.declaration import Policy
@@ -18,7 +16,7 @@ def linger(k: int, recent: int) -> int:
 
 POLICY = Policy(
     name="h2o-lmeval",
-    summary="heavy set without protection (full rows), or-ed with the recent + 1 newest keys",
+    summary="a heavy set that protects nothing (full rows), united with the recent + 1 newest keys",
     source="FMInference/H2O utils_lm_eval (OPT, GPT-NeoX)",
     params=(shared("recent", 0.5),),
     scores="full",

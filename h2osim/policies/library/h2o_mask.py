@@ -21,7 +21,7 @@ POLICY = Policy(
     update=accumulate,
     rank=guarded_score,
     visible=visible,
-    notes="Sizes are shares of the budget here, of the prompt there. A masked-out key has its "
-    "score zeroed there and could return only by a tie; here it is gone. With recent=0 the source "
-    "freezes; here that is heavy hitters alone.",
+    notes="Sizes are shares of the budget here, of the prompt in the source. The source sets the "
+    "score of a masked key to 0, so it could return only by a tie; here it is evicted. With "
+    "recent=0 the source keeps the first tokens for ever; here it keeps heavy hitters alone.",
 )

@@ -59,6 +59,6 @@ POLICY = Policy(
     within_budget=False,
     notes="The source takes 1 % of the prompt as proxies and lets them see later keys, which a "
     "causal matrix does not have; it protects 256 sinks, and acts from 2048 tokens on. The sample "
-    "is the largest of score + Gumbel noise, which has the law of drawing without replacement. "
+    "is the largest of score + Gumbel noise, distributed as a draw without replacement. "
     "Nothing is evicted later, so the cache grows while decoding.",
 )
