@@ -6,7 +6,8 @@ from collections import Counter
 
 import fuzz
 import pytest
-from fuzz import FUZZERS, Bench
+from fuzz import FUZZERS
+from fuzz_bench import Bench, Fuzzer
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +16,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 @pytest.mark.parametrize("fuzzer", FUZZERS, ids=lambda fuzzer: fuzzer.__name__)
-def test_a_short_run(bench: Bench, fuzzer: fuzz.Fuzzer) -> None:
+def test_a_short_run(bench: Bench, fuzzer: Fuzzer) -> None:
     tally: Counter[str] = Counter()
     fuzz.cases(fuzzer, bench, max(1, FUZZERS[fuzzer] // 10), 1, tally)
     assert tally["tried"] > 0
