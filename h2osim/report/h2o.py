@@ -56,7 +56,7 @@ def bands_figure(panels: Sequence[Panel]) -> Figure:
         _plain(axes)
     figure.legend(
         [found[name] for name in names], names, frameon=False, loc="outside lower center",
-        ncols=4, handlelength=4,
+        ncols=2 if len(panels) < 3 else 4, handlelength=4,
     )  # fmt: skip
     return figure
 

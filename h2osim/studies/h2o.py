@@ -20,6 +20,7 @@ from h2osim.studies.scores import (
     by_item,
     correlation,
     late_sparsity,
+    plausible,
     tail,
     together,
 )
@@ -54,7 +55,8 @@ class H2OFindings(Study):
       text), ``count``, ``pairs``, ``neighbours`` (item's score and how often it occurs, how often
       with others, with how many) and ``each`` (item's score an occurrence and ``pairs``); and
       ``token_…``, ``item_…`` of :func:`h2osim.studies.scores.tail`, its ratio over all values as
-      ``…_whole``.
+      ``…_whole``; of the items' scores over all layers ``plausible``, see
+      :func:`h2osim.studies.scores.plausible`.
     * ``item``: a vocabulary item of the text, its counts, and its ``score`` over all layers.
     * ``policy``: ``recall`` and ``output_error`` of the uncompressed run, ``kl`` of the closed loop
       (nats a token), by ``policy`` and ``budget``.
@@ -109,6 +111,8 @@ class H2OFindings(Study):
         layers = [*found["layers"], -1]
         for place, layer in enumerate(layers):
             facts = {name: float(found[f"fact/{name}"][place]) for name in FACTS}
+            if layer < 0:
+                facts["plausible"] = plausible(found["items/score"])
             yield {"finding": "layer", "layer": int(layer), **facts}
         tokenizer = loaded(self.model).tokenizer
         for place, item in enumerate(found["items"]):

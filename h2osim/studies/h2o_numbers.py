@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t
 
 from h2osim.report.statistics import Interval, holm, mean_interval, paired_p
 from h2osim.studies.h2o import COUNTS, FACTS, KINDS
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 Numbers = NDArray[np.float64]
 ALPHA = 0.05
-RESAMPLES = 999
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Ratio:
 class Findings:
     """The table by kind of row.
 
-    facts: by name [texts, layers], the last layer being all of them together. measured: by column
+    facts: by name [texts, layers], the last layer being all of them together. plausible: of the
+    power law, [texts]. measured: by column
     and policy [texts, budgets]. removed: KL by kind [texts, shares], geometric mean over draws.
     items: the rows of vocabulary items.
     """
@@ -53,6 +54,7 @@ class Findings:
     budgets: list[float]
     shares: list[float]
     facts: dict[str, Numbers]
+    plausible: Numbers
     measured: dict[str, dict[str, Numbers]]
     removed: dict[str, Numbers]
     items: pandas.DataFrame
@@ -93,21 +95,23 @@ class Findings:
         return tail(self.pooled()["score"].to_numpy())
 
     def pooled_correlation(self) -> Interval:
-        """Correlation of score and pairs, both added over the texts; texts drawn anew."""
+        """Correlation of score and pairs, both added over the texts, with its jackknife interval.
+
+        One text is left out at a time. (Texts drawn anew would repeat some, and what the sum of two
+        equal texts says of items is not what the sum of two texts says.)
+        """
         columns = ["pairs", "score"]
         cube = self.items.pivot(index="text", columns="item", values=columns).fillna(0.0)
-        pairs, score = (cube[name].reindex(self.texts).to_numpy(np.float64) for name in columns)
-        draws, found = np.random.default_rng(0), []
-        for _ in range(RESAMPLES):
-            weights = np.bincount(draws.integers(0, len(pairs), len(pairs)), minlength=len(pairs))
-            x, y = weights @ pairs, weights @ score
-            found.append(correlation(x[y > 0], y[y > 0]))
-        low, high = np.quantile(found, [ALPHA / 2, 1 - ALPHA / 2])
-        return Interval(correlation(pairs.sum(axis=0), score.sum(axis=0)), float(low), float(high))
+        pairs, score = (cube[name].to_numpy(np.float64) for name in columns)
 
-    def kl(self, policy: str) -> list[Interval]:
-        """Geometric mean over texts of the closed loop's KL, a budget each."""
-        return [mean_interval(x, geometric=True) for x in self.measured["kl"][policy].T]
+        def pooled(texts: NDArray[np.bool_]) -> float:
+            x, y = pairs[texts].sum(axis=0), score[texts].sum(axis=0)
+            return correlation(x[y > 0], y[y > 0])
+
+        m = len(pairs)
+        whole, without = pooled(np.ones(m, bool)), [pooled(np.arange(m) != i) for i in range(m)]
+        half = t.ppf(1 - ALPHA / 2, m - 1) * np.std(without) * np.sqrt(m - 1) if m > 1 else np.nan
+        return Interval(whole, whole - half, whole + half)
 
     def against(self, one: str, others: tuple[str, ...]) -> dict[str, list[Ratio]]:
         """KL of each other policy as a multiple of one's, a budget each."""
@@ -151,6 +155,7 @@ def find(frame: pandas.DataFrame) -> Findings:
         [float(x) for x in policy["budget"].unique()],
         [float(x) for x in removal["share"].unique()],
         {name: grid(layer, "layer", name) for name in FACTS},
+        grid(layer, "layer", "plausible")[:, -1],
         {
             column: {name: grid(rows, "budget", column) for name, rows in by_policy.items()}
             for column in ("recall", "output_error", "kl")

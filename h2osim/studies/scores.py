@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from h2osim.attention.fixed_point import UNIT, fixed_from_bits
 from h2osim.attention.triangle import row_slice
+from h2osim.studies.correlating import spearman
 
 if TYPE_CHECKING:
     from h2osim.traces.trace import Trace
@@ -91,9 +92,7 @@ def tail(values: Numbers, whole: bool = False) -> dict[str, float]:
     from scipy.stats import chi2
 
     y = np.sort(np.log(values[values > 0]))
-    starts = np.flatnonzero(np.diff(y, prepend=-np.inf))
-    starts = starts[starts <= (0 if whole else max(0, len(y) - LEAST))]
-    first = int(starts[np.argmin([_distance(y[i:] - y[i]) for i in starts])])
+    first = 0 if whole else _tail_start(y)[0]
     xmin, y = np.exp(y[first]), y[first:] - y[first]
     rate = 1 / y.mean()
     square = (y * y).mean() * rate**2
@@ -119,6 +118,34 @@ def tail(values: Numbers, whole: bool = False) -> dict[str, float]:
     return dict(zip(TAIL, map(float, found), strict=True))
 
 
+def plausible(values: Numbers, draws: int = 100, seed: int = 0) -> float:
+    """Whether a power law with the tail's xmin and exponent could have given positive numbers.
+
+    The share of ``draws`` made data sets, drawn from the fitted power law above xmin and from the
+    values below it, that lie as far from their own fit as the values do from theirs (Clauset,
+    Shalizi and Newman, section 4.1; they rule a power law out at .1 or less).
+    """
+    y = np.sort(np.log(values[values > 0]))
+    first, distance = _tail_start(y)
+    scale, source = (y[first:] - y[first]).mean(), np.random.default_rng(seed)
+
+    def made() -> Numbers:
+        above = source.binomial(len(y), 1 - first / len(y)) if first else len(y)
+        body = source.choice(y[: max(1, first)], len(y) - above)
+        return np.sort(np.concatenate([body, y[first] + source.exponential(scale, above)]))
+
+    return float(np.mean([_tail_start(made())[1] >= distance for _ in range(draws)]))
+
+
+def _tail_start(y: Numbers) -> tuple[int, float]:
+    """Where in sorted logarithms the tail starts, and how far from the power law it is there."""
+    starts = np.flatnonzero(np.diff(y, prepend=-np.inf))
+    starts = starts[starts <= max(0, len(y) - LEAST)]
+    distances = [_distance(y[i:] - y[i]) for i in starts]
+    best = int(np.argmin(distances))
+    return int(starts[best]), distances[best]
+
+
 def _distance(y: Numbers) -> float:
     """Kolmogorov's and Smirnov's distance of sorted numbers from the exponential of their mean."""
     cdf, places = -np.expm1(-y / y.mean()), np.arange(len(y) + 1) / len(y)
@@ -140,7 +167,5 @@ def _log_integral(a: float, b: float) -> float:
 
 
 def correlation(a: NDArray, b: NDArray) -> float:
-    """Spearman's rank correlation of two lists of numbers."""
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(a, b)[0])
+    """Spearman's rank correlation of two lists of numbers; 0 where one is constant."""
+    return float(spearman(a[None], b[None])[0])
