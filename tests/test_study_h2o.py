@@ -42,7 +42,7 @@ from h2osim.studies.scores import (
     tail,
     together,
 )  # fmt: skip
-from h2osim.studies.tasks import write_table
+from h2osim.studies.tasks import read_table, write_table
 from h2osim.support.bundled import traces
 from h2osim.support.errors import UserError
 from h2osim.traces.description import describe
@@ -234,8 +234,8 @@ def table(count: int = 12) -> pd.DataFrame:
             facts |= {"item_ratio": -3.0 if layer == 1 else -1.0, "item_nested": 0.01 + layer}
             facts |= {"plausible": 0.5 if layer < 0 else np.nan}
             rows.append(known | {"finding": "layer", "layer": layer} | facts)
-        for item in range(80):
-            numbers = {name: float(item + 1) for name in (*COUNTS, "score")}
+        for item in range(12340, 12420):
+            numbers = {name: float(item - 12339) for name in (*COUNTS, "score")}
             rows.append(known | {"finding": "item", "item": item, "word": "w"} | numbers)
         for policy in POLICIES:
             for budget in BUDGETS:
@@ -254,8 +254,9 @@ def table(count: int = 12) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_numbers_come_from_their_rows() -> None:
-    found = h2o_numbers.find(table())
+def test_numbers_come_from_their_rows(tmp_path: Path) -> None:
+    write_table(table(), tmp_path / "t.csv")
+    found = h2o_numbers.find(read_table(tmp_path / "t.csv", H2OFindings.columns))
     assert found.layers == [0, 1] and found.budgets == list(BUDGETS)
     assert found.shares == list(SHARES) and found.at_20 == BUDGETS.index(0.2)
     assert found.layer_means("sparsity")[0] == pytest.approx([0.9, 0.96])
@@ -320,6 +321,13 @@ def test_the_page_is_made_of_the_saved_table(tmp_path: Path, run: Run) -> None:
     for name in ("layers", "scores", "policies", "removal"):
         assert (tmp_path / "h2o" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert f"(h2o/{name}.png)" in written
+
+
+def test_the_page_in_the_documentation_is_the_one_of_its_table() -> None:
+    docs = traces().parent / "docs"
+    frame = read_table(docs / "h2o-findings" / "results.csv.gz", H2OFindings.columns)
+    written = (docs / "h2o-findings.md").read_text(encoding="utf-8")
+    assert h2o_page.text(frame, h2o_numbers.find(frame), "h2o-findings") == written
 
 
 def test_mistakes_are_told_in_a_line(tmp_path: Path, run: Run) -> None:

@@ -208,11 +208,18 @@ def _task(study: Study, item: Item, part: str, store: Path) -> None:
 
 
 def write_table(table: pandas.DataFrame, path: Path) -> None:
-    """Save the table as CSV with four significant digits, compressed where the name ends in .gz."""
+    """Save the table as CSV, compressed where the name ends in .gz.
+
+    Whole numbers are kept as they are, others with four significant digits.
+    """
     gzip: Any = {"method": "gzip", "mtime": 0} if path.suffix == ".gz" else None
+
+    def shown(x: float) -> str:
+        return f"{x:.0f}" if x.is_integer() else f"{x:.4g}"
+
     with replacing(path) as temporary:
         table.to_csv(
-            temporary, index=False, float_format="%.4g", lineterminator="\n", compression=gzip
+            temporary, index=False, float_format=shown, lineterminator="\n", compression=gzip
         )
 
 
