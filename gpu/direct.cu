@@ -21,19 +21,21 @@ DEVICE i64 block_sum(i64 x, i64 *part) {
 
 // The attention to token j that the policy observes in row t, which starts at bits[base[h] + at].
 DEVICE double observe(
-    const u16 *bits, const i64 *base, i64 at, int j, int t, bool whole, const i64 *shown, int n,
-    int heads
+    const u16 *bits, const i64 *base, i64 at, int j, int t, bool whole, bool largest,
+    const i64 *shown, int n, int heads
 ) {
     double total = 0.0;
     for (int h = 0; h < heads; h++) {
         const i64 x = fixed_point(bits[base[h] + at + j]);
         const i64 seen = shown[(i64)h * n + t], mass = shown[((i64)heads + h) * n + t];
+        double a = 0.0;
         if (whole)
-            total += (double)x * UNIT;
+            a = (double)x * UNIT;
         else if (seen > 0)
-            total += (double)(x * mass) / (double)seen * UNIT;
+            a = (double)(x * mass) / (double)seen * UNIT;
+        total = !largest ? total + a : a > total ? a : total;
     }
-    return total;
+    return largest ? heads * total : total;
 }
 
 extern "C" __global__ void __launch_bounds__(T) direct(
@@ -42,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(T) direct(
     const i64 *masses,     // [units, heads, stop - start] sum of each new row
     const int *units,      // [jobs] the unit of each job
     const int *budgets,    // [jobs]
-    const int *cached,     // [jobs] 1 if the policy observes renormalised rows
+    const int *views,      // [jobs] what the policy observes: 1 renormalised rows, 2 the largest head
     const int *lags,       // [jobs]
     PARAMETERS,
     int *evicted_at,       // [jobs, n] step of each token's eviction; n: not evicted
@@ -63,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(T) direct(
 
     const i64 *base = bases + (i64)units[job] * heads;
     const int k = budgets[job], lag = lags[job];
-    const bool full = !cached[job];
+    const bool full = !(views[job] & 1), largest = views[job] & 2;
     const Parameters params = parameters_of(ints, floats, inputs, inputs_at, job);
     int *evicted = evicted_at + (i64)job * n;
     int m = progress[job * 2], held = progress[job * 2 + 1];
@@ -122,11 +124,12 @@ extern "C" __global__ void __launch_bounds__(T) direct(
             const int j = cache[i];
             double a = 0.0, old = 0.0;
             if (dense || !HIDES || rule_visible(params.ip, params.fp, j, t, k, p, n, heads))
-                a = observe(bits, base, at, j, t, dense || full, shown, n, heads);
+                a = observe(bits, base, at, j, t, dense || full, largest, shown, n, heads);
             const int u = t - lag;
             if (lag > 0 && u >= j)
                 if (u < p || !HIDES || rule_visible(params.ip, params.fp, j, u, k, p, n, heads))
-                    old = observe(bits, base, tri(u), j, u, u < p || full, shown, n, heads);
+                    old = observe(
+                        bits, base, tri(u), j, u, u < p || full, largest, shown, n, heads);
             for (int f = 0; f < F; f++) own[f] = state[(i64)f * n + j];
             rule_update(own, a, old, params.in, params.ip, params.fp, j, t, k, p, n, heads);
             for (int f = 0; f < F; f++) state[(i64)f * n + j] = own[f];

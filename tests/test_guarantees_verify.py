@@ -177,7 +177,8 @@ def test_replay_and_the_independent_simulation_agree(trace: Trace, k: int) -> No
         ("h2o:recent=0", "cached scores"),
         ("h2o:recent=0.5,scores=full", "newest 5 protected"),
         ("h2o:recent=0,sinks=2", "2 sinks protected"),
-        ("h2o:recent=0,when=prompt", "evicts at the prompt only"),
+        ("h2o:recent=0,when=prompt", "does not evict in every step"),
+        ("h2o:recent=0,heads=max", "ranks by the largest head"),
         ("tova", "tova ranks otherwise"),
     ],
 )

@@ -20,6 +20,7 @@ from strategies import examples, traces
 from h2osim.policies.inputs import gumbel, noise
 from h2osim.policies.library import nacl
 from h2osim.policies.registry import all_policies
+from h2osim.policies.text import parse
 from h2osim.replays.replaying import replay
 from h2osim.support.errors import UserError
 from h2osim.traces.trace import Trace
@@ -88,6 +89,62 @@ def test_tova_decides_for_a_layer_by_the_sum_of_its_heads() -> None:
     alone = replay(both, "tova", 2, engine="naive").evicted_at.values[0, 0, :, 0]
     assert alone.tolist() == [[2, 3, 3], [3, 2, 3]]
     assert gone(both, "tova", 2, share="layer") == [3, 2, 3]
+
+
+def test_any_rule_acts_once_or_every_few_steps() -> None:
+    example = trace((16,), (10, 6), (2, 6, 8), (2, 8, 6, 0), (4, 4, 1, 3, 4), (1, 1, 1, 9, 2, 2))
+    assert gone(example, "tova", 2, p=2) == [2, 5, 4, 3, 6, 6]
+    assert gone(example, "tova:when=prompt", 2, p=3) == [2, 6, 6, 6, 6, 6]
+    # the prompt's end, row 2, takes 0; then row 4 takes 2 and 3; row 3 and row 5 take nothing
+    assert gone(example, "tova:when=every:2", 2, p=3) == [2, 6, 4, 4, 6, 6]
+    assert run(example, "tova:when=every:2", 2, p=3).held.values.tolist() == [3]
+    assert gone(example, "recency:when=every:3", 2, p=3) == [2, 5, 5, 5, 6, 6]
+    for text, words in (
+        ("topk:when=prompt", "unknown parameter 'when'"),
+        ("nacl:when=always", "expected prompt"),
+        ("tova:when=every:0", "expected always | prompt | every:m"),
+        ("tova:when=every:m", "expected always | prompt | every:m"),
+        ("streaming:heads=max", "unknown parameter 'heads'"),
+    ):
+        with pytest.raises(UserError, match=re.escape(words)):
+            parse(text)
+
+
+def test_the_heads_of_a_unit_count_by_their_sum_or_by_the_largest() -> None:
+    # Sums 12, 7, 13; largest 6, 7, 8. Row 3: sums 14, 1, 10, 7; largest 8, 1, 9, 6.
+    heads = [square((16,), (8, 8), row, last) for row, last in (
+        ((6, 7, 3), (8, 1, 1, 6)), ((6, 0, 10), (6, 0, 9, 1))
+    )]  # fmt: skip
+    both = Trace.from_scores(np.array(heads))
+    assert gone(both, "tova", 2, share="layer") == gone(both, "tova:heads=mean", 2, share="layer")
+    assert gone(both, "tova", 2, share="layer") == [4, 2, 4, 3]
+    assert gone(both, "tova:heads=max", 2, share="layer") == [2, 3, 4, 4]
+    # A threshold that is multiplied by the heads means the same for the largest as for one head.
+    low = "scissorhands:window=4,recent=0,scores=full"
+    # Row 2 (average 2 · 16/3): sums 15, 10, 7; twice the largest 20, 12, 14. Two of three leave.
+    heads = [square((16,), (8, 8), row) for row in ((5, 4, 7), (10, 6, 0))]
+    both = Trace.from_scores(np.array(heads))
+    assert gone(both, low, 2, share="layer") == [3, 2, 2]
+    assert gone(both, f"{low},heads=max", 2, share="layer") == [2, 2, 3]
+    alone = Trace.from_scores(np.array([heads[0]]))
+    assert gone(alone, f"{low},heads=max", 2) == gone(alone, low, 2)
+
+
+def test_snapkv_chooses_again_by_the_newest_rows() -> None:
+    # window 2, no pooling. At the prompt's end rows 2 and 3 show 0 and 1: 8, 4. Two steps on rows
+    # 4 and 5 show 0, 2 and 3: 2, 4, 9: with k = 3 one of them stays beside 4 and 5.
+    example = trace(
+        (16,), (8, 8), (4, 2, 10), (4, 2, 4, 6), (1, 5, 2, 4, 4), (1, 2, 2, 5, 3, 3),
+        (2, 2, 2, 2, 2, 3, 3),
+    )  # fmt: skip
+    assert gone(example, "snapkv:window=2,kernel=1", 3, p=4) == [7, 3, 7, 7, 7, 7, 7]
+    again = "snapkv:window=2,kernel=1,when=every:2"
+    assert gone(example, again, 3, p=4) == [5, 3, 5, 7, 7, 7, 7]
+    # Pooled over three keys: a tie, so 0 goes; then 1, 2 and 3 have 7, 4, 9 (times 16/15), in sums
+    # 11, 20, 13, as maxima 7, 9, 9.
+    assert gone(example, "snapkv:window=2,kernel=3,when=every:2", 3, p=4)[:4] == [3, 5, 7, 5]
+    pooled = "snapkv:window=2,kernel=3,pool=max,when=every:2"
+    assert gone(example, pooled, 3, p=4)[:4] == [3, 5, 5, 7]
 
 
 def test_decay_lies_between_the_sum_and_the_newest_row() -> None:

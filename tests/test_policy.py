@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import h2osim.policies.library
+from h2osim.policies.arithmetic import by_score
 from h2osim.policies.declaration import Configured, Policy
 from h2osim.policies.parameters import resolve_window
 from h2osim.policies.registry import all_policies, find
+from h2osim.policies.roles import PERIOD
 from h2osim.policies.text import parse, split_policies
 from h2osim.support.errors import UserError
 from h2osim.support.parameters import Param
@@ -96,8 +98,8 @@ def test_unknown_names_come_with_near_misses() -> None:
     fails(lambda: parse("zzzzzz"), "unknown policy 'zzzzzz' (`h2osim policies` lists all")
     fails(lambda: parse(""), "unknown policy ''")
     fails(lambda: parse("h2o:resent=3"), "policy h2o", "'resent'", "did you mean recent")
-    fails(lambda: parse("h2o:zzz=3"), "'zzz'; it takes recent, scores, sinks, when")
-    fails(lambda: parse("full:sinks=3"), "'sinks'; it takes none")
+    fails(lambda: parse("h2o:zzz=3"), "'zzz'; it takes recent, scores, sinks, when, heads")
+    fails(lambda: parse("full:sinks=3"), "'sinks'; it takes when")
 
 
 @pytest.mark.parametrize("part", ["recent", "recent=", "recent 3"])
@@ -181,10 +183,18 @@ def test_a_share_in_hundredths_is_rounded_down_exactly(hundredths: int, k: int) 
 
 def test_rules_see_tokens_whole_numbers_and_the_index_of_a_choice() -> None:
     found = parse("h2o:scores=cached").numbers(9)
-    assert found == {"recent": 4, "scores": 1, "sinks": 0, "when": 0}
+    assert found == {"recent": 4, "scores": 1, "sinks": 0, PERIOD: 1}
+    assert parse("tova:when=prompt").numbers(9)[PERIOD] == 0
+    assert parse("tova:when=every:12").numbers(9)[PERIOD] == 12
     assert parse("decay:gamma=1").numbers(9)["gamma"] == 1.0
     assert parse("scissorhands:window=7").lag() == 7
     assert parse("h2o").lag() == 0
+
+
+def test_a_parameter_that_every_policy_has_may_not_mean_something_else() -> None:
+    own = Param("when", "early", "", "choice", choices=("early", "late"))
+    with pytest.raises(TypeError, match="every policy has a parameter when already"):
+        Policy("mine", "", "", rank=by_score, state=("score",), params=(own,))
 
 
 def test_what_a_policy_is_may_depend_on_its_parameters() -> None:
@@ -199,6 +209,10 @@ def test_what_a_policy_is_may_depend_on_its_parameters() -> None:
     assert not inclusive("h2o:scores=full")
     assert inclusive("tova") and not inclusive("tova", heads=2)
     assert inclusive("tova:scores=full", heads=2)
+    assert inclusive("tova:when=prompt", heads=2) and not inclusive("tova:when=every:2", heads=2)
+    assert inclusive("tova:scores=full,when=every:2", heads=2)
+    assert inclusive("tova:heads=max") and not inclusive("tova:heads=max,scores=full", heads=2)
+    assert inclusive("snapkv", heads=2) and not inclusive("snapkv:when=every:2", heads=2)
     assert parse("h2o").within_budget() and not parse("h2o:when=prompt").within_budget()
 
 
@@ -239,6 +253,7 @@ def test_a_rule_may_ask_only_for_what_there_is() -> None:
 
     with pytest.raises(TypeError, match="policy x: rank asks for future; it may name a"):
         Policy("x", "s", "o", rank=nonsense, state=("score",))
+
     def last(pos: int, n: int) -> float:
         return pos - n
 

@@ -37,8 +37,9 @@ def renormalised(x, whole, seen):
 
 @njit(**OPTIONS)
 def advance(
-    bits, first, start, stop, p, n, kind, lag, rules, cache, room, kept, masses, missing, counts
-):
+    bits, first, start, stop, p, n, kind, largest, lag, rules, cache, room, kept, masses,
+    missing, counts
+):  # fmt: skip
     """Feed rows start … stop - 1 to every unit; `bits` hold rows first … stop - 1, packed.
 
     kept, masses int64 [units, stop - start]: what each row gave to what it attended, and in all.
@@ -102,6 +103,14 @@ def advance(
                 elif seeing:
                     for h in range(heads):
                         a += renormalised(rows[h, j], whole[h], seen_mass[h])
+                if largest and seeing:
+                    a = 0.0
+                    for h in range(heads):
+                        x = rows[h, j] * UNIT
+                        if not (plain or kind == FULL):
+                            x = renormalised(rows[h, j], whole[h], seen_mass[h])
+                        a = max(a, x)
+                    a *= heads
                 if BY_HEAD:
                     for h in range(heads):
                         x = rows[h, j] * UNIT

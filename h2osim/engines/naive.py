@@ -86,7 +86,7 @@ class NaiveStepper:
 
     def ask(self, role: str, j: int | None = None, **more: Any) -> Any:
         """What the policy's rule in this role says, of token j or of the step."""
-        if role not in self.rules:
+        if role not in self.rules and role != "keep":
             return ask({}, role, self.scalars)
         known: dict[str, Any] = {**self.scalars, "t": self.t}
         if j is not None:
@@ -121,7 +121,8 @@ class NaiveStepper:
         # Update: the state of each cached token, by what the policy is shown of the row.
         kind = "full" if prompt else self.configured.scores
         self.head_row = [observe(kind, row, self.cache, seen) for row in rows]
-        self.shown.append({j: sum(row[j] for row in self.head_row) for j in self.cache})
+        heads = len(rows) if self.configured.largest_head else 0
+        self.shown.append({j: over([row[j] for row in self.head_row], heads) for j in self.cache})
         for scores, shown in zip(self.head_scores, self.head_row, strict=True):
             scores.append(0.0)
             for j in self.cache:
@@ -169,6 +170,11 @@ class NaiveStepper:
     def last_attended(self) -> dict[int, int]:
         """For each token that left the cache the step after which it is never attended again."""
         return {j: max(t, j + self.ask("linger")) for j, t in self.left.items()}
+
+
+def over(parts: list[float], largest: int) -> float:
+    """What the policy is shown of a token's heads: their sum, or the largest so many times."""
+    return largest * max(parts) if largest else sum(parts)
 
 
 def observe(kind: str, row: Sequence[int], cache: list[int], seen: set[int]) -> list[float]:

@@ -17,7 +17,7 @@ from h2osim.engines.errors import Outputs, RunErrors
 from h2osim.engines.request import Job
 from h2osim.engines.results import Curve, Errors
 from h2osim.engines.stepper import NO_LISTS
-from h2osim.policies.roles import Rule, ask
+from h2osim.policies.roles import PERIOD, Rule, ask
 from h2osim.policies.to_numba import compiled, number_slots
 from h2osim.support.errors import UserError
 from h2osim.traces.unit import Block
@@ -132,7 +132,7 @@ def _check_timing(
     """Refuse a policy that claims to be inclusive though k decides when or how far it evicts."""
     known = dict(scalars)
     n = int(known["n"])
-    if keep is None:
+    if keep is None and known[PERIOD] == 1:
         if whole and p < n:
             raise UserError(f"policy {name}: inclusive, but it ranks the whole cache again")
         return
@@ -141,7 +141,7 @@ def _check_timing(
         kept = {}
         for k in (1, 2, n):
             known |= {"t": t, "k": k, "size": size}
-            kept[k] = ask({"keep": keep}, "keep", known)
+            kept[k] = ask({"keep": keep} if keep else {}, "keep", known)
         everywhere = all(kept[k] == k for k in kept) or all(kept[k] == size for k in kept)
         again = whole and t >= p and kept[1] != size
         if not everywhere or again:

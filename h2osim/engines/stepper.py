@@ -221,7 +221,7 @@ class Stepper:
         self.masses = np.zeros_like(self.kept)
         self._advance(
             bits, first, start, stop, self._p, self._n,
-            SCORE_KINDS.index(self._configured.scores), self._lag,
+            SCORE_KINDS.index(self._configured.scores), self._configured.largest_head, self._lag,
             self._rules, self._cache, self._room, self.kept, self.masses, *(lists or NO_LISTS),
         )  # fmt: skip
         self.t = stop

@@ -37,7 +37,9 @@ def outside_setting(configured: Configured, k: int) -> str:
     if configured.policy.name != "h2o":
         return f"{configured.policy.name} ranks otherwise"
     if values["when"] != "always":
-        return "evicts at the prompt only"
+        return "does not evict in every step"
+    if configured.largest_head:
+        return "ranks by the largest head"
     if protected := int(configured.numbers(k)["recent"]):
         return f"newest {protected} protected"
     if sinks := int(configured.numbers(k)["sinks"]):
@@ -60,7 +62,7 @@ def of_run(how: Configured, history: History, unit: Unit, run: Schedule) -> Iter
         beyond = "" if outside == CACHED else outside
         yield checks.cached_scores(history, beyond)
     yield checks.drift_certificate(history, outside)
-    if how.policy.name == "h2o" and how.values["when"] == "always":
+    if how.policy.name == "h2o" and how.when == "always" and not how.largest_head:
         recent = int(how.numbers(run.k)["recent"])
         yield checks.freezing(Rows.of_unit(unit), run, recent, cached=how.scores == "cached")
     if unit.has_values:

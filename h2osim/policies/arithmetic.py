@@ -36,20 +36,6 @@ def guarded_score(score: float, pos: int, age: int, sinks: int, recent: int) -> 
     return score
 
 
-def once_after_prompt(size: int, t: int, k: int, p: int) -> int:
-    """Shrink to the budget at the prompt's last row and never again."""
-    if t == p - 1:
-        return k
-    return size
-
-
-def keep_when(size: int, t: int, k: int, p: int, when: int) -> int:
-    """Shrink to the budget in every step (``when`` 0), or at the prompt's last row alone (1)."""
-    if when == 0 or t == p - 1:
-        return k
-    return size
-
-
 def exp(x: float) -> float:
     """e**x for x <= 0 from basic arithmetic alone, to a relative error below 1e-11.
 

@@ -8,7 +8,8 @@ plain Python engine, by numba and by the CUDA translator. The values are
 name           value
 =============  ==============================================================================
 state fields   the token's own state, one float each (``state=("score",)`` gives ``score``)
-``a``          the attention the token received in this step (see ``scores`` below)
+``a``          the attention the token received in this step (see ``scores`` below), summed over
+               the heads that share the cache; with ``heads=max`` the largest times their number
 ``a_old``      the same, ``lag`` steps ago; 0 where the token or the row did not exist yet
 ``pos``        the token's position, 0 … n-1
 ``t``          the step, i.e. the position of the newest token
@@ -17,7 +18,8 @@ state fields   the token's own state, one float each (``state=("score",)`` gives
 ``p``          the prompt length; decoding starts at step p
 ``n``          the length of the whole text, which only an oracle may ask for
 ``heads``      how many heads share the cache
-``size``       tokens in the cache before eviction, the newest included (``keep`` only)
+``size``       tokens in the cache before eviction, the newest included (``keep`` only, which is
+               asked in the steps that ``when`` names)
 parameters     by their name; a window given as a share of the budget arrives in tokens
 inputs         per-token numbers computed before the run, by their name
 =============  ==============================================================================
@@ -40,8 +42,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from h2osim.policies.parameters import resolve_window
-from h2osim.policies.roles import ROLES, Rule, arguments
+from h2osim.policies.parameters import COMMON, period, resolve_window
+from h2osim.policies.roles import PERIOD, ROLES, Rule, arguments
 from h2osim.support.parameters import Param, Value, values_of
 
 INF = math.inf
@@ -52,10 +54,9 @@ Array = NDArray[np.float64]
 def fixed_window(values: Mapping[str, Value], heads: int) -> bool:
     """Whether an accumulated score is inclusive: recorded rows, a window that does not grow with k.
 
-    A prompt-only rule sees dense rows alone, whatever its scores.
+    A prompt-only rule sees dense rows alone: its ``scores`` reach this as ``full``.
     """
-    fixed = values["recent"] == 0 or float(values["recent"]) >= 1
-    return fixed and (values["scores"] == "full" or values.get("when") == "prompt")
+    return values["scores"] == "full" and (values["recent"] == 0 or float(values["recent"]) >= 1)
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Policy:
         ``rank(...) -> float``: least is evicted, the oldest first among equals.
     params
         :class:`Param` objects; ``scores`` among them lets the user choose what is observed.
+        ``when`` and ``heads`` need not be listed (:meth:`takes`).
     state, init, update
         Names of the per-token state; ``init(...)`` gives a new token's state (default 0),
         ``update(...)`` the state after a step (one float, or a tuple in the order of ``state``).
@@ -106,8 +108,8 @@ class Policy:
     oracle
         Sees the future (also: knows ``n``): a reference, never an online policy.
     within_budget
-        Never holds more than k tokens after a step, as a bool or ``within_budget(values)``.
-        Prompt-only and periodic rules do hold more.
+        Never holds more than k tokens after a step in which it acts, as a bool or
+        ``within_budget(values)``.
     source_share
         How the source's heads share a cache, where it decides for other heads together than those
         of one KV group: ``layer``.
@@ -144,9 +146,15 @@ class Policy:
             raise TypeError(f"policy {self.name}: give exactly one of rank and rank_cache")
         if self.inclusive is not False:
             self._check_inclusive()
+        for ours in COMMON:
+            if any(p.name == ours.name and p.kind != ours.kind for p in self.params):
+                raise TypeError(
+                    f"policy {self.name}: every policy has a parameter {ours.name} already "
+                    f"({ours.range}); call yours otherwise, or take shared({ours.name!r}, …)"
+                )
         for role, rule in self.rules().items():
             known = ROLES[role].names(self.state, self.inputs)
-            known |= {p.name for p in self.params} - {"scores"}
+            known |= {p.name for p in self.params if p.kind != "when"} - {"scores"}
             if not self.oracle and "n" in arguments(rule):
                 raise TypeError(
                     f"policy {self.name}: {role} asks for n, the length of the whole text, which "
@@ -162,7 +170,8 @@ class Policy:
     def _check_inclusive(self) -> None:
         # What inclusion rules out by its form; the rest is tested, and `keep` before every pass.
         for name in ("visible", "linger", "expires", "lag"):
-            if getattr(self, name):
+            # what looks back may still be inclusive while it decides by the prompt alone
+            if getattr(self, name) and not (name == "lag" and callable(self.inclusive)):
                 raise TypeError(f"policy {self.name}: {name} can not go with inclusive")
         for role, rule in self.rules().items():
             if role != "keep" and "k" in arguments(rule):
@@ -178,9 +187,22 @@ class Policy:
         given = {role: getattr(self, role) for role in ROLES}
         return {role: rule for role, rule in given.items() if rule is not None}
 
+    @property
+    def takes(self) -> tuple[Param, ...]:
+        """Its parameters, and those of all policies that act or add rows over heads."""
+        asked = {name for rule in self.rules().values() for name in arguments(rule)}
+        fits = {
+            "when": not (self.readmits or self.expires),
+            "heads": bool(asked & {"a", "a_old"}) and not self.readmits,
+        }
+        own = {param.name for param in self.params}
+        return self.params + tuple(p for p in COMMON if fits[p.name] and p.name not in own)
+
     def with_params(self, **given: Value) -> Configured:
         """This policy with some parameters set, the rest at their defaults."""
-        values = values_of(self.params, given, f"policy {self.name}")
+        own = {param.name for param in self.params}
+        values = values_of(self.takes, given, f"policy {self.name}")
+        values = {name: value for name, value in values.items() if name in own or name in given}
         written = ",".join(f"{name}={value}" for name, value in given.items())
         return Configured(self, values, f"{self.name}:{written}" if written else self.name)
 
@@ -201,12 +223,26 @@ class Configured:
     def inclusive(self, heads: int) -> bool:
         """Whether one pass gives every budget, for a unit of this many heads."""
         declared = self.policy.inclusive
-        return declared(self.values, heads) if callable(declared) else declared
+        if self.largest_head and heads > 1:  # one pass adds rows up
+            return False
+        alone = {"scores": "full"} if self.when == "prompt" and "scores" in self.values else {}
+        return declared({**self.values, **alone}, heads) if callable(declared) else declared
+
+    @property
+    def when(self) -> str:
+        """When it acts: always, prompt, or every:m."""
+        return str(self.values.get("when", "always"))
+
+    @property
+    def largest_head(self) -> bool:
+        """Whether a token is shown the largest of its heads' attention, not the sum."""
+        return self.values.get("heads") == "max"
 
     def within_budget(self) -> bool:
         """Whether at most k tokens are held after every step from the prompt's end on."""
         declared = self.policy.within_budget
-        return declared(self.values) if callable(declared) else declared
+        held = declared(self.values) if callable(declared) else declared
+        return held and self.when == "always"
 
     def windows(self) -> list[str]:
         """The parameters that say how many of the newest tokens the ranking protects."""
@@ -215,9 +251,11 @@ class Configured:
 
     def numbers(self, k: int) -> dict[str, int | float]:
         """The parameters as the rules see them at budget k; a choice becomes its index."""
-        seen: dict[str, int | float] = {}
+        seen: dict[str, int | float] = {PERIOD: period(self.when)}
         for param in self.policy.params:
             value = self.values[param.name]
+            if param.kind == "when":
+                continue
             if param.kind == "choice":
                 seen[param.name] = param.choices.index(str(value))
             elif param.kind == "window":

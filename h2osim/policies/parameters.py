@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
 from typing import Any
 
-from h2osim.support.parameters import Param, Value
+from h2osim.support.parameters import EVERY, Param, Value
 
 
 def resolve_window(window: float, k: int) -> int:
@@ -38,12 +39,30 @@ _SHARED = {
     "when": Param(
         "when",
         "always",
-        "evict in every step, or once at the prompt's end and never again",
+        "evict in every step from the prompt's end on, then alone, or then every m steps",
+        "when",
+        choices=("always", "prompt", "every:m"),
+    ),
+    "heads": Param(
+        "heads",
+        "sum",
+        "what a token is shown of the heads that share the cache: their sum, their mean (which "
+        "decides as the sum does), or the largest of them times their number",
         "choice",
-        choices=("always", "prompt"),
+        choices=("sum", "max", "mean"),
     ),
     "seed": Param("seed", 0, "seed of the per-token hash", "int", 0, 2**53),
 }
+
+
+#: What every policy takes that they make sense for, and lists only where its default is another.
+COMMON = (_SHARED["when"], _SHARED["heads"])
+
+
+def period(when: str) -> int:
+    """The steps between two in which a policy acts; 0: it acts at the prompt's end alone."""
+    many = re.fullmatch(EVERY, when)
+    return int(many[1]) if many else int(when == "always")
 
 
 def shared(name: str, default: Value, **changes: Any) -> Param:

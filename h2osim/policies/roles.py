@@ -17,6 +17,10 @@ SCORE_KINDS = ("full", "cached")
 
 Rule = Callable[..., Any]
 
+#: Among a policy's whole parameters: :func:`~h2osim.policies.parameters.period` of its ``when``. No
+#: rule can ask for it.
+PERIOD = "(period)"
+
 #: The last arguments of compiled rules of every role; ``n`` is for rules that know the whole text.
 STEP = ("t", "k", "p", "n", "heads")
 
@@ -75,7 +79,14 @@ def arguments(rule: Rule) -> tuple[str, ...]:
 
 
 def ask(rules: Mapping[str, Rule], role: str, known: Mapping[str, Any]) -> Any:
-    """The answer of a policy's rule, which picks what it names from ``known``, or the default."""
+    """The answer of a policy's rule, which picks what it names from ``known``, or the default.
+
+    In a step in which the policy does not act, it keeps what is there.
+    """
+    if role == "keep" and known["t"] != known["p"] - 1:
+        period = known[PERIOD]
+        if period == 0 or (known["t"] - known["p"] + 1) % period:
+            return known["size"]
     if role in rules:
         return rules[role](*[known[name] for name in arguments(rules[role])])
     default = ROLES[role].default

@@ -37,7 +37,7 @@ def split_policies(text: str) -> list[str]:
         other = all_policies().get(key) if equals else None
         if found and ":" in found[-1] and equals and re.fullmatch(r"[\w-]+", key):
             before = all_policies().get(found[-1].partition(":")[0])
-            if other is None or before is None or any(key == p.name for p in before.params):
+            if other is None or before is None or any(key == p.name for p in before.takes):
                 found[-1] += f",{part}"
                 continue
         if other is not None and other.params:

@@ -63,6 +63,8 @@ def _wrapper(policy: Policy, role: str, module: Module) -> str:
     if about.gives != "state":
         given = [text.replace("double *s", "const double *s") for text in given]
     head = f"DEVICE {_RESULTS[about.gives]} rule_{role}({', '.join(given)}) {{ "
+    if role == "keep":
+        head += "if (t != p - 1 && (ip[0] == 0 || (t - p + 1) % ip[0] != 0)) return size; "
     if rule is None:
         body = "" if about.default is None else f"return {str(about.default).lower()};"
         if role == "init":

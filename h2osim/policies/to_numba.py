@@ -21,7 +21,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from h2osim.policies.declaration import Policy
-from h2osim.policies.roles import ROLES, SCORE_KINDS, Rule, arguments
+from h2osim.policies.roles import PERIOD, ROLES, SCORE_KINDS, Rule, arguments
 from h2osim.policies.source import outside
 from h2osim.support.atomic import replacing
 from h2osim.support.compiling import cache_folder
@@ -46,9 +46,12 @@ OPTIONS = dict(cache=True, nogil=True, error_model="numpy", boundscheck=False)
 
 
 def number_slots(policy: Policy) -> tuple[list[str], list[str]]:
-    """The names of a policy's whole and fractional parameters, in the order the loops get them."""
+    """The names of a policy's whole and fractional parameters, in the order the loops get them.
+
+    The first whole one is PERIOD.
+    """
     floats = [p.name for p in policy.params if p.kind == "float"]
-    return [p.name for p in policy.params if p.kind != "float"], floats
+    return [PERIOD, *(p.name for p in policy.params if p.kind not in ("float", "when"))], floats
 
 
 def sees_heads(policy: Policy) -> bool:
@@ -108,6 +111,9 @@ def wrapper(policy: Policy, role: str) -> str:
     about = ROLES[role]
     head = f"@njit(**OPTIONS)\ndef _{role}({', '.join(about.parameters)}):\n    "
     rule = policy.rules().get(role)
+    if role == "keep":
+        head += "if t != p - 1 and (ints[0] == 0 or (t - p + 1) % ints[0] != 0):\n"
+        head += "        return size\n    "
     if rule is None:
         return head + ("pass" if about.default is None else f"return {about.default}") + "\n"
     ints, floats = number_slots(policy)

@@ -84,6 +84,7 @@ def policy_page(policy: Policy) -> Group:
         "one pass": record["one_pass"],
         "needs": record["needs"] or "attention rows only",
         "budget": "kept in every decode step" if record["within_budget"] else "may be exceeded",
+        "also takes": "; ".join(f"{p.name}={p.range}" for p in policy.takes[len(policy.params) :]),
         "notes": record["notes"],
     }
     grid = Table.grid(padding=(0, 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,20 +12,23 @@ from h2osim.support.errors import UserError
 from h2osim.support.wording import near
 
 Value = int | float | str
+EVERY = r"every:([1-9]\d{0,6})"
+"""Every m steps, as the parameter ``when`` writes it."""
 
 
 @dataclass(frozen=True)
 class Param:
     """A typed, ranged, documented parameter of a policy or of a generator of traces.
 
-    ``kind`` is ``int``, ``float``, ``choice`` or ``window``: a number of tokens from 1 on, a share
-    of the budget below 1 (rounded down to tokens).
+    ``kind`` is ``int``, ``float``, ``choice``, ``window``: a number of tokens from 1 on, a share
+    of the budget below 1 (rounded down to tokens), or ``when``: a choice in which ``every:m``
+    stands for ``every:1``, ``every:2``, …
     """
 
     name: str
     default: Value
     doc: str
-    kind: Literal["int", "float", "choice", "window"] = "int"
+    kind: Literal["int", "float", "choice", "window", "when"] = "int"
     low: float = 0
     high: float = 2**31 - 1
     choices: tuple[str, ...] = ()
@@ -32,7 +36,7 @@ class Param:
     @property
     def range(self) -> str:
         """The accepted values, in words."""
-        if self.kind == "choice":
+        if self.choices:
             return " | ".join(self.choices)
         kind = {"int": "whole number", "float": "number", "window": "tokens, or share below 1"}
         top = "" if self.high == 2**31 - 1 else f" to {self.high:g}"
@@ -40,8 +44,9 @@ class Param:
 
     def read(self, text: Any, owner: str) -> Value:
         """What the user wrote as a value; UserError, naming the owner, where it does not fit."""
-        if self.kind == "choice":
-            if text in self.choices:
+        if self.choices:
+            many = self.kind == "when" and re.fullmatch(EVERY, str(text))
+            if ("every:m" if many else text) in self.choices and text != "every:m":
                 return str(text)
             raise self._wrong(text, owner)
         try:

@@ -81,7 +81,7 @@ def _product(text: str) -> Iterator[Configured]:
     if name.endswith(".py"):  # other processes may run in another folder
         name = os.path.abspath(name)
     axes = {
-        key: _values(named(policy.params, key, f"policy {policy.name}"), values, policy.name)
+        key: _values(named(policy.takes, key, f"policy {policy.name}"), values, policy.name)
         for key, values in given.items()
     }
     if math.prod(map(len, axes.values())) > MOST:
@@ -100,8 +100,8 @@ def _values(param: Param, text: str, policy: str) -> list[str]:
         where = f"policy {policy}: {param.name}={text}"
         if not word:
             raise UserError(f"{where}: found an empty alternative, {_SHAPE}")
-        match = _RANGE.fullmatch(word) if param.kind != "choice" else None
-        if match is None and ".." in word and param.kind != "choice":
+        match = _RANGE.fullmatch(word) if not param.choices else None
+        if match is None and ".." in word and not param.choices:
             raise UserError(f"{where}: {word!r} is no range, {_SHAPE}")
         words = _range(match, param, where) if match else [word]
         for one in words:

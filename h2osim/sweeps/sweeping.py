@@ -234,10 +234,10 @@ def _coords(plan: WorkPlan) -> dict[str, Any]:
     """The values of all coordinates, by name."""
     one_pass = plan.one_pass.all(axis=1)
     found: dict[str, Any] = results.policy_facts(plan.configured, one_pass=one_pass)
-    kinds = {p.name: p.kind for c in plan.configured for p in c.policy.params}
+    kinds = {p.name: p.kind for c in plan.configured for p in c.policy.takes if p.name in c.values}
     for name, kind in kinds.items():
         key = f"param_{name}" if name in _TAKEN else name
-        if kind == "choice":
+        if kind in ("choice", "when"):
             found[key] = [str(c.values.get(name, "")) for c in plan.configured]
         else:
             found[key] = [float(c.values.get(name, np.nan)) for c in plan.configured]

@@ -12,7 +12,7 @@ from h2osim.cuda.device import Device
 from h2osim.engines.request import Job
 from h2osim.engines.stack import most_attended
 from h2osim.policies.arithmetic import accumulate, fade, guarded_score
-from h2osim.policies.roles import arguments
+from h2osim.policies.roles import ask
 from h2osim.policies.to_numba import number_slots
 
 T = TypeVar("T")
@@ -90,15 +90,13 @@ def always_evicts(job: Job) -> bool:
 
 def evicting(job: Job) -> np.ndarray:
     """uint8 [n]: the steps in which a policy would shrink a cache of n + 1 tokens to budget 1."""
-    n, p, keep = job.unit.n, job.prompt_len, job.configured.policy.keep
+    n, p, rules = job.unit.n, job.prompt_len, job.configured.policy.rules()
     found = np.zeros(n, np.uint8)
     found[p - 1 :] = 1
-    if keep:
-        names = arguments(keep)
+    if "keep" in rules or job.configured.when != "always":
         known = {**job.scalars, "k": 1, "size": n + 1}
         for t in range(p - 1, n):
-            known["t"] = t
-            found[t] = keep(*[known[name] for name in names]) <= n
+            found[t] = ask(rules, "keep", known | {"t": t}) <= n
     return found
 
 

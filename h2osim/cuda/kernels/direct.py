@@ -47,7 +47,7 @@ class Direct:
         parameters = job_arrays(device, jobs)
         self._given = [
             *units_budgets,
-            device.array(np.array([j.configured.scores == "cached" for j in jobs], np.int32)),
+            device.array(np.array([_shown(j) for j in jobs], np.int32)),
             device.array(np.array([j.configured.lag() for j in jobs], np.int32)),
             *parameters,
             self._evicted_at,
@@ -89,6 +89,11 @@ class Direct:
             held = int(progress[i, 1])
             found.append(Outcome(kept[i, : n - job.prompt_len], gone, held, errors[i]))
         return found
+
+
+def _shown(job: Job) -> int:
+    """What the policy is shown: 1 for rows renormalised, and 2 for the largest head."""
+    return int(job.configured.scores == "cached") + 2 * job.configured.largest_head
 
 
 def direct_bytes(policy: Policy, n: int, heads: int) -> int:

@@ -1,6 +1,6 @@
 """H2O, the canonical rule: heavy hitters by accumulated attention, and a recent window."""
 
-from h2osim.policies.arithmetic import accumulate, guarded_score, keep_when
+from h2osim.policies.arithmetic import accumulate, guarded_score
 from h2osim.policies.declaration import Policy, fixed_window
 from h2osim.policies.parameters import shared
 
@@ -17,9 +17,7 @@ POLICY = Policy(
     state=("score",),
     update=accumulate,
     rank=guarded_score,
-    keep=keep_when,
     inclusive=fixed_window,
-    within_budget=lambda values: values["when"] == "always",
     notes="Accumulation starts at row 0 and counts a token's attention to itself, as the code "
     "does; the printed algorithms are h2o-alg1 and h2o-alg2. `recent=32,scores=full` is the form "
     "whose every budget comes from one pass. `when=prompt` is the prompt-only form of "

@@ -1,6 +1,6 @@
 """Accumulated attention over the number of queries that could give it."""
 
-from h2osim.policies.arithmetic import accumulate, keep_when
+from h2osim.policies.arithmetic import accumulate
 from h2osim.policies.declaration import INF, Policy, fixed_window
 from h2osim.policies.parameters import shared
 
@@ -24,9 +24,7 @@ POLICY = Policy(
     state=("score",),
     update=accumulate,
     rank=rank,
-    keep=keep_when,
     inclusive=fixed_window,
-    within_budget=lambda values: values["when"] == "always",
     notes="kvpress evicts once after the prompt (`recent=0,when=prompt` is its rule); "
     "cold-compress counts the whole prompt as one query and evicts before it attends.",
 )

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from h2osim.policies.arithmetic import once_after_prompt
 from h2osim.policies.declaration import INF, Array, Policy
 from h2osim.policies.inputs import gumbel
 from h2osim.policies.parameters import shared
@@ -26,7 +25,7 @@ def rank_cache(
     sinks: int,
     random: float,
 ) -> None:
-    # Only ever called at the prompt's end, when the cache is the whole prompt: position = slot.
+    # Acts at the prompt's end alone, where the cache is the whole prompt: position = slot.
     free = 0
     for j in range(len(positions)):
         ranks[j] = score[j]
@@ -50,13 +49,12 @@ POLICY = Policy(
         Param("random", 0.37, "share of the free budget that is drawn at random", "float", 0, 1),
         shared("sinks", 4),
         shared("seed", 0),
+        shared("when", "prompt", doc="once at the prompt's end alone", choices=("prompt",)),
     ),
     inputs={"gumbel": gumbel},
     state=("score",),
     update=update,
     rank_cache=rank_cache,
-    keep=once_after_prompt,
-    within_budget=False,
     notes="The source takes 1 % of the prompt as proxies and lets them see later keys, which a "
     "causal matrix does not have; it protects 256 sinks, and acts from 2048 tokens on. The sample "
     "is the largest of score + Gumbel noise, distributed as a draw without replacement. "

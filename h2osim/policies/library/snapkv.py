@@ -1,29 +1,30 @@
-"""SnapKV: the prompt's last rows choose, once, which keys of the prompt stay."""
+"""SnapKV: the last rows choose which keys stay: in the source once, for the prompt."""
 
-from h2osim.policies.arithmetic import once_after_prompt
 from h2osim.policies.declaration import INF, Array, Policy
 from h2osim.policies.parameters import shared
+from h2osim.support.parameters import Param
 
 
-def update(score: float, a: float, t: int, p: int, window: int) -> float:
-    if p - window <= t < p:
-        return score + a
-    return score
+def update(score: float, a: float, a_old: float, t: int, p: int, window: int) -> float:
+    if t < p - window:
+        return score
+    return score + a - (a_old if t >= p else 0.0)
 
 
 def rank_cache(
-    positions: Array, ranks: Array, score: Array, p: int, window: int, kernel: int
+    positions: Array, ranks: Array, score: Array, t: int, window: int, kernel: int, pool: int
 ) -> None:
-    # Only ever called at the prompt's end, when the cache is the whole prompt: position = slot.
-    cut = p - window
-    for j in range(len(positions)):
-        if j >= cut:
-            ranks[j] = INF
-            continue
-        pooled = 0.0
-        for i in range(max(0, j - kernel // 2), min(cut, j + kernel // 2 + 1)):
-            pooled += score[i]
-        ranks[j] = pooled
+    m = len(positions)
+    cut = m
+    while cut > 0 and positions[cut - 1] > t - window:
+        cut -= 1
+    for i in range(m):
+        ranks[i] = INF if i >= cut else 0.0
+        for s in range(max(0, i - kernel // 2), min(cut, i + kernel // 2 + 1)):
+            if pool == 0:
+                ranks[i] += score[positions[s]]
+            else:
+                ranks[i] = max(ranks[i], score[positions[s]])
 
 
 POLICY = Policy(
@@ -31,13 +32,19 @@ POLICY = Policy(
     summary="once, at the prompt's end: keep the last `window` tokens and the k - window of most "
     "pooled attention from them",
     source="arXiv 2404.14469",
-    params=(shared("window", 64), shared("kernel", 5)),
+    params=(
+        shared("window", 64),
+        shared("kernel", 5),
+        Param("pool", "avg", "how neighbouring keys are pooled", "choice", choices=("avg", "max")),
+        shared("when", "prompt"),
+    ),
+    scores="cached",
     state=("score",),
     update=update,
+    lag="window",
     rank_cache=rank_cache,
-    keep=once_after_prompt,
-    inclusive=True,
-    within_budget=False,
-    notes="Average pooling with zeros beyond the borders, over the keys before the window. Nothing "
-    "is evicted later, so the cache grows while decoding.",
+    inclusive=lambda values, heads: values["when"] == "prompt",
+    notes="Pooling pads with zeros, over the keys before the window that are cached. `pool=max` is "
+    "KVCache-Factory's, `heads=max` the largest of a group's heads. With `when=every:m` the newest "
+    "`window` rows choose again every m steps, as rows renormalised over the cache.",
 )
