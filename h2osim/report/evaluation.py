@@ -116,11 +116,9 @@ def budget_word(budget: float) -> str:
 
 def evaluation_figure(results: xr.Dataset) -> Figure:
     """KL against budget, one line a policy, with the intervals over texts."""
-    from matplotlib.figure import Figure
+    from h2osim.report.figures import canvas, line_style, open_axes
 
-    from h2osim.report.figures import COLOURS, DASHES, MARKERS
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = canvas(8, 5)
     axes = figure.subplots()
     records = evaluation_records(results)
     names = results["policy"].values.tolist()
@@ -128,8 +126,8 @@ def evaluation_figure(results: xr.Dataset) -> Figure:
     budgets = sorted({one["budget"] for one in records})
     last = {one["policy"]: one["kl"] for one in records}
     for i in sorted(range(len(names)), key=lambda i: -last[names[i]]):
-        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)]}
-        line = style | {"linestyle": DASHES[i % len(DASHES)], "marker": MARKERS[i % len(MARKERS)]}
+        line = line_style(i)
+        style = {"color": line["color"]}
         rows = [one for one in equal if one["policy"] == names[i]]
         axes.plot(
             [one["budget"] for one in rows], [one["kl"] for one in rows], label=names[i], **line
@@ -150,7 +148,6 @@ def evaluation_figure(results: xr.Dataset) -> Figure:
     axes.set_xticks([], minor=True)
     axes.set_xlabel("budget")
     axes.set_ylabel("KL from the full cache (nats a token)")
-    axes.grid(True, color="0.9", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    open_axes(axes)
     figure.legend(frameon=False, loc="outside right upper", handlelength=4)
     return figure

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from h2osim.report.figures import COLOURS, DASHES, MARKERS
+from h2osim.report.figures import canvas, line_style, open_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,23 +25,19 @@ def scatter_figure(
     Both are divided by the geometric mean over the text's policies: a text's own level is no
     question of order.
     """
-    from matplotlib.figure import Figure
 
     def level(x: NDArray[np.float64]) -> NDArray[np.float64]:
         x = np.log(np.maximum(x, 1e-12))
         return np.exp(x - x.mean(axis=1, keepdims=True))
 
-    figure = Figure(figsize=(4.2 * len(losses), 5), layout="constrained")
+    figure = canvas(4.2 * len(losses), 5)
     panels = figure.subplots(1, len(losses), sharey=True, squeeze=False)[0]
     for axes, (name, loss) in zip(panels, losses.items(), strict=True):
         for i, policy in enumerate(policies):
-            axes.loglog(
-                level(loss)[:, i], level(kl)[:, i], ls="", marker=MARKERS[i % len(MARKERS)],
-                color=COLOURS[i % len(COLOURS)], markersize=4, alpha=0.8, label=policy,
-            )  # fmt: skip
+            style = line_style(i) | {"linestyle": "", "markersize": 4, "alpha": 0.8}
+            axes.loglog(level(loss)[:, i], level(kl)[:, i], label=policy, **style)
         axes.set_xlabel(f"1 - {name}" if "recall" in name else name)
-        axes.grid(True, color="0.9", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+        open_axes(axes)
     panels[0].set_ylabel(f"KL at {budget}, over the text's mean")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=4)
@@ -52,24 +48,18 @@ def correlation_figure(
     budgets: Sequence[float], curves: Mapping[str, Sequence[tuple[float, float, float]]]
 ) -> Figure:
     """Mean correlation with KL against budget, a line a measure: (mean, low, high) a budget."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = canvas(8, 5)
     axes = figure.subplots()
     shares = [100 * budget for budget in budgets]
     for i, (name, points) in enumerate(curves.items()):
         mean, low, high = np.array(points).T
-        colour = COLOURS[i % len(COLOURS)]
-        axes.plot(
-            shares, mean, color=colour, linestyle=DASHES[i % len(DASHES)],
-            marker=MARKERS[i % len(MARKERS)], label=name,
-        )  # fmt: skip
-        axes.fill_between(shares, low, high, color=colour, alpha=0.1, linewidth=0)
+        style = line_style(i)
+        axes.plot(shares, mean, label=name, **style)
+        axes.fill_between(shares, low, high, color=style["color"], alpha=0.1, linewidth=0)
     axes.axhline(0.95, color="0.4", linewidth=0.8)
     axes.set_xticks(shares, [f"{share:g} %" for share in shares])
     axes.set_xlabel("budget")
     axes.set_ylabel("Spearman correlation with KL, mean over texts")
-    axes.grid(True, color="0.9", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    open_axes(axes)
     figure.legend(frameon=False, loc="outside right upper", handlelength=4)
     return figure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,26 @@ DASHES = (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 
 
+def canvas(width: float, height: float) -> Figure:
+    """An empty figure, in inches; UserError, naming the extra, where figures cannot be drawn."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def line_style(i: int) -> dict[str, Any]:
+    """How line i is drawn: its colour, dashes and marker."""
+    kinds = {"color": COLOURS, "linestyle": DASHES, "marker": MARKERS}
+    return {kind: some[i % len(some)] for kind, some in kinds.items()}
+
+
+def open_axes(axes: Any) -> None:
+    """Draw a light grid, and no line above and on the right."""
+    axes.grid(True, color="0.9", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def recall_figure(
     results: xr.Dataset,
     title: str | None = None,
@@ -39,14 +59,11 @@ def recall_figure(
     Of several traces the mean over the traces, in a band that is its interval.
     ``log`` gives the budgets a logarithmic axis; ``asked`` is as in :func:`comparison_table`.
     """
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
     budgets, several = results["budget"].values.tolist(), "trace" in results.dims
     shown = cells(results[measure], competing(results), measure)
     mean = np.array([[one.mean for one in row] for row in shown])
     few = len(budgets) <= 20
-    figure = Figure(figsize=(8, 5) if few else (11, 5), layout="constrained")
+    figure = canvas(8 if few else 11, 5)
     # Whole curves are drawn twice: small budgets need the logarithmic axis, large ones the other.
     panels = figure.subplots(1, 1 if few else 2, sharey=True, squeeze=False)[0]
     axes = panels[-1]
@@ -60,17 +77,15 @@ def recall_figure(
         if bool((results["held"].isel(policy=i) > tokens).any()):
             remarks.append("holds more than the budget")
         beside = ", ".join(filter(None, remarks))
+        style = line_style(i) if few else line_style(i) | {"marker": None}
         for panel in panels:
             if several:
                 ends = ([getattr(one, end) for one in shown[i]] for end in ("low", "high"))
-                colour = COLOURS[i % len(COLOURS)]
-                panel.fill_between(budgets, *ends, color=colour, alpha=0.12, linewidth=0)
+                panel.fill_between(budgets, *ends, color=style["color"], alpha=0.12, linewidth=0)
             panel.plot(
                 budgets,
                 mean[i],
-                color=COLOURS[i % len(COLOURS)],
-                linestyle=DASHES[i % len(DASHES)],
-                marker=MARKERS[i % len(MARKERS)] if few else None,
+                **style,
                 markersize=5,
                 linewidth=1.6 if kind == "online" else 1.0,
                 label=f"{text} ({beside})" if beside else text,
@@ -88,8 +103,7 @@ def recall_figure(
         shares = results["budget"].dtype.kind == "f"
         words = "share of the trace" if shares else "tokens, share of the trace" * few or "tokens"
         panel.set_xlabel(f"budget ({words})")
-        panel.grid(True, color="0.9", linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
+        open_axes(panel)
     name = "attention-mass recall" if measure == "recall" else MEASURED[measure]
     panels[0].set_ylabel(f"{name} (mean over {'traces, 95 %' if several else 'units'})")
     if measure != "recall":
@@ -103,11 +117,8 @@ def recall_figure(
 
 def prices_figure(found: xr.Dataset, title: str | None = None) -> Figure:
     """Draw λ_t of an optimum, a panel a layer (its first unit), one line a budget."""
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
     layers = found["layer"].values
-    figure = Figure(figsize=(9, 1.2 + 1.6 * len(layers)), layout="constrained")
+    figure = canvas(9, 1.2 + 1.6 * len(layers))
     panels = figure.subplots(len(layers), 1, sharex=True, squeeze=False)[:, 0]
     for layer, axes in zip(layers, panels, strict=True):
         for b, budget in enumerate(found["budget"].values):
@@ -115,8 +126,7 @@ def prices_figure(found: xr.Dataset, title: str | None = None) -> Figure:
             colour = COLOURS[b % len(COLOURS)]
             axes.plot(price, color=colour, ls=DASHES[b % len(DASHES)], lw=0.9, label=str(budget))
         axes.set_ylabel(f"layer {layer}")
-        axes.grid(True, color="0.9", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+        open_axes(axes)
     panels[0].legend(frameon=False, title="budget", ncols=4, loc="upper right", fontsize="small")
     panels[-1].set_xlabel("step (price of one cache slot, in attention mass)")
     if title:
@@ -126,13 +136,9 @@ def prices_figure(found: xr.Dataset, title: str | None = None) -> Figure:
 
 def allocation_figure(found: xr.Dataset, title: str | None = None) -> Figure:
     """Heat maps of an allocation: slots over layer and unit, a panel a policy and rule."""
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
     policies, rules = found["policy"].values, found["split"].values
     layers, units = found["layer"].values, found["unit"].values
-    size = (1.8 + 2.4 * len(rules), 1.0 + (0.8 + 0.28 * len(layers)) * len(policies))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = canvas(1.8 + 2.4 * len(rules), 1.0 + (0.8 + 0.28 * len(layers)) * len(policies))
     panels = figure.subplots(len(policies), len(rules), squeeze=False, sharex=True, sharey=True)
     slots = found["slots"].transpose("policy", "split", "layer", "unit").values
     recall = found["overall"].transpose("policy", "split").values
@@ -167,9 +173,6 @@ def guarantees_figure(
     an eviction, and the α that the paper's theorem needs for the text's first n tokens, against n
     (a row does not know what follows, so a prefix of a run is the run of the prefix).
     """
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
     lines = {
         "ratio": ("kept by the policy", "-", "#000000", 1.8),
         "t2": ("proved limit: best less what came after eviction (T2)", "--", "#0072b2", 1.4),
@@ -177,7 +180,7 @@ def guarantees_figure(
         "certificate": ("proved limit: growth step by step (T4)", ":", "#009e73", 1.6),
         "clipped": ("T4 with the paper's one-sided factors", (0, (7, 2)), "#cc79a7", 1.2),
     }
-    figure = Figure(figsize=(4.6 * len(series), 7.5), layout="constrained")
+    figure = canvas(4.6 * len(series), 7.5)
     rows = figure.subplots(3, len(series), sharex="col", squeeze=False, height_ratios=(3, 1, 1))
     for (text, run), (upper, lower, needed) in zip(series.items(), rows.T, strict=True):
         for name, (label, dashes, colour, width) in lines.items():
@@ -194,8 +197,7 @@ def guarantees_figure(
         needed.axhline(1, color="0.5", lw=0.8)
         needed.set_xlabel("step (n - 1)")
         for axes in (upper, lower, needed):
-            axes.grid(True, color="0.9", linewidth=0.6)
-            axes.spines[["top", "right"]].set_visible(False)
+            open_axes(axes)
     rows[0, 0].set_ylabel("share of the best k tokens' score")
     rows[1, 0].set_ylabel("received after\neviction")
     rows[2, 0].set_ylabel("α that the\npaper needs, < 1")
@@ -214,14 +216,13 @@ def attention_figure(trace: Trace, cells: int = 256) -> Figure:
     require_matplotlib()
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
 
     from h2osim.traces.description import heatmap
 
     units = [unit for unit in trace.units("group") if unit.index == 0]
     columns = min(5, len(units))
     rows = -(-len(units) // columns)
-    figure = Figure(figsize=(2.6 * columns + 0.8, 2.8 * rows), layout="constrained")
+    figure = canvas(2.6 * columns + 0.8, 2.8 * rows)
     grid = figure.subplots(rows, columns, squeeze=False)
     norm = LogNorm(1e-4, 1, clip=True)
     for axes, unit in zip(grid.flat, units, strict=False):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from h2osim.report.best import Summary
-from h2osim.report.files import require_matplotlib
+from h2osim.report.figures import canvas
 from h2osim.report.frames import MEASURED
 from h2osim.support.errors import UserError
 from h2osim.support.parameters import Value
@@ -54,15 +54,12 @@ def sweep_figure(summary: Summary, title: str = "") -> Figure:
     the best over the others; where one varies, the budgets are the other axis. A ring marks the
     best cell.
     """
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
     sign = summary.sign
     chosen = axes_of([(one.rule, one.values) for one in summary.settings])
     some = len(summary.columns)
     shown = _spread(some, _MOST_PANELS)
     wide = len(shown) if any(len(names) == 2 for names in chosen.values()) else 1
-    figure = Figure(figsize=(1.5 + 3.6 * wide, 0.6 + 3.3 * len(chosen)), layout="constrained")
+    figure = canvas(1.5 + 3.6 * wide, 0.6 + 3.3 * len(chosen))
     grid = figure.subplots(len(chosen), wide, squeeze=False)
     for row, (rule, names) in zip(grid, chosen.items(), strict=True):
         mine = [i for i, one in enumerate(summary.settings) if one.rule == rule]
