@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from h2osim.report.figures import COLOURS, DASHES, MARKERS
+from h2osim.report.figures import COLOURS, DASHES, canvas, line_style, open_axes
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -33,27 +32,21 @@ class Panel:
 
 def bands_figure(panels: Sequence[Panel]) -> Figure:
     """Means against x with intervals, a panel each; one legend, names alike in all."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1 + 4.2 * len(panels), 4.6), layout="constrained")
+    figure = canvas(1 + 4.2 * len(panels), 4.6)
     names = list(dict.fromkeys(name for panel in panels for name in panel.curves))
     found: dict[str, Line2D] = {}
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name, (mean, low, high) in panel.curves.items():
-            i = names.index(name)
-            colour = COLOURS[i % len(COLOURS)]
-            (found[name],) = axes.plot(
-                panel.x, mean, color=colour, ls=DASHES[i % len(DASHES)],
-                marker=MARKERS[i % len(MARKERS)], markersize=4,
-            )  # fmt: skip
-            axes.fill_between(panel.x, low, high, color=colour, alpha=0.12, linewidth=0)
+            style = line_style(names.index(name))
+            (found[name],) = axes.plot(panel.x, mean, markersize=4, **style)
+            axes.fill_between(panel.x, low, high, color=style["color"], alpha=0.12, linewidth=0)
         if panel.level is not None:
             axes.axhline(panel.level, color="0.4", linewidth=0.8)
         if panel.log:
             axes.set_yscale("log")
         axes.set_xlabel(panel.across)
         axes.set_ylabel(panel.label)
-        _plain(axes)
+        open_axes(axes)
     figure.legend(
         [found[name] for name in names], names, frameon=False, loc="outside lower center",
         ncols=2 if len(panels) < 3 else 4, handlelength=4,
@@ -65,10 +58,9 @@ def scores_figure(
     scores: NDArray[np.float64], fit: Mapping[str, float], pairs: NDArray[np.float64], across: str
 ) -> Figure:
     """How many vocabulary items have at least a score, with the fits; and score against pairs."""
-    from matplotlib.figure import Figure
     from scipy.stats import norm
 
-    figure = Figure(figsize=(9.4, 4.2), layout="constrained")
+    figure = canvas(9.4, 4.2)
     left, right = figure.subplots(1, 2)
     ranked = np.sort(scores)[::-1]
     shares = np.arange(1, len(ranked) + 1) / len(ranked)
@@ -90,10 +82,5 @@ def scores_figure(
     right.set_xlabel(across)
     right.set_ylabel("accumulated score")
     for axes in (left, right):
-        _plain(axes)
+        open_axes(axes)
     return figure
-
-
-def _plain(axes: Axes) -> None:
-    axes.grid(True, color="0.9", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
