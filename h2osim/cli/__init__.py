@@ -8,6 +8,7 @@ traceback.
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import signal
 import sys
@@ -26,6 +27,9 @@ def main() -> NoReturn:
     """Run the command line of this process and exit."""
     nothing = open(os.devnull, "w")  # noqa: SIM115  (for what was closed from the start)
     sys.stdout, sys.stderr = sys.stdout or nothing, sys.stderr or nothing
+    for stream in (sys.stdout, sys.stderr):  # of any locale, and names that are no text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from h2osim.cli.output import console, notice
 from h2osim.support.errors import UserError
-from h2osim.support.given import decode
+from h2osim.support.given import decode, printable
 from h2osim.support.progress import Progress
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def read_bytes(path: Path, option: str) -> bytes:
 
 def command_line(context: typer.Context) -> str:
     """The command as it could be typed again, for the provenance in a manifest."""
-    return shlex.join(["h2osim", *context.obj])
+    return printable(shlex.join(["h2osim", *context.obj]))
 
 
 @contextmanager

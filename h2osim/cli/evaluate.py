@@ -18,6 +18,7 @@ from h2osim.cli.common import (
 from h2osim.cli.options import DeviceOption, FormatOption, Layers, Model, ShareOption
 from h2osim.cli.output import Format, check_files, draw, save, show
 from h2osim.support.errors import UserError
+from h2osim.support.given import printable
 
 if TYPE_CHECKING:
     from h2osim.replays.budget_file import UnitBudgets
@@ -125,7 +126,7 @@ def evaluate(
         raise UserError("expected one of --text, --prompts and --task")
     texts: dict[str, Any] = {}
     for path in [*(text or []), *(more or [])]:
-        name = path.name if path.name not in texts else str(path)
+        name = printable(path.name if path.name not in texts else str(path))
         texts[name] = read_text(path, "--text")
     if prompts is not None:
         from h2osim.closed_loop.prompts import read_questions

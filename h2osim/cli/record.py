@@ -11,6 +11,7 @@ import typer
 from h2osim.cli.common import command_line, parse_integers, progress_bar, read_bytes
 from h2osim.cli.options import Layers, Model, Overwrite
 from h2osim.cli.output import notice
+from h2osim.support.given import printable
 
 
 class Store(StrEnum):
@@ -102,7 +103,7 @@ def record(
             sample=sample,
             seed=seed,
             temperature=temperature,
-            text_name="standard input" if str(text) == "-" else text.name,
+            text_name="standard input" if str(text) == "-" else printable(text.name),
             text_license=text_license,
             name=name,
             command=command_line(context),

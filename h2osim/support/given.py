@@ -23,6 +23,11 @@ def whole(what: str, value: Any, least: int = 0, most: int | None = None) -> int
     return number
 
 
+def printable(name: str) -> str:
+    """A file's name as UTF-8 can hold it: bytes that are no UTF-8 are written out, ``\\udcff``."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def decode(data: bytes, where: str) -> tuple[str, bool]:
     """The UTF-8 text of a file's bytes, line ends as they are, and whether a byte-order mark was
     left out in front of it.

@@ -11,6 +11,7 @@ from msgspec import Meta, Struct, structs
 
 from h2osim.support import reading
 from h2osim.support.errors import UserError
+from h2osim.support.given import printable
 from h2osim.support.reading import Count, Index, Sha256, wrong
 
 FORMAT = "h2osim-trace"
@@ -118,7 +119,7 @@ def read(folder: Path) -> dict[str, Any]:
         )
     if type(version) is not int or version < 1:
         raise wrong(path, "version", version, str(VERSION))
-    filled = {"name": folder.resolve().name, **OPTIONAL, **manifest}
+    filled = {"name": printable(folder.resolve().name), **OPTIONAL, **manifest}
     return check(filled, str(path), StoredManifest)
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from h2osim.attention.triangle import rows_in, tri
 from h2osim.support.atomic import flush, hidden_folder, take_place
 from h2osim.support.errors import UserError
+from h2osim.support.given import printable
 from h2osim.traces import files, manifest
 
 
@@ -118,7 +119,7 @@ class TraceWriter:
         self.manifest: dict[str, Any] = {
             "format": manifest.FORMAT,
             "version": manifest.VERSION,
-            "name": self.path.absolute().name,
+            "name": printable(self.path.absolute().name),
             **manifest.OPTIONAL,
             "provenance": {},
             "created_by": f"h2osim {version}".strip(),
