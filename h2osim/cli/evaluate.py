@@ -12,10 +12,22 @@ from h2osim.cli.common import (
     command_line,
     parse_budgets,
     parse_integers,
+    parse_policies,
     progress_bar,
     read_text,
 )
-from h2osim.cli.options import DeviceOption, FormatOption, Layers, Model, ShareOption
+from h2osim.cli.options import (
+    Dask,
+    DeviceOption,
+    FormatOption,
+    Layers,
+    Model,
+    Sample,
+    ShareOption,
+    Temperature,
+    plot_option,
+    policies_option,
+)
 from h2osim.cli.output import Format, check_files, draw, save, show
 from h2osim.support.errors import UserError
 from h2osim.support.given import printable
@@ -50,12 +62,8 @@ def evaluate(
         int, typer.Option("--task-seeds", min=1, help="Prompts for each depth; seeds from --seed.")
     ] = 4,
     policies: Annotated[
-        str | None,
-        typer.Option(
-            "--policies",
-            "-p",
-            help="Online policies with their parameters; default: h2o,streaming,tova.",
-        ),
+        list[str] | None,
+        policies_option("Online policies with their parameters; default: h2o,streaming,tova."),
     ] = None,
     budgets: Annotated[
         str | None,
@@ -80,10 +88,8 @@ def evaluate(
     generate: Annotated[
         int, typer.Option("--generate", min=0, help="Let the model write so many tokens.")
     ] = 0,
-    sample: Annotated[
-        bool, typer.Option("--sample", help="Sample them, instead of the likeliest.")
-    ] = False,
-    temperature: Annotated[float, typer.Option("--temperature", help="Of --sample.")] = 1.0,
+    sample: Sample = False,
+    temperature: Temperature = 1.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of --sample, and of --task.")] = 0,
     share: ShareOption = Share.group,
     layers: Layers = None,
@@ -97,27 +103,20 @@ def evaluate(
     jobs: Annotated[
         int, typer.Option("--jobs", min=1, help="Passes at a time, each in a process.")
     ] = 1,
-    dask: Annotated[
-        str | None,
-        typer.Option(
-            "--dask", metavar="ADDRESS", help="Work on this Dask cluster: tcp://host:8786"
-        ),
-    ] = None,
+    dask: Dask = None,
     format_: FormatOption = Format.table,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", help="Draw KL against budget: .png, .pdf or .svg.")
-    ] = None,
+    plot: Annotated[Path | None, plot_option("KL against budget")] = None,
     output: Annotated[
         list[Path] | None, typer.Option("--output", "-o", help="Save the results as NetCDF: .nc")
     ] = None,
 ) -> None:
     """Run a model with policies in force and say what it loses (needs the extra `record`)."""
-    from h2osim.policies.text import split_policies
     from h2osim.report.evaluation import evaluation_figure, evaluation_records, evaluation_table
 
     # A mask brings its own policies and budgets.
     wanted = _budgets(budgets if budgets is not None or mask_from else "5%,10%,20%")
-    chosen = split_policies(policies or ("" if mask_from else "h2o,streaming,tova"))
+    usual = [] if mask_from else ["h2o,streaming,tova"]
+    chosen = parse_policies(policies or usual) if policies or usual else []
     if prompt_len != "auto" and not (prompt_len.isascii() and prompt_len.isdecimal()):
         raise UserError(f"--prompt-len: found {prompt_len!r}, expected a number of tokens or auto")
     only = parse_integers(layers, "--layers")

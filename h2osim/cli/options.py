@@ -66,11 +66,23 @@ Model = Annotated[
         metavar="MODEL", help="smollm2, a local Hugging Face folder, a hub id, or a .gguf file."
     ),
 ]
+Dask = Annotated[
+    str | None,
+    typer.Option(
+        "--dask", metavar="ADDRESS", help="Work on this running Dask cluster: tcp://host:8786"
+    ),
+]
+Sample = Annotated[
+    bool, typer.Option("--sample", help="Sample the tokens instead of taking the likeliest.")
+]
+Temperature = Annotated[
+    float, typer.Option("--temperature", help="Temperature of the sampling.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing trace.")]
 
 
 def policies_option(help_: str) -> Any:
-    """--policies, and what a command does with them."""
+    """--policies, and what a command does with them; what is given several times adds up."""
     return typer.Option("--policies", "-p", help=help_)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from h2osim.cli.common import command_line, parse_integers, progress_bar, read_bytes
-from h2osim.cli.options import Layers, Model, Overwrite
+from h2osim.cli.options import Layers, Model, Overwrite, Sample, Temperature
 from h2osim.cli.output import notice
 from h2osim.support.given import printable
 
@@ -67,13 +67,9 @@ def record(
             "--generate", min=0, help="Take the text as a prompt and decode this many tokens."
         ),
     ] = 0,
-    sample: Annotated[
-        bool, typer.Option("--sample", help="Sample the tokens instead of taking the likeliest.")
-    ] = False,
+    sample: Sample = False,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling.")] = 0,
-    temperature: Annotated[
-        float, typer.Option("--temperature", help="Temperature of the sampling.")
-    ] = 1.0,
+    temperature: Temperature = 1.0,
     name: Annotated[
         str | None, typer.Option("--name", help="The trace's name; default: the folder's.")
     ] = None,

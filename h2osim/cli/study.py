@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from h2osim.cli.common import progress_bar
+from h2osim.cli.options import DeviceOption, Model
 from h2osim.cli.output import notice, output_path
 from h2osim.support.errors import UserError
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 study = typer.Typer(help="Run a study over many texts and write its page.", no_args_is_help=True)
 
-Model = Annotated[str, typer.Argument(help="As for h2osim record.")]
 Texts = Annotated[
     Path | None, typer.Option("--texts", help="Folder that h2osim study texts has filled.")
 ]
@@ -62,9 +62,7 @@ def fidelity(
     output: Output = None,
     from_: From = None,
     page: Page = None,
-    device: Annotated[
-        str, typer.Option("--device", help="Where errors are carried: cpu, cuda or cuda:1.")
-    ] = "cpu",
+    device: DeviceOption = "cpu",
 ) -> None:
     """Which measure of the uncompressed run predicts the KL of the closed loop."""
     from h2osim.studies.fidelity import Fidelity

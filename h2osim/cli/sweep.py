@@ -23,6 +23,7 @@ from h2osim.cli.common import (
 )
 from h2osim.cli.options import (
     Budgets,
+    Dask,
     EngineOption,
     FormatOption,
     Layers,
@@ -70,14 +71,7 @@ def sweep(
     engine: EngineOption = EngineName.auto,
     layers: Layers = None,
     measure: MeasureOption = Measure.recall,
-    dask: Annotated[
-        str | None,
-        typer.Option(
-            "--dask",
-            metavar="ADDRESS",
-            help="Work on this running Dask cluster: tcp://host:8786",
-        ),
-    ] = None,
+    dask: Dask = None,
     plot: Annotated[Path | None, plot_option("what is ranked by, over two parameters")] = None,
     format_: FormatOption = Format.table,
     best: Annotated[
