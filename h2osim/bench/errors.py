@@ -11,7 +11,7 @@ import numpy as np
 from h2osim.bench import Measurement, median_seconds
 from h2osim.bench.curve import POLICY, one_pass
 from h2osim.engines.direct import DirectRun
-from h2osim.engines.errors import OUTPUT, Outputs
+from h2osim.engines.errors import OUTPUT, RESIDUAL, Outputs
 from h2osim.engines.request import Job
 from h2osim.engines.results import Curve
 from h2osim.engines.stack import StackRun
@@ -50,16 +50,20 @@ def measure(unit: Unit) -> list[Measurement]:
     plain = median_seconds(lambda: one_pass(unit))
     whole = median_seconds(lambda: error_pass(unit))
     size = unit.values().shape[2]
-    return [
+    found = [
         Measurement(f"recall, all {unit.n} budgets", plain * 1e3, "ms"),
         Measurement(f"output error, head size {size}, all {unit.n} budgets", whole * 1e3, "ms"),
         Measurement("output error / recall", whole / plain, "times", GOAL, False),
     ]
+    if unit.has_residual:
+        behind = median_seconds(lambda: error_pass(unit, RESIDUAL))
+        found.append(Measurement("residual error / recall", behind / plain, "times"))
+    return found
 
 
-def error_pass(unit: Unit) -> Curve:
-    """Every budget's recall and error by the stack engine, on this thread."""
-    outputs = Outputs(unit, 1, OUTPUT)
+def error_pass(unit: Unit, names: Sequence[str] = OUTPUT) -> Curve:
+    """Every budget's recall and errors by the stack engine, on this thread."""
+    outputs = Outputs(unit, 1, names)
     run = StackRun(Job(unit, parse(POLICY), unit.n, 1), outputs=outputs)
     for block in unit.blocks(rows=outputs.rows_at_a_time()):
         outputs.read(block)

@@ -127,7 +127,7 @@ def add_residuals(
     is lost, else NaN.
     """
     heads, size = bits.shape[0], values.shape[2]
-    lost = np.zeros((heads, size))
+    lost, vector = np.zeros((heads, size)), np.zeros(size)
     mass = np.zeros(heads, np.int64)
     for t in range(max(start, p), stop):
         r = t - start
@@ -144,28 +144,47 @@ def add_residuals(
                 if x:
                     touched = True
                     mass[h] += x
-                    a = float(x)
-                    for c in range(size):
-                        lost[h, c] += a * (values[h, j, c] - out[h, r, c])
+                    add_lost(lost[h], float(x), values[h], j, out[h], r)
             if every:
                 if touched:
-                    error = moved(lost, mass, out, whole, r, residual[t])
+                    error = moved(lost, mass, out, whole, r, residual[t], vector)
                 sums[i] += error
         if not every and mass.any():
-            sums[t - p] = moved(lost, mass, out, whole, r, residual[t])
+            sums[t - p] = moved(lost, mass, out, whole, r, residual[t], vector)
 
 
 @njit(**_FAST)
-def moved(lost: Any, mass: Any, out: Any, whole: Any, r: int, stream: float) -> float:
-    """|sum_h (o_S - o)|^2 / stream of a row that lacks `mass`; lost: sum a_j (v_j - o) a head."""
+def add_lost(lost: Any, a: float, values: Any, j: int, out: Any, r: int) -> None:
+    """Add a (v_j - o) of one head."""
+    for c in range(lost.shape[0]):
+        lost[c] += a * (values[j, c] - out[r, c])
+
+
+@njit(**_FAST)
+def add_scaled(vector: Any, scale: float, lost: Any) -> None:
+    """Add scale * lost to the vector."""
+    for c in range(vector.shape[0]):
+        vector[c] += scale * lost[c]
+
+
+@njit(**_FAST)
+def moved(
+    lost: Any, mass: Any, out: Any, whole: Any, r: int, stream: float, vector: Any
+) -> float:
+    """|sum_h (o_S - o)|^2 / stream of a row that lacks `mass`; lost: sum a_j (v_j - o) a head.
+
+    `vector` is room for the sum.
+    """
+    vector[:] = 0.0
+    for h in range(lost.shape[0]):
+        seen = whole[h, r] - mass[h]
+        if seen:
+            add_scaled(vector, 1.0 / float(seen), lost[h])
+        else:  # where nothing is attended, o_S is 0
+            add_scaled(vector, 1.0, out[h, r])
     total = 0.0
-    for c in range(lost.shape[1]):
-        sum_ = 0.0
-        for h in range(lost.shape[0]):
-            seen = whole[h, r] - mass[h]
-            # where nothing is attended, o_S is 0
-            sum_ += lost[h, c] / float(seen) if seen else out[h, r, c]
-        total += sum_ * sum_
+    for c in range(vector.shape[0]):
+        total += vector[c] * vector[c]
     if total and not stream:
         return np.nan
     return total / stream if total else 0.0
