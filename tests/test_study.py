@@ -9,29 +9,46 @@ import pandas as pd
 import pytest
 from commands import Run, fails
 
+from h2osim.closed_loop.measures import CARRIED, MEASURES
+from h2osim.closed_loop.prompts import TASKS
 from h2osim.studies import correlating, fidelity, fidelity_page, texts
+from h2osim.studies.answering import answers
 from h2osim.studies.tasks import read_table, write_table
 from h2osim.support.bundled import traces
 
 
 def table(count: int = 4) -> pd.DataFrame:
-    """A made study in which the residual error is KL's square root, and recall is noise."""
+    """A made study in which the residual error is KL's square root, and recall is noise.
+
+    Of prompts the answer loses ten times KL, and is wrong above a KL of 1.
+    """
     draw, rows = np.random.default_rng(0), []
     names = [one.name for one in texts.listed()][:count]
-    for name in names:
+    prompts = [f"{kind}-{i}" for kind in TASKS for i in range(3)]
+    for name in names + prompts:
         for policy in fidelity.POLICIES:
             for budget in fidelity.BUDGETS:
                 kl = float(draw.lognormal())
                 row = {"model": "made", "tokens": 768, "prompt_len": 256, "text": name}
                 row |= {"policy": policy, "budget": budget, "kl": kl, "kl_even": kl, "kl_odd": kl}
-                row |= {measure: draw.random() for measure in correlating.MEASURES}
+                row |= {"model_sha256": "0" * 64, "top1": 0.5, "masked_kl": kl}
+                row |= {one: draw.random() for one in ("recall", *MEASURES, *CARRIED)}
                 row |= {"residual_error": kl**0.5, "layer_residual_0": draw.random()}
-                rows.append(row | {"layer_residual_1": 2 * kl, "top1": 0.5})
+                row |= {"layer_residual_1": 2 * kl}
+                if name in prompts:
+                    row |= {"full_answer_logp": -1, "answer_logp": -1 - 10 * kl}
+                    row |= {"full_exact": float(name[-1] != "2"), "exact": float(kl < 1)}
+                rows.append(row)
     return pd.DataFrame(rows)
 
 
+def texts_of(made: pd.DataFrame) -> pd.DataFrame:
+    """The rows that are no prompts."""
+    return made[made["full_exact"].isna()]
+
+
 def test_the_measure_that_orders_as_kl_does_is_chosen() -> None:
-    found = correlating.correlate(table())
+    found = correlating.correlate(texts_of(table()))
     assert found.chosen == "residual_error"
     # quotients of float64 sums of ranks, here and below
     assert np.allclose(found.correlations("residual_error"), 1)
@@ -39,6 +56,8 @@ def test_the_measure_that_orders_as_kl_does_is_chosen() -> None:
     assert found.price("recall", found.reported) > 0
     # one of the two layers is noise, which the fitted weights cannot leave out wholly
     assert np.allclose(found.correlations(correlating.LAYERS)[found.reported], 1, atol=0.2)
+    halves = (found.texts[found.choosing], found.texts[found.reported])
+    assert halves == (found.texts[::2], found.texts[1::2])
     assert int(found.good.sum()) == len(fidelity.GOOD) >= 10
 
 
@@ -46,7 +65,7 @@ def test_a_recall_is_turned_into_a_loss() -> None:
     made = table()
     made["recall"] = 1 - made["kl"] / 1e3
     # float64 sums of ranks, here and below
-    assert np.allclose(correlating.correlate(made).correlations("recall"), 1)
+    assert np.allclose(correlating.correlate(texts_of(made)).correlations("recall"), 1)
 
 
 def test_what_is_chosen_uses_one_half_of_the_texts() -> None:
@@ -90,7 +109,71 @@ def test_spearman_is_that_of_scipy() -> None:
     a, b = np.random.default_rng(1).integers(0, 5, (2, 3, 8, 2)).astype(float)
     wanted = [[spearmanr(a[i, :, j], b[i, :, j])[0] for j in range(2)] for i in range(3)]
     assert np.allclose(correlating.spearman(a, b), wanted)
-    assert (correlating.spearman(a, np.ones_like(a)) == 0).all()  # where one side is constant
+    assert correlating.spearman(a[:1, :, :1], np.ones((1, 8, 1))) == 0
+
+
+def test_the_order_of_means_is_that_of_scipy() -> None:
+    from scipy.stats import spearmanr
+
+    a, b = np.random.default_rng(2).random((2, 6, 8))
+    found = correlating.mean_order(a, b)
+    assert found.mean == pytest.approx(spearmanr(a.mean(axis=0), b.mean(axis=0))[0])
+    assert found.low < found.mean < found.high
+    assert correlating.mean_order(a, a) == correlating.Interval(1, 1, 1)
+    assert np.isnan(correlating.mean_order(a[:1], b[:1]).low)
+
+
+def with_other_kl(text: int) -> pd.DataFrame:
+    """The made study with the KL of one text drawn anew."""
+    made = texts_of(table(6)).copy()
+    here = made["text"] == made["text"].unique()[text]
+    made.loc[here, "kl"] = np.random.default_rng(3).lognormal(size=int(here.sum()))
+    return made
+
+
+@pytest.mark.parametrize("text", range(6))
+def test_no_fit_knows_the_text_it_is_judged_on(text: int) -> None:
+    before, after = (correlating.correlate(x) for x in (texts_of(table(6)), with_other_kl(text)))
+    for name in (correlating.LAYERS, correlating.ONE_RUN, correlating.LOGS):
+        same = (before.losses[name] == after.losses[name]).all(axis=(1, 2))
+        # A text of the choosing half changes what is fitted to all others.
+        assert same.tolist() == [text % 2 == 1 or i == text for i in range(6)], name
+
+
+def test_pairs_are_decided_where_all_texts_agree() -> None:
+    made = texts_of(table(24)).copy()
+    made = made[made["budget"] < 0.2]
+    better = made["policy"] == fidelity.GOOD[0]
+    made.loc[better, "kl"] = 1e-3 * made.loc[better, "kl"]
+    found = correlating.correlate(made)
+    best = {(0, j) for j in range(1, len(fidelity.GOOD))}
+    for pairs in found.decided(found.reported):
+        assert best <= set(pairs)
+        assert len(pairs) <= len(best) + 3  # the rest is noise: few pairs differ by chance
+
+
+def test_a_spread_is_the_noise_that_was_put_there() -> None:
+    made = texts_of(table(24)).copy()
+    noise = np.random.default_rng(4).normal(0, 0.2, len(made))
+    made["output_error"] = np.exp((np.log(made["kl"]) + noise) / 3)
+    found = correlating.correlate(made)
+    assert found.spread("output_error", found.reported) == pytest.approx(0.2, abs=0.04)
+    assert found.spread("residual_error", found.reported) == pytest.approx(0, abs=1e-9)
+
+
+def test_answers_that_the_full_cache_gives_are_counted() -> None:
+    made = table()
+    asked = made[made["full_exact"].notna()]
+    found = answers(asked, np.ones((2, len(fidelity.POLICIES), 5)))
+    assert found.asked == dict.fromkeys(TASKS, 3)
+    assert found.kinds.tolist() == [kind for kind in TASKS for _ in range(2)]
+    assert found.interval("residual_error", 0).mean == pytest.approx(1)
+    assert found.interval("kl", 4, "pairs").mean == pytest.approx(1)
+    assert found.ordered()[0] in ("kl", "residual_error", "masked_kl")
+    assert np.allclose(found.losses["kl on the texts"], 1)
+    counted = asked[(asked["full_exact"] == 1) & asked["text"].str.startswith("facts")]
+    share = counted.groupby(["policy", "budget"])["exact"].mean()
+    assert found.accuracy("facts")[2, 3] == share[fidelity.POLICIES[2], fidelity.BUDGETS[3]]
 
 
 def test_the_page_is_made_of_the_saved_table(tmp_path: Path, run: Run) -> None:
@@ -100,12 +183,23 @@ def test_the_page_is_made_of_the_saved_table(tmp_path: Path, run: Run) -> None:
     words = ["study", "fidelity", "--from", str(tmp_path / "results.csv.gz"), "--page", str(target)]
     assert run(*words).code == 0
     written = target.read_text(encoding="utf-8")
-    assert "`residual_error`, reaches it: 1.00 at 5 %" in written
+    assert "`residual_error`, reaches 0.95 at every budget" in written
     for name in ("scatter.png", "correlation.png"):
         assert (tmp_path / "fidelity" / name).read_bytes()[:4] == b"\x89PNG"
         assert f"(fidelity/{name})" in written
     fidelity_page.write(read_table(tmp_path / "results.csv.gz", fidelity.Fidelity.columns), target)
     assert target.read_text(encoding="utf-8") == written
+
+
+@pytest.mark.nightly
+def test_the_committed_page_is_that_of_the_committed_table(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    docs = traces().parent / "docs"
+    table = read_table(docs / "fidelity" / "results.csv.gz", fidelity.Fidelity.columns)
+    fidelity_page.write(table, tmp_path / "fidelity.md")
+    assert (tmp_path / "fidelity.md").read_text("utf-8") == (docs / "fidelity.md").read_text(
+        "utf-8"
+    )
 
 
 def test_mistakes_are_told_in_a_line(tmp_path: Path, run: Run) -> None:
@@ -118,6 +212,15 @@ def test_mistakes_are_told_in_a_line(tmp_path: Path, run: Run) -> None:
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     fails(run("study", "fidelity", "--from", str(tmp_path / "t.csv"), *out), "without column")
     assert not (tmp_path / "s").exists()
+
+
+def test_prompts_are_of_every_kind_and_at_every_depth() -> None:
+    made = fidelity.Fidelity("any").prompts()
+    assert len(made) == fidelity.PROMPTS * len(TASKS)
+    for kind in TASKS:
+        some = [task for name, task in made.items() if fidelity.kind_of(name) == task.kind == kind]
+        assert len({task.seed for task in some}) == len(some) == fidelity.PROMPTS
+        assert min(task.depth for task in some) < 0.1 < 0.9 < max(task.depth for task in some)
 
 
 def test_the_list_is_long_and_varied() -> None:

@@ -119,6 +119,11 @@ class Fidelity(Study):
             yield row
 
 
+def kind_of(name: str) -> str:
+    """The kind of a prompt, by its name."""
+    return name.rpartition("-")[0]
+
+
 def _closed_loop(
     decoder: Decoder, policy: str, budget: float, masks: Any, answer: int
 ) -> dict[str, float]:

@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from h2osim.closed_loop.measures import MEASURES
+from h2osim.closed_loop.measures import CARRIED, MEASURES
 from h2osim.report.fidelity import correlation_figure, scatter_figure
+from h2osim.studies import fidelity_tables as tables
 from h2osim.studies import markdown
 from h2osim.studies import texts as sources
-from h2osim.studies.correlating import LAYERS, LOGS, Found, correlate, ordered, within
+from h2osim.studies.answering import Answers, answers
+from h2osim.studies.correlating import CEILING, LAYERS, LOGS, ONE_RUN, Found, correlate, ordered
+from h2osim.studies.fidelity import PROMPT_TOKENS
 
 if TYPE_CHECKING:
     import pandas
 
 GOAL = 0.95
-GAPS = (1.0, 1.1, 1.3, np.inf)
-SHOWN = ("recall", "attention_error", "output_error", "residual_error")
+SHOWN = ("recall", "output_error", "residual_error", "carried_kl")
 
 
 def write(frame: pandas.DataFrame, page: Path) -> None:
     """Write the page, and its figures into the folder of the page's name beside it."""
-    found = correlate(frame)
+    asked = frame["full_exact"].notna()
+    found = correlate(frame[~asked])
+    answered = answers(frame[asked], found.kl)
     names = list(dict.fromkeys([*SHOWN, found.chosen]))
-    middle = len(found.budgets) // 2
+    b = tables.at_20(found.budgets)
     good = [p for p, is_good in zip(found.policies, found.good, strict=True) if is_good]
     scatter = scatter_figure(
-        found.kl[:, found.good, middle],
-        {name: found.losses[name][:, found.good, middle] for name in names},
-        good, f"{found.budgets[middle]:.0%}",
+        found.kl[:, found.good, b],
+        {name: found.losses[name][:, found.good, b] for name in names},
+        good, f"{found.budgets[b]:.0%}",
     )  # fmt: skip
-    curves = {name: _curve(found, name) for name in dict.fromkeys([*names, LAYERS, LOGS])}
+    curves = {name: _curve(found, name) for name in [*names, CEILING]}
     correlation = correlation_figure(found.budgets, curves)
     markdown.write(
-        page, text(frame, found, page.stem), {"scatter": scatter, "correlation": correlation}
-    )
+        page, text(frame[~asked], found, answered, page.stem),
+        {"scatter": scatter, "correlation": correlation},
+    )  # fmt: skip
 
 
 def _curve(found: Found, name: str) -> list[tuple[float, float, float]]:
@@ -47,16 +50,44 @@ def _curve(found: Found, name: str) -> list[tuple[float, float, float]]:
     return [(one.mean, one.low, one.high) for one in points]
 
 
-def text(frame: pandas.DataFrame, found: Found, folder: str) -> str:
+def _by_budget(numbers: np.ndarray, found: Found) -> str:
+    shares = tables.shares(found.budgets)
+    return ", ".join(f"{x:.2f} at {share}" for x, share in zip(numbers, shares, strict=True))
+
+
+def _meanings() -> str:
+    known = {"output_error", "output_error_abs", "attention_error"}
+    every = (MEASURES | CARRIED).items()
+    return "\n".join(f"* `{name}`: {what}" for name, what in every if name not in known)
+
+
+def _means(found: Found, name: str) -> np.ndarray:
+    mean: np.ndarray = found.correlations(name)[found.reported].mean(axis=0)
+    return mean
+
+
+def _short(found: Found) -> str:
+    names = dict.fromkeys(["recall", "output_error", "residual_error", ONE_RUN, LOGS, found.chosen])
+    rows = [[f"`{name}`", *(f"{x:.2f}" for x in _means(found, name))] for name in [*names, CEILING]]
+    return markdown.table(["measure", *tables.shares(found.budgets)], rows)
+
+
+def text(frame: pandas.DataFrame, found: Found, answered: Answers, folder: str) -> str:
     """The page."""
-    shares = [f"{100 * budget:g} %" for budget in found.budgets]
-    middle, half, chosen = shares[_at_20(found)], found.reported, f"`{found.chosen}`"
     genres = Counter({one.name: one.genre for one in sources.listed()}[t] for t in found.texts)
     kinds = ", ".join(f"{number} {genre}" for genre, number in genres.items())
-    model, tokens, prompt_len = frame[["model", "tokens", "prompt_len"]].iloc[0]
-    numbers = found.correlations(found.chosen)[half].mean(axis=0)
-    reached = "reaches" if (numbers >= GOAL).all() else "does not reach"
+    model, digest, tokens, prompt_len = frame[
+        ["model", "model_sha256", "tokens", "prompt_len"]
+    ].iloc[0]
+    half, chosen = found.reported, f"`{found.chosen}`"
+    reached = "reaches" if (_means(found, found.chosen) >= GOAL).all() else "does not reach"
+    best = ordered(found, half)[0]
     results = f"docs/{folder}/results.csv.gz"
+    asked = ", ".join(
+        f"{kind} {int((answered.kinds == kind).sum())} of {number}"
+        for kind, number in answered.asked.items()
+    )
+    shown = list(dict.fromkeys([found.chosen, ONE_RUN, *SHOWN, CEILING]))
     return f"""# Fidelity: which measure predicts what a model loses
 
 <!-- Written by `h2osim study fidelity --from {results} --page docs/{folder}.md`. -->
@@ -66,146 +97,127 @@ measures there orders policies as the *closed loop* does, in which the model run
 that were evicted: KL of the next token's prediction, full cache against evicted cache, in nats a
 token.
 
-{model}, {len(found.texts)} texts ({kinds};
-`h2osim/studies/texts.toml` names package, licence and sha256 of each), {tokens} tokens of which
-{prompt_len} are the prompt, every layer and KV group evicting at the same budget. `tova@layer`
-shares a cache among all heads of a layer. `future` is an oracle: the model runs without what it
-evicted on the uncompressed run. *Good* policies are all but the oracle, `recency` and `random`.
+The model is {model} (sha256 `{digest}`). {len(found.texts)} texts ({kinds}; listed at the end),
+{tokens} tokens of which {prompt_len} are the prompt, every layer and KV group evicting at the same
+budget. `tova@layer` shares a cache among all heads of a layer. `future` is an oracle: the model
+runs without what it evicted on the uncompressed run. *Good* policies are all but the oracle,
+`recency` and `random`.
 
 ```sh
 h2osim study texts study-texts
-h2osim study fidelity smollm2 --texts study-texts --jobs 16 --store study-store -o {results}
+h2osim study fidelity smollm2 --texts study-texts -j 32 --device cuda --store study -o {results}
 h2osim study fidelity --from {results} --page docs/{folder}.md
 ```
 
+The first two lines make the table (`--device cpu` does it without a GPU, in some hours), the third
+this page from it.
+
+## In short
+
+Correlation with KL over the good policies, mean over texts on which nothing was chosen or fitted:
+
+{_short(found)}
+
+The measure that the other texts chose, {chosen}, {reached} {GOAL} at every budget. `{CEILING}` is
+no measure: the model itself runs with what the policies evict on the uncompressed run. What knows
+only those evictions can hardly be expected to do better.
+
 ## What the closed loop loses
 
-KL, geometric mean over texts; last column: recall of the uncompressed run at {middle}.
+KL, geometric mean over texts; last column: recall of the uncompressed run at 20 %.
 
-{_kl_table(found, shares)}
+{tables.kl_table(found)}
 
 ## How well each measure orders the good policies
 
-Spearman's correlation with KL over the {int(found.good.sum())} good policies within one text, mean
-over the {len(range(len(found.texts))[half])} texts of the reporting half, with bootstrap intervals
-of level .95 over texts. The other half chose the measure ({chosen}, the largest mean correlation
-there) and fitted the two that are fitted. *All*: over all policies at {middle}. *Of means*: the
-correlation of geometric means over the texts, least over budgets. *Price*: how much more KL than
-the best has the policy that the measure finds best.
+Spearman's correlation with KL over the {int(found.good.sum())} good policies within one text (tied
+policies share a rank), mean over the {len(found.texts[half])} texts of the reporting half, with
+bootstrap intervals of level .95 over texts. The other half chose the measure ({chosen}, the largest
+mean correlation there) and fitted those that are fitted. *All*: over all policies at 20 %. *Price*:
+how much more KL than the best has the policy that the measure finds best.
 
-{_correlation_table(found, shares)}
+{tables.correlation_table(found)}
 
 ![Correlation with KL against budget, a line a measure, with intervals]({folder}/correlation.png)
 
 ![KL against each measure, a point a text and policy]({folder}/scatter.png)
 
-The goal is a measure of the uncompressed run with a correlation of {GOAL} at every budget. The
-measure chosen, {chosen}, {reached} it: {_by_budget(numbers, shares)}. Of all in the table,
-`{ordered(found, half)[0]}` has the largest mean on the reporting half: what hindsight would choose.
+With hindsight, `{best}` has the largest mean on the reporting half. `recall`, `output_error`,
+`output_error_abs` and `attention_error` are those of [output-error.md](output-error.md). The
+others:
 
-What the measures are: `recall`, `output_error`, `output_error_abs` and `attention_error` as in
-[output-error.md](output-error.md); {_meanings()}. `{LAYERS}` is a sum of the layers' squared
-residual errors with weights of at least 0, `{LOGS}` a linear form in the logarithms of all the
-measures.
+{_meanings()}
+* `{LAYERS}`: a sum of the layers' squared residual errors with weights of at least 0, fitted to KL
+* `{ONE_RUN}`, `{LOGS}`: linear forms in the logarithms of the measures that need one run, and of
+  all, fitted to the logarithm of KL
+* `{CEILING}`: KL of the model that runs with the evictions of the uncompressed run; no measure of
+  that run
+
+The `carried_…` and `cached_…` measures need a pass of the model in forward mode for each policy and
+budget, which takes longer than the closed loop's. Those before need one run for all of them.
+
+### Means over the texts
+
+The same correlation of geometric means over the reporting half, with intervals over texts. After
+it: of the pairs of good policies whose KL differs beyond doubt on these texts (sign-flip test,
+corrected for their number), how many the measure orders as KL does.
+
+{tables.means_table(found, shown)}
+
+## Tasks
+
+Prompts of {PROMPT_TOKENS} tokens with an answer, made by h2osim (`h2osim evaluate --task`): a
+number in prose (`needle`), one of a list of keys and values (`pairs`), who lives where (`facts`),
+at evenly spread depths. Counted are those that the full cache answers: {asked}. Every measure is
+that of the prompt's own uncompressed run; `kl` is the closed loop's on the prompt, `kl on the
+texts` the geometric mean of the {len(found.texts)} texts.
+
+Spearman's correlation over the good policies of a measure with the log-probability that the answer
+loses, mean over prompts; last column: of its geometric mean with the share of wrong answers.
+
+{tables.answer_table(answered)}
+
+By kind of prompt, at 20 %:
+
+{tables.kind_table(answered, [*SHOWN, CEILING, "kl", "kl on the texts"])}
+
+Answered prompts in per cent, at {"/".join(tables.shares(found.budgets))}:
+
+{tables.accuracy_table(answered)}
 
 ## Where they mislead
 
-The pair of good policies that a measure puts in the wrong order most often at {middle}, all texts;
-the ratio is that of their KL, geometric mean over the texts where the order is wrong.
+The pair of good policies that a measure puts in the wrong order most often at 20 %, on all texts;
+the ratios are those of the measure and of KL, geometric mean over texts where the order is wrong.
 
-{_misled_table(found)}
+{tables.misled_table(found)}
+
+The same seen from the policies: KL over what a measure lets expect (a power of the measure, fitted
+to all texts) at 20 %, geometric mean over texts. Above 1 the model loses more than it says.
+
+{tables.factor_table(found)}
 
 ## What stands in the way
 
-Policies that hardly differ are hard to order. Share of pairs of good policies that {chosen}
-orders as KL does, by how much their KL differs on that text (reporting half):
+**Policies that hardly differ.** Share of pairs of good policies that {chosen} orders as KL does, by
+how much their KL differs on that text (reporting half):
 
-{_gap_table(found, shares)}
+{tables.gap_table(found)}
 
-A text of this length does not settle the order by itself either: KL in half of its steps (every
-other window of 32) orders the good policies as KL in the other half does with a correlation of
-{_by_budget(found.reliability(), shares)}. Task accuracy was not part of this study.
+Were a measure KL itself with log-normal noise of this standard deviation, its correlation would be
+
+{tables.noise_table(found)}
+
+so {GOAL} asks for KL within some five per cent, text by text. This far log KL strays from a power
+of the measure (standard deviation over policies and texts):
+
+{tables.spread_table(found, shown)}
+
+**A text of this length does not settle the order by itself.** KL in half of its steps (every other
+window of 32) orders the good policies as KL in the other half does with a correlation of
+{_by_budget(found.reliability(), found)}.
+
+## The texts
+
+{tables.sources_table(found.texts)}
 """
-
-
-def _by_budget(numbers: np.ndarray, shares: Sequence[str]) -> str:
-    return ", ".join(f"{x:.2f} at {share}" for x, share in zip(numbers, shares, strict=True))
-
-
-def _at_20(found: Found) -> int:
-    return int(np.argmin(np.abs(np.array(found.budgets) - 0.2)))
-
-
-def _kl_table(found: Found, shares: Sequence[str]) -> str:
-    kl = np.exp(np.log(found.kl).mean(axis=0))
-    recall = 1 - found.losses["recall"].mean(axis=0)[:, _at_20(found)]
-    order = sorted(range(len(kl)), key=lambda i: kl[i, _at_20(found)])
-    rows = [
-        [f"`{found.policies[i]}`", *(f"{x:.3g}" for x in kl[i]), f"{recall[i]:.3f}"] for i in order
-    ]
-    return markdown.table(["policy", *shares, "recall"], rows)
-
-
-def _correlation_table(found: Found, shares: Sequence[str]) -> str:
-    rows, half = [], found.reported
-    for name in ordered(found, half):
-        at = range(len(shares))
-        rows.append(
-            [
-                f"**`{name}`**" if name == found.chosen else f"`{name}`",
-                *(within(found.interval(name, b, half)) for b in at),
-                f"{found.interval(name, _at_20(found), half, good=False).mean:.2f}",
-                f"{found.of_means(name, half).min():.2f}",
-                f"{100 * found.price(name, half):.1f} %",
-            ]
-        )
-    return markdown.table(["measure", *shares, "all", "of means", "price"], rows)
-
-
-def _meanings() -> str:
-    known = {"output_error", "output_error_abs", "attention_error"}
-    return "; ".join(f"`{name}`: {what}" for name, what in MEASURES.items() if name not in known)
-
-
-def _misled_table(found: Found) -> str:
-    b, rows = _at_20(found), []
-    good = [int(i) for i in np.flatnonzero(found.good)]
-    for name in dict.fromkeys([*SHOWN, found.chosen]):
-        loss, kl = found.losses[name][..., b], found.kl[..., b]
-
-        def wrong(
-            pair: tuple[int, int], loss: np.ndarray = loss, kl: np.ndarray = kl
-        ) -> np.ndarray:
-            i, j = pair
-            return (loss[:, i] < loss[:, j]) & (kl[:, i] > kl[:, j])
-
-        pair = max(itertools.permutations(good, 2), key=lambda pair: int(wrong(pair).sum()))
-        i, j = pair
-        where = wrong(pair)
-        ratio = np.exp(np.log(kl[where, i] / kl[where, j]).mean()) if where.any() else 1.0
-        rows.append(
-            [
-                f"`{name}`", f"`{found.policies[i]}`", f"`{found.policies[j]}`",
-                f"{int(where.sum())} of {len(where)}", f"{ratio:.2f}",
-            ]
-        )  # fmt: skip
-    return markdown.table(["measure", "prefers", "to", "texts", "KL ratio"], rows)
-
-
-def _gap_table(found: Found, shares: Sequence[str]) -> str:
-    half = found.reported
-    log_kl = np.log(found.kl[half][:, found.good])
-    loss = found.losses[found.chosen][half][:, found.good]
-    i, j = np.triu_indices(log_kl.shape[1], 1)
-    gap = np.exp(np.abs(log_kl[:, i] - log_kl[:, j]))
-    right = (log_kl[:, i] < log_kl[:, j]) == (loss[:, i] < loss[:, j])
-    rows = []
-    for low, high in itertools.pairwise(GAPS):
-        word = f"above {low:g}" if high == np.inf else f"{low:g} to {high:g}"
-        cells = []
-        for b in range(len(shares)):
-            here = (gap[..., b] >= low) & (gap[..., b] < high)
-            share = f"{right[..., b][here].mean():.2f}" if here.any() else "–"
-            cells.append(f"{share} of {int(here.sum())}")
-        rows.append([word, *cells])
-    return markdown.table(["ratio of KL", *shares], rows)

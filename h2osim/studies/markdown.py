@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,22 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def wrapped(text: str) -> str:
+    """The text with its paragraphs and points broken into lines of at most 100 characters."""
+    blocks = []
+    for block in re.split(r"(```.*?```|\n\n)", text, flags=re.DOTALL):
+        points = re.split(r"\n(?=\* )", block) if re.match(r"\w|\*|`[^`]", block) else None
+        blocks.append(block if points is None else "\n".join(map(_fill, points)))
+    return "".join(blocks)
+
+
+def _fill(text: str) -> str:
+    hang, words = "  " if text.startswith("* ") else "", " ".join(text.split())
+    return textwrap.fill(
+        words, 100, subsequent_indent=hang, break_long_words=False, break_on_hyphens=False
+    )
+
+
 def write(page: Path, text: str, figures: Mapping[str, Figure]) -> None:
     """Write PAGE.md and the figures, PAGE/NAME.png each."""
     folder = page.with_suffix("")
@@ -26,4 +44,4 @@ def write(page: Path, text: str, figures: Mapping[str, Figure]) -> None:
     for name, figure in figures.items():
         save_figure(figure, folder / f"{name}.png")
     with replacing(page) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(wrapped(text), encoding="utf-8")

@@ -101,8 +101,9 @@ class Study(ABC):
             for part in self.parts():
                 found |= read_arrays(store / f"{name}-{part}.npz", sealed=False) or {}
             item = self._item(name, text)
-            known = {"model": loaded(self.model).name, "tokens": len(item.ids)}
-            known |= {"prompt_len": item.prompt_len, "text": name}
+            model = loaded(self.model)
+            known = {"model": model.name, "model_sha256": model.sha256 or ""}
+            known |= {"tokens": len(item.ids), "prompt_len": item.prompt_len, "text": name}
             rows += [known | row for row in self.rows(found)]
         return pandas.DataFrame(rows)
 
