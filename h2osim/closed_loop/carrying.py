@@ -4,10 +4,6 @@ Let d be how far each layer's attention output moves when a row attends to its c
 the queries, keys and values of the uncompressed run. One pass in forward mode carries the d of all
 layers and steps upwards together: with a tangent for every activation, a layer adds its d to the
 derivative of its attention, and the tangent of the logits is J d, exact to first order.
-
-The attention that carries tangents may be the full row's, a, or that of the cached keys, â: to
-first order in the tangent the evicted layer is o_S + D o_S, so â is the better one where the
-tangent is small.
 """
 
 from __future__ import annotations
@@ -24,29 +20,24 @@ from numpy.typing import NDArray
 
 from h2osim.closed_loop.attention import GPU_BLOCK_BYTES, NoRows
 from h2osim.closed_loop.decoding import Decoder, placed
-from h2osim.closed_loop.uncompressed import decoder_blocks, known_attention
+from h2osim.closed_loop.uncompressed import known_attention
 from h2osim.models.hook import Session, hooked
 from h2osim.models.loading import Model, quiet
 from h2osim.models.rows import BLOCK_BYTES, Call, softmax_blocks
 
-FULL, CACHED, MASKED = "full", "cached", "masked"
-
 
 class _Session(Session):
-    """Attention with tangents; how: which attention carries them, or MASKED for none at all.
+    """Attention with tangents; masked: attention over the cached keys, without tangents.
 
     evicted_at: the step after which each token is never attended again, [units, n] by layer.
     """
 
-    def __init__(self, model: str, evicted_at: Mapping[int, torch.Tensor], how: str):
+    def __init__(self, model: str, evicted_at: Mapping[int, torch.Tensor], masked: bool):
         super().__init__(model, NoRows())
-        self._evicted_at, self._how = evicted_at, how
+        self._evicted_at, self._masked = evicted_at, masked
 
     def output(self, call: Call) -> torch.Tensor:
-        """The full cache's output, with the error and what is carried as its tangent.
-
-        MASKED: the output over the cached keys.
-        """
+        """The full cache's output, with the error and what is carried as its tangent."""
         known_attention(self, call)
         duals = [forward_ad.unpack_dual(x) for x in (call.q, call.k, call.v)]
         (q, dq), (k, dk), (v, dv) = duals
@@ -67,13 +58,12 @@ class _Session(Session):
             both = _mixed(torch.cat([p, cached - p], dim=1), v[:, keys])
             output[here], error = both[:, :rows].transpose(0, 1), both[:, rows:]
             if dq is not None:
-                a = cached if self._how == CACHED else p
                 x = _mixed(dq[:, here], k[:, keys].mT) + _mixed(q[:, here], dk[:, keys].mT)
                 x *= call.layer.scale
-                x = x.sub_(torch.linalg.vecdot(a, x)[..., None]).mul_(a)
-                error = error + _mixed(x, v[:, keys]) + _mixed(a, dv[:, keys])
+                x = x.sub_(torch.linalg.vecdot(p, x)[..., None]).mul_(p)
+                error = error + _mixed(x, v[:, keys]) + _mixed(p, dv[:, keys])
             tangent[here] = error.transpose(0, 1)
-        if self._how == MASKED:
+        if self._masked:
             return output + tangent
         return forward_ad.make_dual(output, tangent)
 
@@ -104,10 +94,8 @@ def measure(
 
     evictions: int32 [units, n] by layer, as a replay of the uncompressed run says.
     ``carried_variance`` is half the variance of J d under the prediction p, ``carried_kl`` the KL
-    of softmax(z + J d), z the logits, and ``carried_head`` that of the model's head on the last
-    layer's output and its tangent; ``cached_…`` the same, tangents carried by the attention over
-    cached keys. ``masked_kl`` is no measure of the uncompressed run: the model runs with the same
-    evictions, and what differs from the closed loop is that a policy there decides by other rows.
+    of softmax(z + J d), z the logits. ``masked_kl`` is no measure of the uncompressed run: the model
+    runs with the same evictions, and the closed loop differs by a policy's decisions there only.
     """
     rows: dict[str, list[Any]] = {}
     rest = torch.tensor([list(ids[decoder.prompt_len :])], device=decoder.full.device)
@@ -119,14 +107,12 @@ def measure(
         evicted_at = {
             index: torch.from_numpy(x).to(decoder.full.device) for index, x in one.items()
         }
-        for how, name in ((FULL, "carried"), (CACHED, "cached")):
-            logits, moved = _logits(decoder, rest, evicted_at, how)
-            p = decoder.full.exp()
-            mean = torch.linalg.vecdot(p, moved)
-            add(f"{name}_variance", torch.linalg.vecdot(p, (moved - mean[:, None]).square_()) / 2)
-            add(f"{name}_kl", _kl(decoder.full, logits.add_(moved)))
-            add(f"{name}_head", _kl(decoder.full, _logits(decoder, rest, evicted_at, how, True)[0]))
-        add("masked_kl", _kl(decoder.full, _logits(decoder, rest, evicted_at, MASKED)[0]))
+        logits, moved = _logits(decoder, rest, evicted_at, False)
+        p = decoder.full.exp()
+        mean = torch.linalg.vecdot(p, moved)
+        add("carried_variance", torch.linalg.vecdot(p, (moved - mean[:, None]).square_()) / 2)
+        add("carried_kl", _kl(decoder.full, logits.add_(moved)))
+        add("masked_kl", _kl(decoder.full, _logits(decoder, rest, evicted_at, True)[0]))
     return {name: np.stack(found) for name, found in rows.items()}
 
 
@@ -136,22 +122,13 @@ def _kl(full: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
 
 
 def _logits(
-    decoder: Decoder,
-    rest: torch.Tensor,
-    evicted_at: Mapping[int, torch.Tensor],
-    how: str,
-    head: bool = False,
+    decoder: Decoder, rest: torch.Tensor, evicted_at: Mapping[int, torch.Tensor], masked: bool
 ) -> tuple[torch.Tensor, Any]:
-    """Logits [steps, vocabulary] and their tangent (None where nothing carries it there).
-
-    head: the head runs on the last layer's output plus its tangent.
-    """
+    """Logits [steps, vocabulary] and their tangent (masked: None)."""
     prompt = decoder.prompt
-    session = _Session(prompt.loaded.name, evicted_at, how)
+    session = _Session(prompt.loaded.name, evicted_at, masked)
     session.seen = decoder.prompt_len
     with ExitStack() as stack:
-        if head:
-            stack.enter_context(_arrived(decoder_blocks(prompt)[-1]))
         for context in (quiet(), torch.no_grad(), hooked(prompt.loaded.model, session)):
             stack.enter_context(context)
         stack.enter_context(forward_ad.dual_level())
@@ -159,19 +136,3 @@ def _logits(
         found = prompt.forward(rest, session.seen, prompt.cache()).logits[0]
         logits, tangent = forward_ad.unpack_dual(found)
         return logits.to(decoder.full.dtype), tangent
-
-
-@contextmanager
-def _arrived(block: torch.nn.Module) -> Iterator[None]:
-    """Have a block of the model return its output plus the tangent, without a tangent."""
-
-    def add(module: Any, arguments: Any, output: Any) -> Any:
-        first = output[0] if isinstance(output, tuple) else output
-        x, dx = forward_ad.unpack_dual(first)
-        return (x + dx, *output[1:]) if isinstance(output, tuple) else x + dx
-
-    handle = block.register_forward_hook(add)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -25,11 +25,5 @@ CARRIED = {
     "carried_variance": "half the variance, under the prediction, of the change of the logits to "
     "first order: `gradient_joint` without its chance",
     "carried_kl": "KL of the prediction whose logits are changed to first order",
-    "carried_head": "KL where the errors are carried to first order to the last layer's output, "
-    "and from there by the model itself",
-    "cached_variance": "as `carried_variance`, errors from below passing through the attention "
-    "over cached keys",
-    "cached_kl": "as `carried_kl`, in the same way",
-    "cached_head": "as `carried_head`, in the same way",
 }
 """What `h2osim.closed_loop.carrying.measure` gives of the uncompressed run, a pass for each."""

@@ -13,6 +13,8 @@ from h2osim.report.figures import canvas, line_style, open_axes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TICKS = (0.5, 1, 2, 4)
+
 
 def scatter_figure(
     kl: NDArray[np.float64],
@@ -36,8 +38,12 @@ def scatter_figure(
         for i, policy in enumerate(policies):
             style = line_style(i) | {"linestyle": "", "markersize": 4, "alpha": 0.8}
             axes.loglog(level(loss)[:, i], level(kl)[:, i], label=policy, **style)
+        axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+        axes.set_xticks([], minor=True)
         axes.set_xlabel(f"1 - {name}" if "recall" in name else name)
         open_axes(axes)
+    panels[0].set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
+    panels[0].set_yticks([], minor=True)
     panels[0].set_ylabel(f"KL at {budget}, over the text's mean")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=4)

@@ -176,7 +176,8 @@ def correlate(frame: pandas.DataFrame) -> Found:
     names = [name for name in frame.columns if name.startswith("layer_residual_")]
     layers = np.stack([cube(frame, name) for name in names], axis=-1)
     fits = {LAYERS: _fitted(found, layers, layer_weights)}
-    for fit, left_out in ((ONE_RUN, tuple(CARRIED)), (LOGS, ())):
+    fitted_to = [(ONE_RUN, tuple(CARRIED))] + [(LOGS, ())] * (set(CARRIED) <= set(found.losses))
+    for fit, left_out in fitted_to:
         used = [name for name in found.measures if name not in left_out]
         x = np.stack([logs(found.losses[name]) for name in used], axis=-1)
         x = x - x[:, found.good].mean(axis=1, keepdims=True)

@@ -26,10 +26,10 @@ SHOWN = ("recall", "output_error", "residual_error", "carried_kl")
 
 def write(frame: pandas.DataFrame, page: Path) -> None:
     """Write the page, and its figures into the folder of the page's name beside it."""
-    asked = frame["full_exact"].notna()
+    asked = frame["full_exact"].notna() if "full_exact" in frame else frame["kl"].isna()
     found = correlate(frame[~asked])
-    answered = answers(frame[asked], found.kl)
-    names = list(dict.fromkeys([*SHOWN, found.chosen]))
+    answered = answers(frame[asked], found.kl) if asked.any() else None
+    names = [name for name in dict.fromkeys([*SHOWN, found.chosen]) if name in found.losses]
     b = tables.at_20(found.budgets)
     good = [p for p, is_good in zip(found.policies, found.good, strict=True) if is_good]
     scatter = scatter_figure(
@@ -37,7 +37,8 @@ def write(frame: pandas.DataFrame, page: Path) -> None:
         {name: found.losses[name][:, found.good, b] for name in names},
         good, f"{found.budgets[b]:.0%}",
     )  # fmt: skip
-    curves = {name: _curve(found, name) for name in [*names, CEILING]}
+    known = [name for name in (*names, CEILING) if name in found.losses]
+    curves = {name: _curve(found, name) for name in known}
     correlation = correlation_figure(found.budgets, curves)
     markdown.write(
         page, text(frame[~asked], found, answered, page.stem),
@@ -61,18 +62,37 @@ def _meanings() -> str:
     return "\n".join(f"* `{name}`: {what}" for name, what in every if name not in known)
 
 
-def _means(found: Found, name: str) -> np.ndarray:
-    mean: np.ndarray = found.correlations(name)[found.reported].mean(axis=0)
-    return mean
+def _tasks(answered: Answers, texts: int) -> str:
+    asked = ", ".join(
+        f"{kind} {int((answered.kinds == kind).sum())} of {number}"
+        for kind, number in answered.asked.items()
+    )
+    return f"""## Tasks
+
+Prompts of {PROMPT_TOKENS} tokens with an answer, made by h2osim (`h2osim evaluate --task`): a
+number in prose (`needle`), one of a list of keys and values (`pairs`), who lives where (`facts`),
+at evenly spread depths. Counted are those that the full cache answers: {asked}. Every measure is
+that of the prompt's own uncompressed run; `kl` is the closed loop's on the prompt, `kl on the
+texts` the geometric mean of the {texts} texts.
+
+Spearman's correlation over the good policies of a measure with the log-probability that the answer
+loses, mean over prompts, with bootstrap intervals of level .95 over prompts; last column: of its
+geometric mean with the share of wrong answers.
+
+{tables.answer_table(answered)}
+
+By kind of prompt, at 20 %:
+
+{tables.kind_table(answered, [*SHOWN, CEILING, "kl", "kl on the texts"])}
+
+Answered prompts in per cent, at {"/".join(tables.shares(answered.budgets))}:
+
+{tables.accuracy_table(answered)}
+
+"""
 
 
-def _short(found: Found) -> str:
-    names = dict.fromkeys(["recall", "output_error", "residual_error", ONE_RUN, LOGS, found.chosen])
-    rows = [[f"`{name}`", *(f"{x:.2f}" for x in _means(found, name))] for name in [*names, CEILING]]
-    return markdown.table(["measure", *tables.shares(found.budgets)], rows)
-
-
-def text(frame: pandas.DataFrame, found: Found, answered: Answers, folder: str) -> str:
+def text(frame: pandas.DataFrame, found: Found, answered: Answers | None, folder: str) -> str:
     """The page."""
     genres = Counter({one.name: one.genre for one in sources.listed()}[t] for t in found.texts)
     kinds = ", ".join(f"{number} {genre}" for genre, number in genres.items())
@@ -80,12 +100,16 @@ def text(frame: pandas.DataFrame, found: Found, answered: Answers, folder: str) 
         ["model", "model_sha256", "tokens", "prompt_len"]
     ].iloc[0]
     half, chosen = found.reported, f"`{found.chosen}`"
-    reached = "reaches" if (_means(found, found.chosen) >= GOAL).all() else "does not reach"
+    mean = found.correlations(found.chosen)[half].mean(axis=0)
+    reached = "reaches" if (mean >= GOAL).all() else "does not reach"
     best = ordered(found, half)[0]
     results = f"docs/{folder}/results.csv.gz"
-    asked = ", ".join(
-        f"{kind} {int((answered.kinds == kind).sum())} of {number}"
-        for kind, number in answered.asked.items()
+    short = ["recall", "output_error", "residual_error", ONE_RUN, LOGS, found.chosen, CEILING]
+    ceiling = (
+        f""" `{CEILING}` is no measure: the model itself runs with what the policies evict on the
+uncompressed run. What knows only those evictions can hardly be expected to do better."""
+        if CEILING in found.losses
+        else ""
     )
     shown = list(dict.fromkeys([found.chosen, ONE_RUN, *SHOWN, CEILING]))
     return f"""# Fidelity: which measure predicts what a model loses
@@ -116,11 +140,9 @@ this page from it.
 
 Correlation with KL over the good policies, mean over texts on which nothing was chosen or fitted:
 
-{_short(found)}
+{tables.short_table(found, short)}
 
-The measure that the other texts chose, {chosen}, {reached} {GOAL} at every budget. `{CEILING}` is
-no measure: the model itself runs with what the policies evict on the uncompressed run. What knows
-only those evictions can hardly be expected to do better.
+The measure that the other texts chose, {chosen}, {reached} {GOAL} at every budget.{ceiling}
 
 ## What the closed loop loses
 
@@ -153,8 +175,8 @@ others:
 * `{CEILING}`: KL of the model that runs with the evictions of the uncompressed run; no measure of
   that run
 
-The `carried_…` and `cached_…` measures need a pass of the model in forward mode for each policy and
-budget, which takes longer than the closed loop's. Those before need one run for all of them.
+The `carried_…` measures need a pass of the model in forward mode for each policy and budget, which
+takes longer than the closed loop's. Those before need one run for all of them.
 
 ### Means over the texts
 
@@ -164,28 +186,7 @@ corrected for their number), how many the measure orders as KL does.
 
 {tables.means_table(found, shown)}
 
-## Tasks
-
-Prompts of {PROMPT_TOKENS} tokens with an answer, made by h2osim (`h2osim evaluate --task`): a
-number in prose (`needle`), one of a list of keys and values (`pairs`), who lives where (`facts`),
-at evenly spread depths. Counted are those that the full cache answers: {asked}. Every measure is
-that of the prompt's own uncompressed run; `kl` is the closed loop's on the prompt, `kl on the
-texts` the geometric mean of the {len(found.texts)} texts.
-
-Spearman's correlation over the good policies of a measure with the log-probability that the answer
-loses, mean over prompts; last column: of its geometric mean with the share of wrong answers.
-
-{tables.answer_table(answered)}
-
-By kind of prompt, at 20 %:
-
-{tables.kind_table(answered, [*SHOWN, CEILING, "kl", "kl on the texts"])}
-
-Answered prompts in per cent, at {"/".join(tables.shares(found.budgets))}:
-
-{tables.accuracy_table(answered)}
-
-## Where they mislead
+{_tasks(answered, len(found.texts)) if answered else ""}## Where they mislead
 
 The pair of good policies that a measure puts in the wrong order most often at 20 %, on all texts;
 the ratios are those of the measure and of KL, geometric mean over texts where the order is wrong.
@@ -196,6 +197,24 @@ The same seen from the policies: KL over what a measure lets expect (a power of 
 to all texts) at 20 %, geometric mean over texts. Above 1 the model loses more than it says.
 
 {tables.factor_table(found)}
+
+Why, in numbers at 20 %. *First order* is `gradient_token`; *layers together / apart* its ratio to
+`gradient_alone`, in which the layers' errors are independent.
+
+{tables.cause_table(found)}
+
+* `recall` and `value_recall` add up mass, so that many tiny losses count like one large one of the
+  same sum: `tova` loses less mass than `h2o` and more of the output, `streaming` loses by far the
+  most mass and not the most KL.
+* `output_error_abs` counts every head's error by its own length, large in the lowest layers, where
+  it hardly matters: the residual error leaves the lowest two out, and divides by the stream.
+* `attention_error`, `output_error` and `residual_error` count the errors of all layers alike and as
+  if they had nothing to do with each other. Those of `streaming` fall on layers where they matter
+  little and hardly add up over layers; those of the other policies reinforce each other.
+* First-order measures follow errors upwards but stop at the second order. What is missing differs
+  between policies: see the last column.
+* `gradient_window` and `gradient_joint` estimate sums over many tokens from eight random
+  directions: chance alone moves them, which means over texts (above) show.
 
 ## What stands in the way
 

@@ -35,6 +35,11 @@ def within(interval: Interval) -> str:
     return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
+def _there(found: Found | Answers, names: Iterable[str]) -> list[str]:
+    """Those of the names that the table has."""
+    return [name for name in names if name in found.losses]
+
+
 def sources_table(names: Sequence[str]) -> str:
     """Where each text comes from; on which half it stands."""
     listed = {one.name: one for one in sources.listed()}
@@ -47,6 +52,16 @@ def sources_table(names: Sequence[str]) -> str:
         for i, name in enumerate(names)
     ]  # fmt: skip
     return markdown.table(["text", "genre", "licence", "from", "half", "sha256"], rows)
+
+
+def short_table(found: Found, names: Iterable[str]) -> str:
+    """Mean correlations on the reporting half, without intervals."""
+    half = found.reported
+    rows = [
+        [f"`{name}`", *(f"{x:.2f}" for x in found.correlations(name)[half].mean(axis=0))]
+        for name in _there(found, dict.fromkeys(names))
+    ]
+    return markdown.table(["measure", *shares(found.budgets)], rows)
 
 
 def kl_table(found: Found) -> str:
@@ -65,7 +80,7 @@ def correlation_table(found: Found) -> str:
     """Correlations on the reporting half, measure by measure, the best first."""
     half, b = found.reported, at_20(found.budgets)
     rows = []
-    for name in [*ordered(found, half), CEILING]:
+    for name in [*ordered(found, half), *_there(found, [CEILING])]:
         everything = found.interval(name, b, half, good=False)
         rows.append(
             [
@@ -81,7 +96,7 @@ def means_table(found: Found, names: Sequence[str]) -> str:
     """Correlations of means over the reporting half, and pairs that differ beyond doubt."""
     half = found.reported
     pairs, rows = found.decided(half), []
-    for name in names:
+    for name in _there(found, names):
         cells = []
         low = logs(found.losses[name][half]).mean(axis=0)
         for b, one in enumerate(found.of_means(name, half)):
@@ -123,13 +138,34 @@ def factor_table(found: Found) -> str:
     y = logs(found.kl[:, found.good, b])
     y = y - y.mean(axis=1, keepdims=True)
     columns = []
-    for name in FACTORS:
+    factors = _there(found, FACTORS)
+    for name in factors:
         x = logs(found.losses[name][:, found.good, b])
         x = x - x.mean(axis=1, keepdims=True)
         columns.append(np.exp((y - (x * y).sum() / (x * x).sum() * x).mean(axis=0)))
     names = [p for p, good in zip(found.policies, found.good, strict=True) if good]
     rows = [[f"`{p}`", *(f"{c[i]:.2f}" for c in columns)] for i, p in enumerate(names)]
-    return markdown.table(["policy", *(f"`{name}`" for name in FACTORS)], rows)
+    return markdown.table(["policy", *(f"`{name}`" for name in factors)], rows)
+
+
+def cause_table(found: Found) -> str:
+    """What policies do to the uncompressed run at 20 %, geometric means over all texts."""
+    b = at_20(found.budgets)
+    means = {name: np.exp(logs(x[..., b]).mean(axis=0)) for name, x in found.losses.items()}
+    means["kl"] = np.exp(np.log(found.kl[..., b]).mean(axis=0))
+    columns = {
+        "1 - recall": means["recall"],
+        "output error": means["output_error"],
+        "residual error": means["residual_error"],
+        "first order": means["gradient_token"],
+        "layers together / apart": means["gradient_token"] / means["gradient_alone"],
+        "KL / first order": means["kl"] / means["gradient_token"],
+    }
+    rows = [
+        [f"`{found.policies[i]}`", *(f"{x[i]:.3g}" for x in columns.values())]
+        for i in np.flatnonzero(found.good)
+    ]
+    return markdown.table(["policy", *columns], rows)
 
 
 def gap_table(found: Found) -> str:
@@ -166,7 +202,8 @@ def noise_table(found: Found) -> str:
 def spread_table(found: Found, names: Sequence[str]) -> str:
     """How far log KL strays from a power of each measure, within a text."""
     rows = [
-        [f"`{name}`", *(f"{x:.2f}" for x in found.spread(name, found.reported))] for name in names
+        [f"`{name}`", *(f"{x:.2f}" for x in found.spread(name, found.reported))]
+        for name in _there(found, names)
     ]
     return markdown.table(["measure", *shares(found.budgets)], rows)
 
@@ -184,7 +221,10 @@ def answer_table(found: Answers) -> str:
 def kind_table(found: Answers, names: Sequence[str]) -> str:
     """Correlations with what answers lose at 20 %, by kind of prompt."""
     b, kinds = at_20(found.budgets), list(found.asked)
-    rows = [[f"`{name}`", *(within(found.interval(name, b, k)) for k in kinds)] for name in names]
+    rows = [
+        [f"`{name}`", *(within(found.interval(name, b, k)) for k in kinds)]
+        for name in _there(found, names)
+    ]
     return markdown.table(["measure", *kinds], rows)
 
 
