@@ -11,6 +11,7 @@ from commands import Run, fails
 
 from h2osim.closed_loop.measures import CARRIED, MEASURES
 from h2osim.closed_loop.prompts import TASKS
+from h2osim.report.statistics import Interval
 from h2osim.studies import correlating, fidelity, fidelity_page, texts
 from h2osim.studies.answering import answers
 from h2osim.studies.tasks import read_table, write_table
@@ -69,7 +70,7 @@ def test_a_recall_is_turned_into_a_loss() -> None:
 
 
 def test_what_is_chosen_uses_one_half_of_the_texts() -> None:
-    made = table()
+    made = texts_of(table()).copy()
     even = made["text"].isin(list(made["text"].unique())[::2])
     made["residual_error"] = np.random.default_rng(2).random(len(made))
     made["output_error"] = made["kl"].where(even, 1 / made["kl"])
@@ -77,14 +78,14 @@ def test_what_is_chosen_uses_one_half_of_the_texts() -> None:
     found = correlating.correlate(made)
     assert found.chosen == "output_error"
     assert (found.correlations("attention_error")[found.reported] > 0.99).all()
-    assert (found.of_means("attention_error", found.reported) > 0.99).all()
-    assert (found.of_means("output_error", found.reported) < -0.99).all()
+    assert all(x.mean > 0.99 for x in found.of_means("attention_error", found.reported))
+    assert all(x.mean < -0.99 for x in found.of_means("output_error", found.reported))
     first = correlating.ordered(found, found.reported)
     assert first.index("attention_error") < first.index("recall") < first.index("output_error")
 
 
 def test_the_two_halves_of_a_text_are_compared() -> None:
-    made = table()
+    made = texts_of(table()).copy()
     made["kl_odd"] = 1 / made["kl"]
     assert (correlating.correlate(made).reliability() < -0.99).all()
 
@@ -99,7 +100,7 @@ def test_layers_are_fitted_by_relative_error() -> None:
 
 
 def test_the_fit_to_all_measures_orders_as_kl_does() -> None:
-    found = correlating.correlate(table(8))
+    found = correlating.correlate(texts_of(table(8)))
     assert found.correlations(correlating.LOGS)[found.reported].mean() > 0.9
 
 
@@ -119,7 +120,7 @@ def test_the_order_of_means_is_that_of_scipy() -> None:
     found = correlating.mean_order(a, b)
     assert found.mean == pytest.approx(spearmanr(a.mean(axis=0), b.mean(axis=0))[0])
     assert found.low < found.mean < found.high
-    assert correlating.mean_order(a, a) == correlating.Interval(1, 1, 1)
+    assert correlating.mean_order(a, a) == Interval(1, 1, 1)
     assert np.isnan(correlating.mean_order(a[:1], b[:1]).low)
 
 

@@ -11,6 +11,7 @@ pytest.importorskip("torch", reason="a running model needs the extra `record` (t
 pytest.importorskip("transformers", reason="a running model needs the extra `record`")
 
 import h2osim
+from h2osim.closed_loop.prompts import Task
 from h2osim.models import loading
 from h2osim.studies.fidelity import Fidelity
 from h2osim.support.errors import UserError
@@ -29,7 +30,7 @@ def test_texts_and_prompts_are_measured_alike(tmp_path: Path) -> None:
         "smollm2", tokens=80, prompt_len=40, policies=POLICIES, budgets=BUDGETS, probes=1
     )
     prompt = study.prompts()["facts-5"]
-    texts = {"short": TEXT.read_text(encoding="utf-8"), "facts-5": prompt}
+    texts: dict[str, str | Task] = {"short": TEXT.read_text(encoding="utf-8"), "facts-5": prompt}
     found = study.run(texts, tmp_path / "store", 1)
     assert found["text"].tolist() == ["short"] * 2 + ["facts-5"] * 2
     # An oracle's closed loop is the model with the evictions of the uncompressed run.

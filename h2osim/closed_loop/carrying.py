@@ -94,8 +94,8 @@ def measure(
 
     evictions: int32 [units, n] by layer, as a replay of the uncompressed run says.
     ``carried_variance`` is half the variance of J d under the prediction p, ``carried_kl`` the KL
-    of softmax(z + J d), z the logits. ``masked_kl`` is no measure of the uncompressed run: the model
-    runs with the same evictions, and the closed loop differs by a policy's decisions there only.
+    of softmax(z + J d), z the logits. ``masked_kl`` is no measure of the uncompressed run: the
+    model runs with the same evictions, and the closed loop differs by a policy's decisions only.
     """
     rows: dict[str, list[Any]] = {}
     rest = torch.tensor([list(ids[decoder.prompt_len :])], device=decoder.full.device)
