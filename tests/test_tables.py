@@ -52,10 +52,11 @@ LONG = {"unit", "--details", "info"}
 
 
 def cases() -> Iterator[Any]:
-    """Every command on one trace and on two; what takes seconds with the long tests."""
+    """Every command on one trace, and on two: most of these with the long tests."""
     for words in COMMANDS:
         for several in (False, True):
-            marks = [pytest.mark.nightly] if MANY in words and several else []
+            quick = not several or words[0] in ("optimum", "allocate")
+            marks = [] if quick else [pytest.mark.nightly]
             yield pytest.param(words, several, marks=marks, id=f"{' '.join(words)[:40]} {several}")
 
 
