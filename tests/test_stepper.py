@@ -246,7 +246,8 @@ def test_a_renormalised_entry_is_rounded_once() -> None:
     rule = dict(rank=nearest, state=("score",), update=latest, scores="cached")
     policy = Policy("mine", "", "", **rule)  # type: ignore[arg-type]
     stepper = Stepper(policy, 2)
-    naive = NaiveStepper(policy.with_params(), {"k": 2, "p": 1, "heads": 1}, {})
+    one = policy.with_params()
+    naive = NaiveStepper(one, one.numbers(2) | {"k": 2, "p": 1, "heads": 1}, {})
     for row, expected in (([1], []), ([1, 1], []), ([1, 1, 1], [2]), ([1, 1, 4, 1], [0])):
         assert stepper.step(np.array([row], np.uint16)).tolist() == expected
         assert sorted(naive.step([row])) == expected
