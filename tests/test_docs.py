@@ -150,8 +150,7 @@ def test_the_guides_python_runs(my: Path) -> None:
 
 @needs_prose
 def test_the_guides_commands_run(my: Path) -> None:
-    (commands,) = blocks("sh")
-    for line in commands.splitlines():
+    for line in filter(None, "".join(blocks("sh")).splitlines()):
         program, *words = line.split()
         assert program == "h2osim"
         assert "my.py" in run(my, "-m", "h2osim", *words) or words[0] == "policies"

@@ -1,4 +1,4 @@
-"""Finding policies: those of h2osim/policies/library, and files of the user's."""
+"""Finding policies: those of h2osim/policies/library, of installed packages, and files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import importlib.util
 import linecache
 import pkgutil
 from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from h2osim.policies.declaration import Policy
+from h2osim.policies.refusing import refuse
 from h2osim.support.errors import UserError
 from h2osim.support.wording import near
 
@@ -33,9 +35,12 @@ def find(name: str) -> Policy:
             raise UserError(f"policy file {name}: no such file")
         return _load(file, file.stat().st_mtime_ns)
     known = all_policies()
+    if name in plugins():
+        return _plugin(name)
     if name not in known:
         raise UserError(
-            f"unknown policy {name!r}{near(name, known)} (`h2osim policies` lists all {len(known)})"
+            f"unknown policy {name!r}{near(name, [*known, *plugins()])} "
+            f"(`h2osim policies` lists all {len(known) + len(plugins())})"
         )
     return known[name]
 
@@ -54,4 +59,30 @@ def _load(file: Path, changed: int) -> Policy:
     policy = getattr(module, "POLICY", None)
     if not isinstance(policy, Policy):
         raise UserError(f"policy file {file}: expected a module-level POLICY = Policy(…)")
+    refuse(policy)
+    return policy
+
+
+@cache
+def plugins() -> dict[str, EntryPoint]:
+    """Policies of installed packages by name: their entry points in the group h2osim.policies.
+
+    One of ours is never replaced.
+    """
+    found = {point.name: point for point in entry_points(group="h2osim.policies")}
+    return {name: point for name, point in found.items() if name not in all_policies()}
+
+
+@cache
+def _plugin(name: str) -> Policy:
+    point = plugins()[name]
+    where = f"policy {name}: entry point {point.value}"
+    try:
+        policy = point.load()
+    except Exception as error:  # whatever the package raises, it is one line to the user
+        raise UserError(f"{where}: {type(error).__name__}: {error}") from error
+    if not isinstance(policy, Policy) or policy.name != name:
+        found = f"policy {policy.name}" if isinstance(policy, Policy) else type(policy).__name__
+        raise UserError(f"{where}: found {found}, expected a Policy called {name}")
+    refuse(policy)
     return policy
