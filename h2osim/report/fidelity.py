@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TICKS = (0.5, 1, 2, 4)
+ACROSS = 4
+"""Panels beside each other."""
 
 
 def scatter_figure(
@@ -32,9 +34,12 @@ def scatter_figure(
         x = np.log(np.maximum(x, 1e-12))
         return np.exp(x - x.mean(axis=1, keepdims=True))
 
-    figure = canvas(4.2 * len(losses), 5)
-    panels = figure.subplots(1, len(losses), sharey=True, squeeze=False)[0]
-    for axes, (name, loss) in zip(panels, losses.items(), strict=True):
+    rows = -(-len(losses) // ACROSS)
+    figure = canvas(3.2 * ACROSS, 1 + 3 * rows)
+    panels = figure.subplots(rows, ACROSS, sharey=True, squeeze=False).ravel()
+    for axes in panels[len(losses) :]:
+        axes.set_axis_off()
+    for axes, (name, loss) in zip(panels, losses.items(), strict=False):
         for i, policy in enumerate(policies):
             style = line_style(i) | {"linestyle": "", "markersize": 4, "alpha": 0.8}
             axes.loglog(level(loss)[:, i], level(kl)[:, i], label=policy, **style)
@@ -44,7 +49,8 @@ def scatter_figure(
         open_axes(axes)
     panels[0].set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
     panels[0].set_yticks([], minor=True)
-    panels[0].set_ylabel(f"KL at {budget}, over the text's mean")
+    for axes in panels[::ACROSS]:
+        axes.set_ylabel(f"KL at {budget}, over the text's mean")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=4)
     return figure

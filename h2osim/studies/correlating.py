@@ -158,25 +158,30 @@ def cube(frame: pandas.DataFrame, column: str) -> Cube:
     return values.reshape([len(key) for key in keys])
 
 
-def measured(frame: pandas.DataFrame) -> dict[str, Cube]:
-    """By measure, large is bad: all that the table has."""
-    names = ["recall", *MEASURES, *CARRIED, CEILING]
-    cubes = {name: cube(frame, name) for name in names if name in frame}
+def measured(
+    frame: pandas.DataFrame, names: Sequence[str] = ("recall", *MEASURES)
+) -> dict[str, Cube]:
+    """By measure, large is bad."""
+    cubes = {name: cube(frame, name) for name in names}
     return {name: 1 - x if name in KEPT else x for name, x in cubes.items()}
 
 
-def correlate(frame: pandas.DataFrame) -> Found:
-    """All of the study's numbers from its table, without the prompts."""
+def correlate(frame: pandas.DataFrame, carried: bool = False) -> Found:
+    """All of the study's numbers from its table, without the prompts.
+
+    carried: with the measures that need a pass for each policy and budget, and the ceiling.
+    """
+    names = ["recall", *MEASURES, *([*CARRIED, CEILING] if carried else [])]
     texts, policies, budgets = (list(frame[key].unique()) for key in AXES)
     halves = cube(frame, "kl_even"), cube(frame, "kl_odd")
     found = Found(
-        texts, policies, budgets, cube(frame, "kl"), halves, measured(frame),
+        texts, policies, budgets, cube(frame, "kl"), halves, measured(frame, names),
         np.isin(policies, GOOD),
     )  # fmt: skip
-    names = [name for name in frame.columns if name.startswith("layer_residual_")]
-    layers = np.stack([cube(frame, name) for name in names], axis=-1)
+    by_layer = [name for name in frame.columns if name.startswith("layer_residual_")]
+    layers = np.stack([cube(frame, name) for name in by_layer], axis=-1)
     fits = {LAYERS: _fitted(found, layers, layer_weights)}
-    fitted_to = [(ONE_RUN, tuple(CARRIED))] + [(LOGS, ())] * (set(CARRIED) <= set(found.losses))
+    fitted_to = [(ONE_RUN, tuple(CARRIED)), (LOGS, ())][: 1 + carried]
     for fit, left_out in fitted_to:
         used = [name for name in found.measures if name not in left_out]
         x = np.stack([logs(found.losses[name]) for name in used], axis=-1)

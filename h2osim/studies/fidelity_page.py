@@ -16,20 +16,25 @@ from h2osim.studies import texts as sources
 from h2osim.studies.answering import Answers, answers
 from h2osim.studies.correlating import CEILING, LAYERS, LOGS, ONE_RUN, Found, correlate, ordered
 from h2osim.studies.fidelity import PROMPT_TOKENS
+from h2osim.support.errors import UserError
 
 if TYPE_CHECKING:
     import pandas
 
 GOAL = 0.95
-SHOWN = ("recall", "output_error", "residual_error", "carried_kl")
+NO_TASKS = " Answers to prompts are not in this table yet."
+SHOWN = ("recall", "output_error", "residual_error", ONE_RUN, "carried_kl")
 
 
 def write(frame: pandas.DataFrame, page: Path) -> None:
     """Write the page, and its figures into the folder of the page's name beside it."""
     asked = frame["full_exact"].notna() if "full_exact" in frame else frame["kl"].isna()
-    found = correlate(frame[~asked])
+    if frame[~asked]["text"].nunique() < 4:
+        raise UserError(f"--page {page}: a table of fewer than four texts says nothing of measures")
+    found = correlate(frame[~asked], carried="carried_kl" in frame)
     answered = answers(frame[asked], found.kl) if asked.any() else None
-    names = [name for name in dict.fromkeys([*SHOWN, found.chosen]) if name in found.losses]
+    shown = [*SHOWN, found.chosen, CEILING]
+    names = [name for name in dict.fromkeys(shown) if name in found.losses]
     b = tables.at_20(found.budgets)
     good = [p for p, is_good in zip(found.policies, found.good, strict=True) if is_good]
     scatter = scatter_figure(
@@ -37,8 +42,7 @@ def write(frame: pandas.DataFrame, page: Path) -> None:
         {name: found.losses[name][:, found.good, b] for name in names},
         good, f"{found.budgets[b]:.0%}",
     )  # fmt: skip
-    known = [name for name in (*names, CEILING) if name in found.losses]
-    curves = {name: _curve(found, name) for name in known}
+    curves = {name: _curve(found, name) for name in names}
     correlation = correlation_figure(found.budgets, curves)
     markdown.write(
         page, text(frame[~asked], found, answered, page.stem),
@@ -67,6 +71,7 @@ def _tasks(answered: Answers, texts: int) -> str:
         f"{kind} {int((answered.kinds == kind).sum())} of {number}"
         for kind, number in answered.asked.items()
     )
+    best = (1 - answered.wrong[:, answered.good].mean(axis=0)).max(axis=0)
     return f"""## Tasks
 
 Prompts of {PROMPT_TOKENS} tokens with an answer, made by h2osim (`h2osim evaluate --task`): a
@@ -77,13 +82,19 @@ texts` the geometric mean of the {texts} texts.
 
 Spearman's correlation over the good policies of a measure with the log-probability that the answer
 loses, mean over prompts, with bootstrap intervals of level .95 over prompts; last column: of its
-geometric mean with the share of wrong answers.
+geometric mean with the share of wrong answers, at the largest budget.
 
 {tables.answer_table(answered)}
 
 By kind of prompt, at 20 %:
 
-{tables.kind_table(answered, [*SHOWN, CEILING, "kl", "kl on the texts"])}
+{tables.kind_table(answered, [*SHOWN, "kl", "kl on the texts"])}
+
+The question comes after the prompt, when most of it is gone. No good policy answers more than
+{best[0]:.0%} of these prompts at the least budget and {best[-1]:.0%} at the largest, so exact match
+hardly orders them; what the answer's probability loses does. KL on the same prompt predicts that
+best, KL on other texts next to nothing: what a policy loses of prose says little of whether it
+keeps the one token that will be asked for.
 
 Answered prompts in per cent, at {"/".join(tables.shares(answered.budgets))}:
 
@@ -101,17 +112,20 @@ def text(frame: pandas.DataFrame, found: Found, answered: Answers | None, folder
     ].iloc[0]
     half, chosen = found.reported, f"`{found.chosen}`"
     mean = found.correlations(found.chosen)[half].mean(axis=0)
+    means = np.array([one.mean for one in found.of_means(found.chosen, half)])
     reached = "reaches" if (mean >= GOAL).all() else "does not reach"
     best = ordered(found, half)[0]
     results = f"docs/{folder}/results.csv.gz"
-    short = ["recall", "output_error", "residual_error", ONE_RUN, LOGS, found.chosen, CEILING]
-    ceiling = (
-        f""" `{CEILING}` is no measure: the model itself runs with what the policies evict on the
-uncompressed run. What knows only those evictions can hardly be expected to do better."""
-        if CEILING in found.losses
-        else ""
-    )
-    shown = list(dict.fromkeys([found.chosen, ONE_RUN, *SHOWN, CEILING]))
+    short = [
+        "recall",
+        "output_error",
+        "residual_error",
+        ONE_RUN,
+        "carried_kl",
+        found.chosen,
+        CEILING,
+    ]
+    shown = list(dict.fromkeys([found.chosen, *SHOWN[::-1], CEILING]))
     return f"""# Fidelity: which measure predicts what a model loses
 
 <!-- Written by `h2osim study fidelity --from {results} --page docs/{folder}.md`. -->
@@ -142,7 +156,11 @@ Correlation with KL over the good policies, mean over texts on which nothing was
 
 {tables.short_table(found, short)}
 
-The measure that the other texts chose, {chosen}, {reached} {GOAL} at every budget.{ceiling}
+The measure that the other texts chose, {chosen}, {reached} {GOAL} at every budget. Of geometric
+means over the texts it orders the policies with a correlation of {_by_budget(means, found)}.
+`{CEILING}` is no measure: the model itself runs with what the policies evict on the uncompressed
+run. What knows only those evictions can hardly be expected to do much better text by text.
+{"" if answered else NO_TASKS}
 
 ## What the closed loop loses
 
@@ -172,11 +190,12 @@ others:
 * `{LAYERS}`: a sum of the layers' squared residual errors with weights of at least 0, fitted to KL
 * `{ONE_RUN}`, `{LOGS}`: linear forms in the logarithms of the measures that need one run, and of
   all, fitted to the logarithm of KL
-* `{CEILING}`: KL of the model that runs with the evictions of the uncompressed run; no measure of
-  that run
+* `{CEILING}`: no measure of the uncompressed run: KL of the model that runs with what the policies
+  evict there
 
-The `carried_…` measures need a pass of the model in forward mode for each policy and budget, which
-takes longer than the closed loop's. Those before need one run for all of them.
+`{"`, `".join(CARRIED)}` and `{CEILING}` need a pass of the model for each policy and budget, about
+as long as the closed loop's own or longer, and were measured of the good policies. Those before
+need one run for all policies and budgets.
 
 ### Means over the texts
 
@@ -228,7 +247,8 @@ Were a measure KL itself with log-normal noise of this standard deviation, its c
 {tables.noise_table(found)}
 
 so {GOAL} asks for KL within some five per cent, text by text. This far log KL strays from a power
-of the measure (standard deviation over policies and texts):
+of a measure (standard deviation over policies and texts). `{CEILING}` strays because the running
+policies decide by other rows; what `carried_kl` strays more is beyond the first order:
 
 {tables.spread_table(found, shown)}
 

@@ -15,7 +15,7 @@ from h2osim.studies.correlating import CEILING, Found, logs, ordered, spearman
 
 GAPS = (1.0, 1.1, 1.3, np.inf)
 NOISE = (0.02, 0.05, 0.1, 0.2)
-FACTORS = ("recall", "output_error", "residual_error", "gradient_token", "carried_kl")
+FACTORS = ("recall", "output_error", "residual_error", "gradient_token")
 
 
 def shares(budgets: Iterable[float]) -> list[str]:
@@ -81,12 +81,13 @@ def correlation_table(found: Found) -> str:
     half, b = found.reported, at_20(found.budgets)
     rows = []
     for name in [*ordered(found, half), *_there(found, [CEILING])]:
-        everything = found.interval(name, b, half, good=False)
+        known = bool(np.isfinite(found.losses[name]).all())  # some are measured of the good only
+        everything = f"{found.interval(name, b, half, good=False).mean:.2f}" if known else "–"
         rows.append(
             [
                 f"**`{name}`**" if name == found.chosen else f"`{name}`",
                 *(within(found.interval(name, at, half)) for at in range(len(found.budgets))),
-                f"{everything.mean:.2f}", f"{100 * found.price(name, half):.1f} %",
+                everything, f"{100 * found.price(name, half):.1f} %",
             ]
         )  # fmt: skip
     return markdown.table(["measure", *shares(found.budgets), "all", "price"], rows)
@@ -213,9 +214,11 @@ def answer_table(found: Answers) -> str:
     rows = []
     for name in found.ordered():
         cells = [within(found.interval(name, b)) for b in range(len(found.budgets))]
-        exact = found.with_accuracy(name, at_20(found.budgets))
+        exact = found.with_accuracy(name, len(found.budgets) - 1)
         rows.append([f"`{name}`", *cells, within(exact)])
-    return markdown.table(["measure", *shares(found.budgets), "exact match at 20 %"], rows)
+    return markdown.table(
+        ["measure", *shares(found.budgets), f"exact match at {shares(found.budgets)[-1]}"], rows
+    )
 
 
 def kind_table(found: Answers, names: Sequence[str]) -> str:
