@@ -236,7 +236,8 @@ def _claims(
             "no" if tail_ln.mean > 0.5 or possible < 0.5 else power,
         ],
         [
-            "they correlate strongly with co-occurrence in the text", "3.2",
+            f"they correlate strongly (here: {STRONG} or more) with co-occurrence in the text",
+            "3.2",
             f"Spearman {_within(pairs)}; with mere frequency {_within(found.overall('count'))}; an "
             f"occurrence's score {_within(each)}",
             _grade(pairs.mean, STRONG, STRONG / 2),
