@@ -108,6 +108,10 @@ def test_the_integral_is_that_of_quadrature(a: float, b: float) -> None:
     assert _log_integral(a, b) == pytest.approx(np.log(wanted), abs=1e-9)
 
 
+def test_the_integral_near_the_power_law_is_its_first_two_terms() -> None:
+    assert _log_integral(1.0, 1e-10) == pytest.approx(-2e-10, rel=1e-6, abs=0)
+
+
 def test_the_integral_diverges_where_nothing_falls_off() -> None:
     assert _log_integral(-1.0, 0.0) == np.inf
 
