@@ -33,10 +33,11 @@ def test_texts_and_prompts_are_measured_alike(tmp_path: Path) -> None:
     texts: dict[str, str | Task] = {"short": TEXT.read_text(encoding="utf-8"), "facts-5": prompt}
     found = study.run(texts, tmp_path / "store", 1)
     assert found["text"].tolist() == ["short"] * 2 + ["facts-5"] * 2
-    # An oracle's closed loop is the model with the evictions of the uncompressed run.
-    oracle = found[found["policy"] == "future"]
-    assert oracle["masked_kl"].tolist() == pytest.approx(oracle["kl"].tolist(), rel=1e-3)
-    assert (found["carried_variance"] > 0).all()
+    # Errors are carried for the good policies on texts; h2o decides much the same by other rows.
+    there = (found["text"] == "short") & (found["policy"] == "h2o")
+    carried = found[["carried_variance", "carried_kl", "masked_kl"]]
+    assert (carried[there] > 0).all(axis=None) and carried[~there].isna().all(axis=None)
+    assert found["masked_kl"][there].iloc[0] == pytest.approx(found["kl"][there].iloc[0], rel=0.3)
 
     asked = found[found["text"] == "facts-5"]
     seen = h2osim.evaluate("smollm2", {"facts-5": prompt}, ["h2o"], list(BUDGETS))
