@@ -32,7 +32,8 @@ from statements.lipschitz import (
 )
 from torch.autograd import forward_ad
 
-from h2osim.closed_loop.attention import EvictingSession, Eviction, NoRows, PromptSession
+from h2osim.closed_loop.attention import EvictingSession, NoRows, PromptSession
+from h2osim.closed_loop.caches import Eviction
 from h2osim.models import loading
 from h2osim.models.hook import Session, hooked
 from h2osim.models.rows import Call
@@ -79,7 +80,7 @@ class _ErrorSession(EvictingSession):
     def __init__(self, *rest: Any, closed: bool):
         super().__init__(*rest)
         self._closed = closed
-        self._dense = EvictingSession(rest[0], rest[1], None, *rest[3:])
+        self._dense = EvictingSession(rest[0], rest[1], [], *rest[3:])
         self.errors: dict[int, torch.Tensor] = {}
 
     def output(self, call: Call) -> torch.Tensor:
@@ -145,9 +146,8 @@ class Perturbed:
         p, name = self.prompt_len, self._loaded.name
         prompt = PromptSession(name)
         cache = getattr(self._call(prompt, 0, p, True, None), self._loaded.cache_argument)
-        how = (Eviction(policy, budget), p, self.n, "group")
-        session = _ErrorSession(name, prompt.rows, *how, closed=closed)
-        session.seen = p
+        how = ([Eviction(policy, budget)], self.n, "group")
+        session = _ErrorSession(name, prompt, *how, closed=closed)
         logits = self._call(session, p, self.n, True, cache).logits[0]
         return session.errors, logits
 

@@ -12,7 +12,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from h2osim.closed_loop import carrying, uncompressed  # noqa: E402
-from h2osim.closed_loop.attention import Eviction, NoRows  # noqa: E402
+from h2osim.closed_loop.attention import NoRows  # noqa: E402
+from h2osim.closed_loop.caches import Eviction  # noqa: E402
 from h2osim.closed_loop.decoding import Decoder  # noqa: E402
 from h2osim.models.hook import Session, hooked  # noqa: E402
 from h2osim.models.loading import given  # noqa: E402

@@ -34,7 +34,7 @@ from honest_decoder import (  # noqa: E402
     tokens,
 )
 
-from h2osim.closed_loop.attention import Eviction  # noqa: E402
+from h2osim.closed_loop.caches import Eviction  # noqa: E402
 from h2osim.closed_loop.decoding import Decoder  # noqa: E402
 from h2osim.models import layers, loading  # noqa: E402
 from h2osim.models.loading import given  # noqa: E402

@@ -15,7 +15,7 @@ import torch
 from honest_decoder import Honest
 
 from h2osim.attention.fixed_point import fixed_from_bits
-from h2osim.closed_loop.attention import Eviction
+from h2osim.closed_loop.caches import Eviction
 from h2osim.closed_loop.decoding import Decoder
 from h2osim.closed_loop.evaluating import text_ids
 from h2osim.engines.naive import NaiveStepper

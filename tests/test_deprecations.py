@@ -19,7 +19,7 @@ transformers = pytest.importorskip("transformers", reason="needs the extra recor
 from tiny_models import FAMILIES, family, tokens  # noqa: E402
 
 import h2osim  # noqa: E402
-from h2osim.closed_loop.attention import Eviction  # noqa: E402
+from h2osim.closed_loop.caches import Eviction  # noqa: E402
 from h2osim.closed_loop.decoding import Decoder  # noqa: E402
 from h2osim.models.loading import given  # noqa: E402
 from h2osim.policies.text import parse  # noqa: E402

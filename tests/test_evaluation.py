@@ -18,7 +18,7 @@ from evaluation_cases import IDS, MODEL
 from honest_decoder import Letters, N, P, make, refused, tokens
 
 import h2osim
-from h2osim.closed_loop.attention import Eviction
+from h2osim.closed_loop.caches import Eviction
 from h2osim.closed_loop.decoding import Choice, Decoder, Prompt
 from h2osim.closed_loop.prompts import Question, Task, read_questions
 from h2osim.models import loading

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from evaluation_cases import IDS, MODEL, same
 from honest_decoder import P, make, refused, tokens
 
 import h2osim
-from h2osim.closed_loop.attention import Eviction
+from h2osim.closed_loop.caches import Eviction
 from h2osim.closed_loop.decoding import Decoder
 from h2osim.support.atomic import LEFTOVERS
 from h2osim.support.errors import UserError
@@ -30,13 +30,13 @@ from h2osim.support.errors import UserError
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The evicted passes that were computed."""
     seen: list[str] = []
-    plain = Decoder.evict
+    plain = Decoder.evict_each
 
-    def evict(self: Decoder, eviction: Eviction, *more: Any) -> Any:
-        seen.append(eviction.configured.text if eviction.configured else "")
-        return plain(self, eviction, *more)
+    def evict(self: Decoder, evictions: Sequence[Eviction], *more: Any) -> Any:
+        seen.extend(one.configured.text if one.configured else "" for one in evictions)
+        return plain(self, evictions, *more)
 
-    monkeypatch.setattr(Decoder, "evict", evict)
+    monkeypatch.setattr(Decoder, "evict_each", evict)
     yield seen
 
 

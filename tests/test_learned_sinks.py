@@ -12,7 +12,7 @@ from odd_models import SINKS, decoded, odd
 from tiny_models import NOISE, N, half_ulp, make, reference, squares, tokens, torch
 
 from h2osim import cli, open_trace, replay
-from h2osim.closed_loop.attention import Eviction
+from h2osim.closed_loop.caches import Eviction
 from h2osim.closed_loop.decoding import Decoder
 from h2osim.models import loading
 from h2osim.models.recording import record

@@ -16,7 +16,7 @@ transformers = pytest.importorskip(
 import measure_logits as logits  # noqa: E402
 from statements.lipschitz import log10_product  # noqa: E402
 
-from h2osim.closed_loop.attention import Eviction  # noqa: E402
+from h2osim.closed_loop.caches import Eviction  # noqa: E402
 from h2osim.closed_loop.decoding import Decoder  # noqa: E402
 from h2osim.models.loading import given  # noqa: E402
 

@@ -192,7 +192,7 @@ def prompt(p: int = 8, n: int = 12) -> Any:
         rows[:2, t, 1 if t % 2 else min(2, t)] += 0 if t < 2 else 0.5
         rows[2:, t, t] += 0 if t < 2 else 0.5
     bits = np.stack([pack(one) for one in round_to_bits(rows)])
-    inner = SimpleNamespace(rows={3: bits}, layers=(3,), units=lambda layer: 2)
+    inner = SimpleNamespace(rows={3: bits}.get, layers=(3,), units=lambda layer: 2)
     return SimpleNamespace(prompt=inner, prompt_len=p, n=n)
 
 
@@ -361,7 +361,7 @@ def test_mistakes_are_told_in_a_line(tmp_path: Path, run: Run) -> None:
 def test_a_run_measures_what_the_parts_of_the_package_do(tmp_path: Path) -> None:
     """SmolLM2: KL by the evaluation, removals by a decoder, and only what is missing again."""
     pytest.importorskip("torch")
-    from h2osim.closed_loop.attention import Eviction
+    from h2osim.closed_loop.caches import Eviction
     from h2osim.closed_loop.decoding import Decoder
     from h2osim.models.loading import load
 

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from h2osim.closed_loop import uncompressed  # noqa: E402
-from h2osim.closed_loop.attention import Eviction  # noqa: E402
+from h2osim.closed_loop.caches import Eviction  # noqa: E402
 from h2osim.closed_loop.decoding import Decoder  # noqa: E402
 from h2osim.models.loading import given  # noqa: E402
 from h2osim.replays.replaying import replay  # noqa: E402

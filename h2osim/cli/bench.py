@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from h2osim.cli.common import checked_trace, parse_budgets, read_text
-from h2osim.cli.options import DeviceOption
+from h2osim.cli.common import checked_trace, parse_batch, parse_budgets, read_text
+from h2osim.cli.options import BatchOption, DeviceOption
 from h2osim.cli.output import console, notice, print_json
 from h2osim.support.errors import UserError
 
@@ -95,9 +95,11 @@ def gpu(json: AsJson = False) -> None:
 def closed_loop(
     model: Annotated[str, typer.Option("--model", help="As for h2osim evaluate.")] = "smollm2",
     text: Annotated[
-        Path | None, typer.Option("--text", help="A UTF-8 text; default: a bundled one.")
+        list[Path] | None,
+        typer.Option("--text", help="UTF-8 texts; default: a bundled one, random ids for a grid."),
     ] = None,
-    n: Annotated[int, typer.Option("--n", min=3, help="Tokens of the text.")] = 768,
+    more: Annotated[list[Path] | None, typer.Argument(metavar="", hidden=True)] = None,
+    n: Annotated[int, typer.Option("--n", min=3, help="Tokens of each text.")] = 768,
     prompt_len: Annotated[
         int, typer.Option("--prompt-len", min=1, help="Tokens of the prompt.")
     ] = 256,
@@ -109,6 +111,16 @@ def closed_loop(
     ] = "10%",
     device: DeviceOption = "cpu",
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs; medians count.")] = 5,
+    grid: Annotated[
+        str | None,
+        typer.Option(
+            "--grid",
+            metavar="TEXTSxPOLICIESxBUDGETS",
+            help="Time a study of this size too; default: 16x12x5 (or as many texts as given) on a "
+            "GPU, none on a CPU.",
+        ),
+    ] = None,
+    batch: BatchOption = "auto",
     json: AsJson = False,
 ) -> None:
     """A pass with a policy in force, against a plain forward pass; one thread on a CPU."""
@@ -121,18 +133,39 @@ def closed_loop(
     asked = parse_budgets(budget)
     if isinstance(asked, str) or len(asked) != 1:
         raise UserError(f"--budget: found {budget!r}, expected one")
-    path = text or traces() / "texts" / "prose.txt"
-    words = read_text(path, "--text")
+    paths = [*(text or []), *(more or [])] or [traces() / "texts" / "prose.txt"]
+    words = {str(path): read_text(path, "--text") for path in paths}
+    default = f"{len(words) if text else 16}x12x5" if device.startswith("cuda") else ""
+    size, at_once = _grid(grid or default), parse_batch(batch)
+    if size and text and len(words) < size[0]:
+        raise UserError(f"--grid: {size[0]} texts, but --text names {len(words)}")
     loading.require()
-    from h2osim.bench.closed_loop import measure
+    from h2osim.bench import closed_loop as measuring
     from h2osim.closed_loop.decoding import placed
 
     loaded = placed(loading.load(model), device)
-    ids = text_ids(loaded, path.name, words, n)
-    show(
-        measure(loaded, ids, first_step(path.name, n, prompt_len), configured, asked[0], repeats),
-        json,
-    )
+    texts = {name: text_ids(loaded, name, some, n) for name, some in words.items()}
+    name, ids = next(iter(texts.items()))
+    p = first_step(name, n, prompt_len)
+    lines = measuring.measure(loaded, ids, p, configured, asked[0], repeats)
+    if size:
+        lines += measuring.measure_grid(
+            loaded, measuring.grid_texts(loaded, texts if text else {}, size[0], n), p,
+            configure(split_policies(measuring.GRID_POLICIES)[: size[1]]),
+            measuring.GRID_BUDGETS[: size[2]], at_once,
+        )  # fmt: skip
+    show(lines, json)
+
+
+def _grid(text: str) -> list[int]:
+    """16x12x5 as numbers; none of an empty text."""
+    found = [int(word) for word in text.split("x") if word.isascii() and word.isdecimal()]
+    if text and (len(found) != 3 or not (found[0] >= 1 <= found[1] <= 12 and 1 <= found[2] <= 5)):
+        raise UserError(
+            f"--grid: found {text!r}, expected TEXTSxPOLICIESxBUDGETS, up to 12 policies and 5 "
+            "budgets: 16x12x5"
+        )
+    return found
 
 
 def _units(trace: str | None, n: int, layer: int | None) -> list[Unit]:

@@ -101,6 +101,15 @@ def parse_integers(text: str | None, option: str) -> list[int] | None:
     return [int(word) for word in words]
 
 
+def parse_batch(text: str) -> int | None:
+    """Read ``auto`` (None) or a number of passes."""
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdecimal() and int(text)):
+        raise UserError(f"--batch: found {text!r}, expected auto or a number from 1 on")
+    return int(text)
+
+
 def parse_assignments(words: Sequence[str], option: str) -> dict[str, str]:
     """Read ``x=1`` words into a dictionary; the values stay text."""
     pairs: dict[str, str] = {}

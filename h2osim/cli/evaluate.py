@@ -10,6 +10,7 @@ import typer
 from h2osim.cli.common import (
     Share,
     command_line,
+    parse_batch,
     parse_budgets,
     parse_integers,
     parse_policies,
@@ -17,6 +18,7 @@ from h2osim.cli.common import (
     read_text,
 )
 from h2osim.cli.options import (
+    BatchOption,
     Dask,
     DeviceOption,
     FormatOption,
@@ -94,6 +96,7 @@ def evaluate(
     share: ShareOption = Share.group,
     layers: Layers = None,
     device: DeviceOption = "cpu",
+    batch: BatchOption = "auto",
     store: Annotated[
         Path | None,
         typer.Option(
@@ -154,6 +157,7 @@ def evaluate(
             temperature=temperature,
             mask_from=mask_from,
             device=device,
+            batch=parse_batch(batch),
             store=store,
             jobs=jobs,
             dask=dask,

@@ -54,6 +54,14 @@ FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to pri
 DeviceOption = Annotated[
     str, typer.Option("--device", help="Where the model runs: cpu, cuda or cuda:1.")
 ]
+BatchOption = Annotated[
+    str,
+    typer.Option(
+        "--batch",
+        metavar="auto|N",
+        help="Passes of a text at once; auto: on a GPU as many as fit, on a CPU one.",
+    ),
+]
 Outputs = Annotated[
     list[Path] | None,
     typer.Option(

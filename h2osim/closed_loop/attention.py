@@ -15,298 +15,231 @@ policy sees a rounded to float16, as a recorded trace would hold it.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from h2osim.attention.fixed_point import fixed_from_bits
-from h2osim.attention.row_loops import pack
-from h2osim.attention.triangle import tri
-from h2osim.engines.request import Job
-from h2osim.engines.stepper import Stepper
+from h2osim.closed_loop.caches import (
+    Eviction,
+    LayerCache,
+    LayerFound,
+    MaskedLayer,
+    PolicyLayer,
+    layer_jobs,
+    packed,
+    units_of,
+)
 from h2osim.models.hook import Session
-from h2osim.models.rows import BLOCK_BYTES, Call, Layer, RowBlock, mix, softmax_blocks
-from h2osim.policies.declaration import Configured
-from h2osim.policies.roles import arguments
-from h2osim.traces.unit import split_layer
+from h2osim.models.rows import (
+    BLOCK_BYTES,
+    Call,
+    Layer,
+    RowBlock,
+    logits,
+    mix,
+    softmax_,
+    softmax_blocks,
+)
 
-GPU_BLOCK_BYTES = 256 << 20
-"""Memory for the logits of one block of rows on a GPU."""
-
-
-@dataclass(frozen=True)
-class LayerFound:
-    """What the policy did in one layer, in exact integers.
-
-    kept, masses: int64 [units, steps], mass of each decode row on what it attended, and in all
-    (fixed point, multiples of 2**-24). evicted_at: int32 [units, n], the step after which a token
-    is never attended again; n if it stays.
-    """
-
-    kept: NDArray[np.int64]
-    masses: NDArray[np.int64]
-    evicted_at: NDArray[np.int32]
-
-
-class LiveLayer:
-    """A layer of the running model, in the form in which a unit reads a trace.
-
-    Rules that ask for norms of keys or values read them from here; rows come block by block.
-    """
-
-    path: Path | None = None
-    stores: tuple[str, ...] = ("scores",)
-
-    def __init__(self, name: str, tensors: dict[str, NDArray[Any]]):
-        self.name = name
-        self._tensors = tensors
-
-    def tensors(self, layer: int) -> tuple[str, ...]:
-        """Names of the tensors there are."""
-        return tuple(self._tensors)
-
-    def tensor(self, layer: int, name: str) -> NDArray[Any]:
-        """Keys and values float32 [KV heads, n, d]; KeyError for anything else."""
-        return self._tensors[name]
-
-    def layer_entry(self, layer: int) -> dict[str, Any]:
-        """Nothing is recorded of the layer."""
-        return {}
-
-    def where(self, layer: int) -> str:
-        """The layer's name, for messages."""
-        return f"{self.name}, layer {layer}"
-
-    def check_layer(self, layer: int) -> None:
-        """There is nothing to check: the rows are made as they are read."""
+GPU_BLOCK_BYTES = 1 << 30
+"""Memory for the logits of one block of rows on a GPU, where half of it is free; else half that."""
+FAINT = 1e-30
+"""Rows that gave less of their mass to what is left are made anew: float32 ends at 1e-45."""
+PROMPT_BYTES = 1 << 29
+"""Memory for the prompt's rows, all layers together; beyond it they are made again when needed."""
 
 
 class PromptSession(Session):
-    """Runs the prompt densely and keeps its rows, float16 patterns [heads, tri(p)] a layer.
+    """Runs the prompt densely, and has its rows for every pass.
 
     called: what each layer is.
     """
 
     def __init__(self, model: str):
         super().__init__(model, NoRows())
-        self.rows: dict[int, NDArray[np.uint16]] = {}
         self.called: dict[int, Layer] = {}
+        self._calls: dict[int, Call] = {}
+        self._kept: dict[int, NDArray[np.uint16]] = {}
 
     def output(self, call: Call) -> torch.Tensor:
-        """Dense attention; the rows are kept."""
-        output, rows = call.empty_output(), []
+        """Dense attention; the rows are kept while there is room for them."""
+        output, index, rows = call.empty_output(), call.layer.index, []
+        heads, length = call.q.shape[:2]
+        room = PROMPT_BYTES - sum(some.nbytes for some in self._kept.values())
+        keep = heads * length * (length + 1) <= room
         for block in _blocks(call):
-            rows.append(pack_rows(block))
+            if keep:
+                rows.append(pack_rows(block))
             mix(block, call, output)
-        self.rows[call.layer.index] = np.concatenate(rows, axis=1)
-        self.called[call.layer.index] = call.layer
+        if keep:
+            self._kept[index] = np.concatenate(rows, axis=1)
+        else:
+            self._calls[index] = call
+        self.called[index] = call.layer
         return output
 
-
-@dataclass(frozen=True)
-class Eviction:
-    """What evicts in a pass, and how much each unit may keep.
-
-    configured: the policy. budgets: tokens, one number for all units, or int64 [units] by the
-    model's layer. masks: instead of the policy's own decisions, the step after which each token is
-    never attended again, int32 [units, n] by layer.
-    """
-
-    configured: Configured | None
-    budgets: int | Mapping[int, NDArray[np.int64]]
-    masks: Mapping[int, NDArray[np.int32]] | None = None
-
-    def of(self, layer: int, units: int) -> list[int]:
-        """Tokens for each unit of a layer."""
-        if isinstance(self.budgets, int):
-            return [self.budgets] * units
-        return [int(k) for k in self.budgets[layer]]
+    def rows(self, layer: int) -> Iterator[tuple[int, int, NDArray[np.uint16]]]:
+        """Rows of a layer in blocks: the first, the one after the last, and float16 patterns
+        [heads, packed].
+        """
+        if layer in self._kept:
+            yield 0, self.seen, self._kept[layer]
+        else:
+            for block in _blocks(self._calls[layer]):
+                yield block.start, block.start + block.p.shape[1], pack_rows(block)
 
 
 class EvictingSession(Session):
     """Runs the decode steps of a text with a policy in force, in one call of the model or several.
 
-    prompt_rows: of :class:`PromptSession`. eviction None: the full cache, computed by the same
-    operations in the same order. n: tokens of the whole text. layers: where the policy is in force
-    (None: in every layer); in the others nothing is evicted.
+    evictions: one for each of the sequences that the model is called with; none: one sequence with
+    the full cache, computed by the same operations in the same order. prompt: the one before. n:
+    tokens of the whole text. layers: where the policy is in force (None: in every layer); in the
+    others nothing is evicted.
+
+    Sequences do not know of each other. Their policies run in as many threads as PyTorch's, while
+    rows come from a GPU.
     """
 
     def __init__(
         self,
         model: str,
-        prompt_rows: dict[int, NDArray[np.uint16]],
-        eviction: Eviction | None,
-        prompt_len: int,
+        prompt: PromptSession,
+        evictions: Sequence[Eviction],
         n: int,
         share: str,
         layers: Sequence[int] | None = None,
     ):
-        super().__init__(model, NoRows())
-        self._prompt_rows, self._eviction = prompt_rows, eviction
-        self._prompt_len, self._n = prompt_len, n
-        self._share, self._layers = share, layers
-        self._caches: dict[int, _LayerCache] = {}
+        super().__init__(model, NoRows(), seen=prompt.seen, copies=len(evictions) or 1)
+        self._prompt, self._evictions = prompt, evictions
+        self._n, self._share, self._layers = n, share, layers
+        self._caches: dict[int, list[LayerCache]] = {}
+        self.lost = [False] * len(evictions)
+        self._prompt_len = prompt.seen
 
-    @property
-    def found(self) -> dict[int, LayerFound]:
-        """What the policy has done so far, by the model's layer."""
-        return {index: cache.found() for index, cache in self._caches.items()}
+    def found(self, copy: int = 0) -> dict[int, LayerFound]:
+        """What the policy of one sequence has done so far, by the model's layer."""
+        return {index: caches[copy].found() for index, caches in self._caches.items()}
 
     def output(self, call: Call) -> torch.Tensor:
-        """Attention over what the policy has left in each row."""
-        output, cache = call.empty_output(), self._cache(call)
-        for block in _blocks(call):
-            if cache is not None:
-                attended = cache.feed(block)
-                if not bool(attended.all()):  # else the row is the full one, to the last bit
-                    units, rows, columns = attended.shape
-                    by_unit = block.p.view(units, -1, rows, columns)
-                    by_unit.mul_(attended[:, None].to(block.p.dtype))
-                    total = block.p.sum(dim=2, keepdim=True)
-                    if call.sinks is not None:  # a learned sink keeps its share of what is left
-                        total += (call.sinks[:, None] - block.lse).exp()[:, :, None]
-                    block.p.div_(total)
-            mix(block, call, output)
+        """Attention over what the policies have left in each row."""
+        output = call.empty_output()
+        evicting = self._layers is None or call.layer.index in self._layers
+        with ThreadPoolExecutor(min(self.copies, torch.get_num_threads())) as pool:
+            each = map if self.copies == 1 else pool.map
+            caches = self._layer(call, each) if evicting and self._evictions else []
+            for block in _blocks(call):
+                if caches:
+                    self._drop(call, block, self._feed(caches, block, each))
+                mix(block, call, output)
         return output
 
-    def _cache(self, call: Call) -> _LayerCache | None:
-        index, eviction = call.layer.index, self._eviction
-        if eviction is None or (self._layers is not None and index not in self._layers):
-            return None
-        if index not in self._caches:
-            if eviction.masks is not None:
-                self._caches[index] = _MaskedLayer(eviction.masks[index])
-            else:
-                jobs = self._jobs(call, eviction)
-                self._caches[index] = _PolicyLayer(jobs, self._prompt_rows[index])
-        elif isinstance(cache := self._caches[index], _PolicyLayer) and cache.asks:
-            cache.jobs = self._jobs(call, eviction)
-        return self._caches[index]
+    def _drop(self, call: Call, block: RowBlock, attended: torch.Tensor) -> None:
+        """Renormalise rows over the keys attended, bool [all units, rows, columns]."""
+        units, rows, columns = attended.shape
+        whole = attended.all(dim=2)  # such a row is the full one, to the last bit
+        same = whole.view(self.copies, -1).all(dim=1).tolist()
+        self.lost = [lost or not one for lost, one in zip(self.lost, same, strict=True)]
+        if all(same):
+            return
+        by_unit = block.p.view(units, -1, rows, columns)
+        by_unit.mul_(attended[:, None].to(block.p.dtype))
+        total = by_unit.sum(dim=3)
+        if call.sinks is not None:  # a learned sink keeps its share of what is left
+            total += (call.sinks[:, None] - block.lse).exp().view_as(total)
+        by_unit.div_(total.masked_fill_(whole[:, None], 1)[..., None])
+        if bool((faint := total < FAINT).any()):
+            x, _ = logits(call, block.start - call.start, block.start - call.start + rows)
+            x.view_as(by_unit).masked_fill_(~attended[:, None], -torch.inf)
+            softmax_(x, call.sinks)
+            by_unit.copy_(torch.where(faint[..., None], x.view_as(by_unit), by_unit))
 
-    def _jobs(self, call: Call, eviction: Eviction) -> list[Job]:
-        assert eviction.configured is not None
-        layer, origin, n = call.layer, call.origin, self._n
-        tensors = {"k": _whole(call.k, origin, n), "v": _whole(call.v, origin, n)}
-        live = LiveLayer(self.model, tensors)
-        units = split_layer(
-            live, layer.index, range(layer.heads), range(layer.kv_heads), n, self._share
-        )
-        budgets = eviction.of(layer.index, len(units))
-        return [
-            Job(unit, eviction.configured, budget, self._prompt_len)
-            for unit, budget in zip(units, budgets, strict=True)
-        ]
+    def _feed(
+        self, caches: Sequence[LayerCache], block: RowBlock, each: Callable[..., Any]
+    ) -> torch.Tensor:
+        """Give all caches their rows; which keys they attend, bool [all units, rows, columns]."""
+        (_, rows, columns), device = block.p.shape, block.p.device
+        start, stop, seen = block.start, block.start + rows, slice(block.first, None)
 
+        def feed(cache: LayerCache, part: Callable[[], NDArray[np.uint16]]) -> Any:
+            cache.feed(part(), block.start, block.first)
+            return cache.evicted_at()[:, block.first : block.first + columns]
 
-class _LayerCache(ABC):
-    """The caches of one layer: takes rows, says what they attend and what became of the tokens."""
-
-    def __init__(self) -> None:
-        self._kept: list[NDArray[np.int64]] = []
-        self._masses: list[NDArray[np.int64]] = []
-
-    @abstractmethod
-    def feed(self, block: RowBlock) -> torch.Tensor:
-        """Take rows; which keys each of them attends, bool [units, rows, columns]."""
-
-    @abstractmethod
-    def evicted_at(self) -> NDArray[np.int32]:
-        """The step after which each token is never attended again, [units, tokens so far]."""
-
-    def found(self) -> LayerFound:
-        """What happened in this layer."""
-        kept, masses = (np.concatenate(x, axis=1) for x in (self._kept, self._masses))
-        return LayerFound(kept, masses, self.evicted_at())
-
-
-class _PolicyLayer(_LayerCache):
-    """The policy on the units of one layer, fed with the prompt's rows, then with decode rows.
-
-    jobs: what is known of the units; where the policy asks for numbers of keys or values, of the
-    tokens that there are so far.
-    """
-
-    def __init__(self, jobs: Sequence[Job], prompt_rows: NDArray[np.uint16]):
-        super().__init__()
-        configured = jobs[0].configured
-        self.jobs, self.asks = jobs, bool(configured.policy.inputs)
-        self._visible = configured.policy.visible is not None
-        self._stepper = Stepper(
-            configured,
-            [job.budget for job in jobs],
-            prompt_len=jobs[0].prompt_len,
-            heads=len(jobs[0].unit.heads),
-            inputs={name: self._input(name) for name in configured.policy.inputs},
-        )
-        self._feed(prompt_rows, 0, jobs[0].prompt_len)
-
-    def feed(self, block: RowBlock) -> torch.Tensor:
-        """Take rows; which keys each of them attends, bool [units, rows, columns]."""
-        start, stop = block.start, block.start + block.p.shape[1]
-        self._feed(pack_rows(block), start, stop)
-        self._kept.append(self._stepper.kept)
-        self._masses.append(self._stepper.masses)
-        attended = _still_there(self._stepper.evicted_at, block)
-        if self._visible:
-            columns = slice(block.first, block.first + block.p.shape[2])
-            seen = np.stack([_visible(job, start, stop)[:, columns] for job in self.jobs])
-            attended &= torch.from_numpy(seen).to(attended.device)
+        last = np.concatenate(list(each(feed, caches, _half(block.p, self.copies))))
+        t = torch.arange(start, stop, device=device)
+        attended = torch.from_numpy(last).to(device)[:, None, :] >= t[:, None]
+        for units, cache in zip(attended.chunk(self.copies), caches, strict=True):
+            if (visible := cache.visible(start, stop)) is not None:
+                units &= torch.from_numpy(visible[:, :, seen]).to(device)
         return attended
 
-    def evicted_at(self) -> NDArray[np.int32]:
-        """As the stepper says."""
-        found: NDArray[np.int32] = self._stepper.evicted_at
+    def _layer(self, call: Call, each: Callable[..., Any]) -> list[LayerCache]:
+        """The caches of a layer, one for each sequence; new ones get the prompt's rows."""
+        index, units = call.layer.index, units_of(call.layer, self._share)
+        if found := self._caches.get(index):
+            for copy, cache in enumerate(found):
+                if isinstance(cache, PolicyLayer) and cache.asks:
+                    cache.jobs[:] = self._jobs(call, copy)
+            return found
+        found = self._caches[index] = []
+        for copy, eviction in enumerate(self._evictions):
+            if eviction.masks is not None:
+                found.append(MaskedLayer(eviction.masks[index]))
+                continue
+            assert eviction.configured is not None
+            found.append(
+                PolicyLayer(
+                    eviction.configured, eviction.of(index, units), self._prompt_len,
+                    call.layer.heads // units, self._jobs(call, copy),
+                )
+            )  # fmt: skip
+        new = [cache for cache in found if isinstance(cache, PolicyLayer)]
+        for start, stop, bits in self._prompt.rows(index) if new else ():
+            list(each(lambda cache: cache.feed_packed(bits, start, stop), new))  # noqa: B023
         return found
 
-    def _input(self, name: str) -> Callable[[int, int], NDArray[np.float64]]:
-        return lambda start, stop: np.stack([job.inputs[name][start:stop] for job in self.jobs])
-
-    def _feed(self, bits: NDArray[np.uint16], start: int, stop: int) -> None:
-        """Feed packed rows [heads, packed]; the heads of a unit stand together."""
-        units = bits.reshape(len(self.jobs), -1, bits.shape[1])
-        units.flags.writeable = False
-        self._stepper.feed(units, start, start, stop)
+    def _jobs(self, call: Call, copy: int) -> Any:
+        one = self._evictions[copy]
+        return layer_jobs(self.model, call, copy, self._n, self._share, self._prompt_len, one)
 
 
-class _MaskedLayer(_LayerCache):
-    """Caches that lose what a replay evicted, whatever the rows are now."""
-
-    def __init__(self, evicted_at: NDArray[np.int32]):
-        super().__init__()
-        self._evicted_at = evicted_at
-
-    def feed(self, block: RowBlock) -> torch.Tensor:
-        """Take rows; which keys each of them attends, bool [units, rows, columns]."""
-        attended = _still_there(self._evicted_at, block)
-        bits = block.p.to(torch.float16).cpu().numpy().view(np.uint16)
-        fixed = fixed_from_bits(bits).reshape(len(attended), -1, *bits.shape[1:])
-        self._kept.append((fixed * attended.cpu().numpy()[:, None]).sum(axis=(1, 3)))
-        self._masses.append(fixed.sum(axis=(1, 3)))
-        return attended
-
-    def evicted_at(self) -> NDArray[np.int32]:
-        """As the replay said."""
-        return self._evicted_at
+def _half(p: torch.Tensor, copies: int) -> list[Callable[[], NDArray[np.uint16]]]:
+    """Rows rounded to float16, as patterns on the host: for each sequence what waits for them."""
+    half = p.to(torch.float16)
+    if half.device.type == "cpu":
+        return [partial(_patterns, part) for part in half.chunk(copies)]
+    host = torch.empty(half.shape, dtype=half.dtype, pin_memory=True)
+    ready: list[Callable[[], NDArray[np.uint16]]] = []
+    for here, there in zip(host.chunk(copies), half.chunk(copies), strict=True):
+        here.copy_(there, non_blocking=True)
+        copied = torch.cuda.current_stream(half.device).record_event()
+        ready.append(partial(_waited, here, copied))
+    return ready
 
 
-def _still_there(evicted_at: NDArray[np.int32], block: RowBlock) -> torch.Tensor:
-    """Which tokens have not been evicted before each row, bool [units, rows, columns]."""
-    device, (_, rows, columns) = block.p.device, block.p.shape
-    last = torch.from_numpy(evicted_at[:, block.first : block.first + columns]).to(device)
-    t = torch.arange(block.start, block.start + rows, device=device)
-    return last[:, None, :] >= t[:, None]
+def _waited(rows: torch.Tensor, copied: torch.cuda.Event) -> NDArray[np.uint16]:
+    copied.synchronize()
+    return _patterns(rows)
+
+
+def _patterns(rows: torch.Tensor) -> NDArray[np.uint16]:
+    return rows.numpy().view(np.uint16)
 
 
 def _blocks(call: Call) -> Iterator[RowBlock]:
     """The rows of a call, in blocks that fit a core's cache, or that keep a GPU busy."""
-    return softmax_blocks(call, BLOCK_BYTES if call.q.device.type == "cpu" else GPU_BLOCK_BYTES)
+    room = BLOCK_BYTES
+    if call.q.device.type == "cuda":
+        free = torch.cuda.mem_get_info(call.q.device)[0]
+        free += torch.cuda.memory_reserved(call.q.device)
+        free -= torch.cuda.memory_allocated(call.q.device)
+        room = min(GPU_BLOCK_BYTES, max(BLOCK_BYTES, free // 8))
+    return softmax_blocks(call, room)
 
 
 class NoRows:
@@ -324,36 +257,6 @@ class NoRows:
         """Nothing to do."""
 
 
-def _whole(x: torch.Tensor, origin: int, n: int) -> NDArray[np.float32]:
-    """float32 [KV heads, n, d]; zeros for tokens that lie before the model's own cache."""
-    found = np.zeros((x.shape[0], n, x.shape[2]), np.float32)
-    found[:, origin : origin + x.shape[1]] = x.float().cpu().numpy()
-    return found
-
-
 def pack_rows(block: RowBlock) -> NDArray[np.uint16]:
     """Rows rounded to float16: packed patterns [heads, packed] from row `block.start` on."""
-    half = block.p.to(torch.float16).cpu().numpy().view(np.uint16)
-    rows = half.shape[1]
-    bits = np.zeros((half.shape[0], tri(block.start + rows) - tri(block.start)), np.uint16)
-    pack(half, block.start, block.first, bits)
-    return bits
-
-
-def _visible(job: Job, start: int, stop: int) -> NDArray[np.bool_]:
-    """Which tokens the rule lets rows start … stop-1 attend, bool [rows, n]."""
-    rule = job.configured.policy.visible
-    assert rule is not None
-    wanted = arguments(rule)
-    known = tuple(sorted((k, v) for k, v in job.scalars.items() if k in wanted))
-    return np.stack([_visible_row(rule, known, t, job.unit.n) for t in range(start, stop)])
-
-
-@cache
-def _visible_row(rule: Any, known: tuple[tuple[str, Any], ...], t: int, n: int) -> Any:
-    values, wanted = dict(known), arguments(rule)
-    found = np.ones(n, bool)
-    for j in range(t + 1):
-        values |= {"t": t, "pos": j, "age": t - j}
-        found[j] = rule(*[values[name] for name in wanted])
-    return found
+    return packed(_half(block.p, 1)[0](), block.start, block.first)

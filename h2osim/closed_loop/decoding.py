@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from h2osim.closed_loop.attention import EvictingSession, Eviction, LayerFound, PromptSession
+from h2osim.closed_loop.attention import EvictingSession, PromptSession
+from h2osim.closed_loop.caches import Eviction, LayerFound, units_of
 from h2osim.models.hook import Session, hooked
 from h2osim.models.layers import call, probe
 from h2osim.models.loading import Model, quiet
 from h2osim.support.errors import UserError
 
-_ROWS = 64  # rows of log-probabilities that are compared at a time
+_ROWS = {"cpu": 64, "cuda": 1024}  # rows of log-probabilities that are compared at a time
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,28 @@ def placed(loaded: Model, device: str) -> Model:
     return loaded
 
 
+class OutOfMemory(UserError):
+    """A pass, or several at once, did not fit."""
+
+
+@contextmanager
+def _memory(loaded: Model, copies: int, n: int) -> Iterator[None]:
+    """Turn whatever says that memory ran out into one line."""
+    try:
+        yield
+    except (UserError, RuntimeError, MemoryError) as error:
+        cause = error.__cause__ or error
+        said = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+        kinds = (torch.OutOfMemoryError, MemoryError)
+        if not isinstance(cause, kinds) and not any(words in str(cause) for words in said):
+            raise
+        several = f" in {copies} passes at a time" if copies > 1 else ""
+        raise OutOfMemory(
+            f"{loaded.name} on {loaded.model.device}: out of memory with {n} tokens{several}; take "
+            "fewer (--tokens), or another device"
+        ) from None
+
+
 class Prompt:
     """A prompt of p tokens, read densely once; every pass begins with a copy of its cache.
 
@@ -92,36 +116,55 @@ class Prompt:
         self._cache = getattr(result, loaded.cache_argument, None)
         if self._cache is None:
             raise session.refuse("it keeps no cache of keys and values, so it cannot decode")
-        self.rows, self._found = session.rows, session.called
+        self.read, self._found = session, session.called
         self.last = result.logits[0, -1]
+
+    def rows(self, layer: int) -> NDArray[np.uint16]:
+        """The prompt's rows of a layer: float16 patterns [heads, packed]."""
+        return np.concatenate([bits for _, _, bits in self.read.rows(layer)], axis=1)
 
     @property
     def layers(self) -> tuple[int, ...]:
         """The model's attention layers, in ascending order."""
-        return tuple(sorted(self.rows))
+        return tuple(sorted(self._found))
 
     def units(self, layer: int) -> int:
         """How many units a layer has."""
-        found = self._found[layer]
-        return {"head": found.heads, "group": found.kv_heads, "layer": 1}[self.share]
+        return units_of(self._found[layer], self.share)
 
     def key_bytes(self, layer: int) -> int:
-        """Bytes that one cached token takes in a unit: its key and value, in float16."""
-        found = self._found[layer]
-        return 2 * (found.head_dim + found.value_dim) * max(1, found.kv_heads // self.units(layer))
+        """Bytes that one cached token takes in a unit, in float16: as the model's own cache keeps
+        it, a key and a value for each of its heads, or one latent vector.
+        """
+        found, units = self._found[layer], self.units(layer)
+        one = found.head_dim + found.value_dim
+        if found.latent:
+            kept = self._cache_layers()[layer]
+            one = kept.keys.shape[3] + kept.values.shape[3]
+        return 2 * one * max(1, found.caches // units)
 
-    def cache(self) -> Any:
+    @property
+    def repeatable(self) -> bool:
+        """Whether several passes can run at once: whether the cache is keys and values only."""
+        known = "DynamicLayer", "DynamicSlidingWindowLayer"  # others may keep states beside them
+        return all(type(layer).__name__ in known for layer in self._cache_layers())
+
+    def _cache_layers(self) -> Sequence[Any]:
+        cache = getattr(self._cache, "self_attention_cache", self._cache)
+        return getattr(cache, "layers", None) or [None]
+
+    def cache(self, copies: int = 1) -> Any:
         """The prompt's cache; some are written in place, so each pass gets its own copy."""
-        return copy.deepcopy(self._cache)
+        found: Any = copy.deepcopy(self._cache)
+        if copies > 1:
+            found.batch_repeat_interleave(copies)
+        return found
 
     def session(
-        self, eviction: Eviction | None, n: int, layers: Sequence[int] | None
+        self, evictions: Sequence[Eviction], n: int, layers: Sequence[int] | None
     ) -> EvictingSession:
-        """A session that goes on after the prompt, for a text of n tokens in all."""
-        name = self.loaded.name
-        found = EvictingSession(name, self.rows, eviction, self.length, n, self.share, layers)
-        found.seen = self.length
-        return found
+        """A session that goes on after the prompt, for texts of n tokens in all."""
+        return EvictingSession(self.loaded.name, self.read, evictions, n, self.share, layers)
 
     def generate(
         self,
@@ -131,7 +174,8 @@ class Prompt:
         layers: Sequence[int] | None = None,
     ) -> list[int]:
         """Let the model write ``count`` tokens with the policy in force (None: the full cache)."""
-        session, cache = self.session(eviction, self.length + count, layers), self.cache()
+        evictions = [] if eviction is None else [eviction]
+        session, cache = self.session(evictions, self.length + count, layers), self.cache()
         found, logits = [choice.pick(self.last, 0)], self.last
         while len(found) < count:
             fed = torch.tensor([[found[-1]]], device=self.ids.device)
@@ -140,33 +184,26 @@ class Prompt:
         return found
 
     def run(self, session: Session, ids: torch.Tensor, cache: Any) -> Any:
-        """Run the model on more tokens [1, r], its attention through the session."""
+        """Run the model on more tokens [copies, r], its attention through the session."""
         session.layers = self._layers
         with quiet(), torch.inference_mode(), hooked(self.loaded.model, session):
             session.begin(ids.shape[1])
             return self.forward(ids, session.seen, cache)
 
     def forward(self, ids: torch.Tensor, seen: int, cache: Any) -> Any:
-        """Run the model as it stands on more tokens, after which it has seen ``seen`` in all."""
-        try:
+        """Run the model as it stands on more tokens [copies, r], the last of ``seen`` in all."""
+        with _memory(self.loaded, len(ids), seen):
             return call(
-                self.loaded, ids[0].tolist(), seen, use_cache=True,
+                self.loaded, ids[0].tolist(), seen, len(ids), use_cache=True,
                 **{self.loaded.cache_argument: cache},
             )  # fmt: skip
-        except UserError as error:
-            if not isinstance(error.__cause__, torch.OutOfMemoryError):
-                raise
-            raise UserError(
-                f"{self.loaded.name} on {ids.device}: out of memory with {seen} tokens; take fewer "
-                "(--tokens), or another device"
-            ) from None
 
 
 class Decoder:
     """A text of n tokens whose first p are the prompt.
 
     prompt: the prompt, where it has been read already. full: log-probabilities [steps, vocabulary]
-    of rows p … n-1 with the full cache.
+    of rows p … n-1 with the full cache. pass_bytes: memory of a GPU that a pass took at its peak.
     """
 
     def __init__(
@@ -180,8 +217,15 @@ class Decoder:
         self.n, self.prompt_len = len(ids), prompt_len
         self.prompt = prompt or Prompt(loaded, ids[:prompt_len], share)
         self._rest = torch.tensor([list(ids[prompt_len:])], device=self.prompt.ids.device)
-        self.full = torch.log_softmax(self.decode(None)[0], dim=1)
-        self._likeliest = self.full.argmax(dim=1)
+        self.pass_bytes, device = 0, self._rest.device
+        with _memory(loaded, 1, self.n):
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+                before = torch.cuda.memory_allocated(device)
+            self.full = torch.log_softmax(self.decode(None)[0], dim=1)
+            self._likeliest = self.full.argmax(dim=1)
+            if device.type == "cuda":
+                self.pass_bytes = torch.cuda.max_memory_allocated(device) - before
 
     @property
     def full_nll(self) -> NDArray[np.float64]:
@@ -209,28 +253,52 @@ class Decoder:
 
     def evict(self, eviction: Eviction, layers: Sequence[int] | None = None) -> Comparison:
         """Decode with a policy in force, in all layers or in these, and compare."""
-        logits, found = self.decode(eviction, layers)
-        steps = logits.shape[0]
-        kl, nll = np.empty(steps), np.empty(steps)
-        top1, hits = np.empty(steps, bool), np.empty(steps, bool)
-        for top in range(0, steps, _ROWS):
-            here = slice(top, min(top + _ROWS, steps))
-            full, evicted = self.full[here], torch.log_softmax(logits[here], dim=1)
-            kl[here] = (full.exp() * (full - evicted)).sum(dim=1, dtype=torch.float64).cpu().numpy()
-            nll[here] = self._next_nll(evicted, top)
-            likeliest = evicted.argmax(dim=1)
-            top1[here] = (self._likeliest[here] == likeliest).cpu().numpy()
-            hits[here] = self._hits(likeliest, top)
-        return Comparison(kl, nll, top1, hits, found)
+        return self.evict_each([eviction], layers)[0]
+
+    def evict_each(
+        self, evictions: Sequence[Eviction], layers: Sequence[int] | None = None
+    ) -> list[Comparison]:
+        """Decode with each of these in force, all passes at once, and compare."""
+        with _memory(self.prompt.loaded, len(evictions), self.n):
+            logits, session = self._decode(evictions, layers)
+            return [
+                self._compared(one if lost else None, session.found(copy))
+                for copy, (one, lost) in enumerate(zip(logits, session.lost, strict=True))
+            ]
 
     def decode(
         self, eviction: Eviction | None, layers: Sequence[int] | None = None
     ) -> tuple[torch.Tensor, dict[int, LayerFound]]:
         """Logits [steps, vocabulary] of rows p … n-1, and what the policy did in each layer."""
-        session = self.prompt.session(eviction, self.n, layers)
-        result = self.prompt.run(session, self._rest, self.prompt.cache())
-        precision = torch.float64 if result.logits.dtype == torch.float64 else torch.float32
-        return result.logits[0].to(precision), session.found
+        logits, session = self._decode([] if eviction is None else [eviction], layers)
+        return logits[0], session.found()
+
+    def _decode(
+        self, evictions: Sequence[Eviction], layers: Sequence[int] | None
+    ) -> tuple[torch.Tensor, EvictingSession]:
+        session = self.prompt.session(evictions, self.n, layers)
+        rest = self._rest.expand(session.copies, -1)
+        logits = self.prompt.run(session, rest, self.prompt.cache(session.copies)).logits
+        double = logits.dtype == torch.float64
+        return logits.to(torch.float64 if double else torch.float32), session
+
+    def _compared(self, logits: torch.Tensor | None, found: dict[int, LayerFound]) -> Comparison:
+        """A pass against the full cache; logits None: nothing was evicted, so both are the same."""
+        steps, rows = len(self.full), _ROWS[self.full.device.type]
+        kl, nll = np.zeros(steps), np.empty(steps)
+        top1, hits = np.empty(steps, bool), np.empty(steps, bool)
+        for top in range(0, steps, rows):
+            here = slice(top, min(top + rows, steps))
+            full = evicted = self.full[here]
+            if logits is not None:
+                evicted = torch.log_softmax(logits[here], dim=1)
+                lost = full.exp() * (full - evicted)
+                kl[here] = lost.sum(dim=1, dtype=torch.float64).cpu().numpy()
+            nll[here] = self._next_nll(evicted, top)
+            likeliest = evicted.argmax(dim=1)
+            top1[here] = (self._likeliest[here] == likeliest).cpu().numpy()
+            hits[here] = self._hits(likeliest, top)
+        return Comparison(kl, nll, top1, hits, found)
 
     def _next_nll(self, log_p: torch.Tensor, top: int) -> NDArray[np.float64]:
         """-log p of the tokens after rows p + top, …; NaN where the text has none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from h2osim.replays.budgets import budget_tokens
 from h2osim.support.errors import UserError
 
 if TYPE_CHECKING:
+    from h2osim.closed_loop.caches import Eviction
     from h2osim.closed_loop.decoding import Choice, Comparison, Decoder
     from h2osim.models.loading import Model
 
@@ -93,10 +94,17 @@ class Plan:
 
 @dataclass
 class Runner:
-    """Does a study's passes with a loaded model; what passes of one text share is computed once."""
+    """Does a study's passes with a loaded model; what passes of one text share is computed once.
+
+    batch: how many passes of a text at once. None: as many as a GPU has memory for; one on a CPU,
+    where more gain nothing. Where memory does not suffice, it is halved. largest: how many there
+    were at most.
+    """
 
     loaded: Model
     plan: Plan
+    batch: int | None = None
+    largest: int = 0
     _last: tuple[int, Decoder, list[int]] | None = field(default=None, repr=False)
 
     def whole(self, i: int) -> Arrays:
@@ -117,34 +125,76 @@ class Runner:
             "written": np.array(written, np.int64),
         }
 
-    def run(self, at: Place) -> Arrays:
-        """One pass: kl, nll, top1 and hits [steps]; kept, mass and cached [layers, units]; and the
-        tokens that the model wrote with the policy in force.
+    def run(self, places: Sequence[Place]) -> Iterator[tuple[Place, Arrays]]:
+        """Do passes, each yielded when those done with it are: kl, nll, top1 and hits [steps];
+        kept, mass and cached [layers, units]; and the tokens that the model wrote with the policy
+        in force.
         """
-        from h2osim.closed_loop.attention import Eviction
+        from h2osim.closed_loop.decoding import OutOfMemory
+
+        for i, group in itertools.groupby(places, key=lambda at: at[0]):
+            todo = list(group)
+            while todo:
+                size = self._at_once(self._text(i)[0], len(todo))
+                found: list[Arrays] = []
+                try:
+                    found = self._together(todo[:size])
+                except OutOfMemory:
+                    if size == 1:
+                        raise
+                    self.batch = size // 2
+                self.largest = max(self.largest, len(found))
+                yield from zip(todo, found, strict=False)
+                del todo[: len(found)]
+
+    def _at_once(self, decoder: Decoder, passes: int) -> int:
+        """How many of some passes of a text to do at once: as many each time, as far as it goes."""
+        import torch
+
+        device, most = self.loaded.model.device, self.batch or 1
+        if self.batch is None and device.type == "cuda":
+            torch.cuda.empty_cache()
+            room = torch.cuda.mem_get_info(device)[0] * 4 // 5
+            most = max(1, room // max(1, decoder.pass_bytes))
+        if not decoder.prompt.repeatable:
+            most = 1
+        return -(-passes // -(-passes // most))
+
+    def _together(self, places: Sequence[Place]) -> list[Arrays]:
+        """Do passes of one text at once."""
         from h2osim.closed_loop.decoding import Choice
 
+        plan = self.plan
+        decoder, layers, _ = self._text(places[0][0])
+        evictions = [self._eviction(at, decoder, layers) for at in places]
+        found: list[Arrays] = []
+        for eviction, seen in zip(evictions, decoder.evict_each(evictions, layers), strict=True):
+            written: Sequence[int] = ()
+            if plan.generate:
+                choice = plan.choice or Choice()
+                written = decoder.prompt.generate(eviction, plan.generate, choice, layers)
+            found.append(
+                {
+                    "kl": seen.kl,
+                    "nll": seen.nll,
+                    "top1": seen.top1,
+                    "hits": seen.hits,
+                    "written": np.array(written, np.int64),
+                    **_units(seen, layers, decoder.prompt_len, decoder.n),
+                }
+            )
+        return found
+
+    def _eviction(self, at: Place, decoder: Decoder, layers: Sequence[int]) -> Eviction:
+        from h2osim.closed_loop.caches import Eviction
+
         (i, j, b), plan = at, self.plan
-        decoder, layers, _ = self._text(i)
         slots = self._slots(i, b, layers, [decoder.prompt.units(layer) for layer in layers])
-        eviction = Eviction(
+        return Eviction(
             None if plan.masks else plan.configured[j],
             dict(zip(layers, slots, strict=True)),
             None if plan.masks is None else self._masks(plan.masks, j, b, layers, decoder),
         )
-        seen = decoder.evict(eviction, layers)
-        written: Sequence[int] = ()
-        if plan.generate:
-            choice = plan.choice or Choice()
-            written = decoder.prompt.generate(eviction, plan.generate, choice, layers)
-        return {
-            "kl": seen.kl,
-            "nll": seen.nll,
-            "top1": seen.top1,
-            "hits": seen.hits,
-            "written": np.array(written, np.int64),
-            **_units(seen, layers, decoder.prompt_len, decoder.n),
-        }
 
     def _text(self, i: int) -> tuple[Decoder, tuple[int, ...], list[int]]:
         """A text's decoder, the layers that evict, and what the model wrote after it."""

@@ -159,7 +159,11 @@ def _trace(prompt: Prompt, found: Uncompressed) -> Trace:
     """The run's attention as a trace, prompt and decode rows."""
     bits = [
         np.concatenate(
-            [prompt.rows[call.layer.index], *(pack_rows(b) for b in softmax_blocks(call))], axis=1
+            [
+                prompt.rows(call.layer.index),
+                *(pack_rows(block) for block in softmax_blocks(call)),
+            ],
+            axis=1,
         )
         for call in found.calls
     ]

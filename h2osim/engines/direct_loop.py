@@ -205,3 +205,13 @@ def passed_over(t, k, ranks, missing):
     order = np.argsort(ranks[:t], kind="mergesort")
     missing[:spare] = order[:spare]
     return spare
+
+
+@njit(**OPTIONS)
+def see(rules, start, p, n, heads, found):
+    """Which tokens the policy's rule lets rows `start` on attend: bool [units, rows, tokens]."""
+    for u in range(found.shape[0]):
+        k, ints, floats = rules.budgets[u], rules.ints[u], rules.floats[u]
+        for r in range(found.shape[1]):
+            for j in range(min(found.shape[2], start + r + 1)):
+                found[u, r, j] = _visible(ints, floats, j, start + r, k, p, n, heads)

@@ -287,6 +287,16 @@ class Stepper:
         """The most keys that a decode step attended besides its own: int, or int64 [units]."""
         return int(self._cache.sizes[0, 1]) if self._single else self._cache.sizes[:, 1].copy()
 
+    def visible(self, start: int, stop: int) -> NDArray[np.bool_]:
+        """Which tokens the policy's rule ``visible`` lets decode rows start … stop-1 attend.
+
+        bool [units, rows, stop], evicted tokens and those after a row's own included.
+        """
+        found = np.ones((len(self._scalars), stop - start, stop), bool)
+        see = compiled(self._configured.policy, loop_text("direct_loop"), "see")
+        see(self._rules, start, self._p, self._n, self._heads, found)
+        return found
+
     def _last(self) -> NDArray[np.int64]:
         """The step after which each token is never attended again; STAYS while it is cached."""
         left = self._cache.left[:, : self.t].astype(np.int64)

@@ -68,7 +68,9 @@ class Session:
 
     seen: how many tokens the model has been fed, those of the running call included; the caller
     calls `begin` before each call of the model. layers: what `layers.probe` found, in the order in
-    which the model calls its layers; without it a layer has the number its module bears.
+    which the model calls its layers; without it a layer has the number its module bears. copies:
+    how many sequences of the same length the model is called with at once; to the session they are
+    one whose layers have so many times the heads.
     """
 
     model: str
@@ -76,6 +78,7 @@ class Session:
     block_bytes: int = BLOCK_BYTES
     seen: int = 0
     layers: Sequence[Layer] | None = None
+    copies: int = 1
     config: Any = None
     _new: int = 0
     _called: list[int] = field(default_factory=list)
@@ -108,19 +111,22 @@ class Session:
         is_causal: bool | None,
         s_aux: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Attention output [1, rows, heads, dv] of one layer's call; its rows go to the sink."""
+        """Attention output [copies, rows, heads, dv] of one layer; its rows go to the sink."""
         batch, heads, rows, size = query.shape
         index = self._number(module)
-        if batch != 1:
-            raise self.refuse(f"layer {index} sees a batch of {batch} sequences, expected 1")
-        q, k, v = query[0], key[0], value[0]
+        if batch != self.copies:
+            raise self.refuse(
+                f"layer {index} sees a batch of {batch} sequences, expected {self.copies}"
+            )
+        q, k, v = query, key, value
         order = self.layers[len(self._called) - 1].order if self.layers else None
         if self.layers:
             kv_heads = self.layers[len(self._called) - 1].kv_heads
             if order is not None:
-                q = q[list(order)]
+                q = q[:, list(order)]
             k, v = (self._once(index, x, kv_heads, order is not None) for x in (k, v))
-        kv_heads, length = k.shape[0], k.shape[1]
+        kv_heads, length = k.shape[1], k.shape[2]
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
         start, origin = self.seen - rows, self.seen - length
         if rows != self._new:
             raise self.refuse(
@@ -157,8 +163,8 @@ class Session:
         )
         allowed = None if layer.regular else facts.allowed
         sinks = None if s_aux is None else s_aux.reshape(-1)
-        if sinks is not None and order is not None:
-            sinks = sinks[list(order)]
+        if sinks is not None:
+            sinks = (sinks if order is None else sinks[list(order)]).repeat(batch)
         output = self.output(Call(layer, q, k, v, start, origin, allowed, mask, sinks))
         new_k, new_v = k[:, length - rows :], v[:, length - rows :]
         if not bool(torch.isfinite(output).all()):
@@ -171,9 +177,10 @@ class Session:
                 f"attention, expected finite numbers"
             )
         self.sink.end(layer, start, q, new_k, new_v)
+        output = output.unflatten(1, (batch, heads)).transpose(0, 1)
         if order is not None:
-            output = output[:, torch.tensor(order).argsort()]
-        return output.unsqueeze(0).to(query.dtype)
+            output = output[:, :, torch.tensor(order).argsort()]
+        return output.to(query.dtype)
 
     def output(self, call: Call) -> torch.Tensor:
         """Attention output [rows, heads, dv]; rows that are wanted go to the sink."""
@@ -203,18 +210,17 @@ class Session:
         return index
 
     def _once(self, index: int, x: torch.Tensor, kv_heads: int, tiled: bool) -> torch.Tensor:
-        """Keys or values [kv_heads, keys, d] of heads that the model repeated; refused if not so.
+        """Keys or values [copies, kv_heads, keys, d] of heads that the model repeated, if it did.
 
         tiled: 0 1 0 1, else 0 0 1 1.
         """
-        if x.shape[0] == kv_heads:
+        if x.shape[1] == kv_heads:
             return x
-        shape = (-1, kv_heads, *x.shape[1:]) if tiled else (kv_heads, -1, *x.shape[1:])
-        copies = x.reshape(shape)
-        first = copies[:1] if tiled else copies[:, :1]
-        if not bool((copies == first).all()) and not bool(x.isnan().any()):
+        repeated = x.unflatten(1, (-1, kv_heads) if tiled else (kv_heads, -1))
+        first = repeated[:, :1] if tiled else repeated[:, :, :1]
+        if not bool((repeated == first).all()) and not bool(x.isnan().any()):
             raise self.refuse(f"layer {index} attends to other keys or values than it caches")
-        return first.reshape(kv_heads, *x.shape[1:])
+        return first.flatten(1, 2)
 
     def _mask(
         self, index: int, mask: torch.Tensor | None, start: int, origin: int, rows: int
@@ -224,8 +230,13 @@ class Session:
             return without_mask(start, origin, rows)
         spot = (mask.data_ptr(), origin)
         if spot not in self._masks:
+            one = mask
+            if mask.dim() == 4 and 1 < mask.shape[0] == self.copies:
+                one = mask[:1]
+                if mask.stride(0) and not bool((mask == one).all()):
+                    raise self.refuse(f"layer {index} has masks that differ between sequences")
             # The mask is kept too, or another one might take its place in memory.
-            facts = read_mask(mask, start, origin, lambda why: self.refuse(f"layer {index} {why}"))
+            facts = read_mask(one, start, origin, lambda why: self.refuse(f"layer {index} {why}"))
             self._masks[spot] = mask, facts
         return self._masks[spot][1]
 

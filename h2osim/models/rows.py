@@ -67,7 +67,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Call:
-    """One layer's call of its attention, without the batch axis.
+    """One layer's call of its attention, without the batch axis: of several sequences side by side
+    the heads stand one after the other.
 
     q [heads, rows, d] of rows `start` on; k [kv_heads, keys, d] and v [kv_heads, keys, dv] of
     positions `origin` on. allowed: bool [rows, keys], or None for causal rows with the layer's
@@ -87,7 +88,7 @@ class Call:
 
     def empty_output(self) -> torch.Tensor:
         """Room for the output, [rows, heads, dv], float32 (float64 for a float64 model)."""
-        shape = self.q.shape[1], self.layer.heads, self.v.shape[2]
+        shape = self.q.shape[1], self.q.shape[0], self.v.shape[2]
         return self.q.new_empty(shape, dtype=_precision(self.q))
 
 
@@ -116,47 +117,58 @@ def softmax_blocks(call: Call, block_bytes: int = BLOCK_BYTES) -> Iterator[RowBl
 
     Memory: one block of logits of `block_bytes` and as much again.
     """
-    layer, start, origin, allowed = call.layer, call.start, call.origin, call.allowed
-    q, k = call.q.to(_precision(call.q)), call.k.to(_precision(call.q))
-    heads, rows, _ = q.shape
-    kv_heads, keys, _ = k.shape
+    heads, rows, keys = len(call.q), call.q.shape[1], call.k.shape[1]
     step = max(1, block_bytes // (4 * heads * keys))
     for top in range(0, rows, step):
-        stop = min(top + step, rows)
-        low = 0
-        if allowed is None and layer.window is not None:
-            low = max(0, start + top - layer.window + 1 - origin)
-        high = start + stop - origin
-        count, width = stop - top, high - low
-        x = torch.bmm(
-            q[:, top:stop].reshape(kv_heads, layer.group_size * count, -1),
-            k[:, low:high].transpose(1, 2),
-        ).view(heads, count, width)
-        x.mul_(layer.scale)
-        if layer.softcap is not None:
-            x.div_(layer.softcap).tanh_().mul_(layer.softcap)
-        if allowed is not None:
-            x.masked_fill_(~allowed[top:stop, low:high], -torch.inf)
-        elif count > 1:
-            t = torch.arange(start + top, start + stop, device=x.device)[:, None]
-            # Without a window only the last keys, those of the block's own rows, can be too late.
-            free = width - count if layer.window is None else 0
-            j = torch.arange(origin + low + free, origin + high, device=x.device)
-            blocked = j > t
-            if layer.window is not None:
-                blocked |= j <= t - layer.window
-            x[:, :, free:].masked_fill_(blocked, -torch.inf)
-        largest = x.amax(dim=2, keepdim=True)
-        if call.sinks is not None:
-            sinks = call.sinks.to(x.dtype)[:, None, None]
-            largest = largest.maximum(sinks)
-        x.sub_(largest).exp_()
-        total = x.sum(dim=2, keepdim=True)
-        if call.sinks is not None:
-            total += (sinks - largest).exp_()
-        x.div_(total)
-        lse = (largest + total.log()).squeeze(2)
-        yield RowBlock(start + top, origin + low, x, lse, x.sum(dim=2))
+        x, low = logits(call, top, min(top + step, rows))
+        lse = softmax_(x, call.sinks)
+        yield RowBlock(call.start + top, call.origin + low, x, lse, x.sum(dim=2))
+
+
+def logits(call: Call, top: int, stop: int) -> tuple[torch.Tensor, int]:
+    """Logits of rows top … stop-1 of a call, -inf where the mask lets none through, [heads, rows,
+    columns], and the place of the first column among the call's keys.
+    """
+    layer, start, origin, allowed = call.layer, call.start, call.origin, call.allowed
+    precision, heads, kv_heads = _precision(call.q), len(call.q), len(call.k)
+    low = 0
+    if allowed is None and layer.window is not None:
+        low = max(0, start + top - layer.window + 1 - origin)
+    high = start + stop - origin
+    count, width = stop - top, high - low
+    x = torch.bmm(
+        call.q[:, top:stop].to(precision).reshape(kv_heads, layer.group_size * count, -1),
+        call.k[:, low:high].to(precision).transpose(1, 2),
+    ).view(heads, count, width)
+    x.mul_(layer.scale)
+    if layer.softcap is not None:
+        x.div_(layer.softcap).tanh_().mul_(layer.softcap)
+    if allowed is not None:
+        x.masked_fill_(~allowed[top:stop, low:high], -torch.inf)
+    elif count > 1:
+        t = torch.arange(start + top, start + stop, device=x.device)[:, None]
+        # Without a window only the last keys, those of the block's own rows, can be too late.
+        free = width - count if layer.window is None else 0
+        j = torch.arange(origin + low + free, origin + high, device=x.device)
+        blocked = j > t
+        if layer.window is not None:
+            blocked |= j <= t - layer.window
+        x[:, :, free:].masked_fill_(blocked, -torch.inf)
+    return x, low
+
+
+def softmax_(x: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
+    """Turn logits [heads, rows, columns] into rows, in place; gives the log of each sum of exp."""
+    largest = x.amax(dim=2, keepdim=True)
+    if sinks is not None:
+        sinks = sinks.to(x.dtype)[:, None, None]
+        largest = largest.maximum(sinks)
+    x.sub_(largest).exp_()
+    total = x.sum(dim=2, keepdim=True)
+    if sinks is not None:
+        total += (sinks - largest).exp_()
+    x.div_(total)
+    return (largest + total.log()).squeeze(2)
 
 
 def mix(block: RowBlock, call: Call, output: torch.Tensor) -> None:
@@ -164,7 +176,7 @@ def mix(block: RowBlock, call: Call, output: torch.Tensor) -> None:
     heads, rows, width = block.p.shape
     low, here = block.first - call.origin, block.start - call.start
     mixed = torch.bmm(
-        block.p.reshape(call.layer.kv_heads, call.layer.group_size * rows, width),
+        block.p.reshape(len(call.v), call.layer.group_size * rows, width),
         call.v[:, low : low + width].to(block.p.dtype),
     )
     output[here : here + rows] = mixed.view(heads, rows, -1).transpose(0, 1)

@@ -128,7 +128,7 @@ def _closed_loop(
     decoder: Decoder, policy: str, budget: float, masks: Any, answer: int
 ) -> dict[str, float]:
     """The model with a policy in force, or with what was evicted on the uncompressed run."""
-    from h2osim.closed_loop.attention import Eviction
+    from h2osim.closed_loop.caches import Eviction
     from h2osim.closed_loop.uncompressed import WINDOW
     from h2osim.policies.text import parse
     from h2osim.replays.budgets import budget_tokens

@@ -159,7 +159,7 @@ def prompt_scores(decoder: Decoder, layer: int) -> NDArray[np.int64]:
 
     p, units = decoder.prompt_len, decoder.prompt.units(layer)
     found = np.zeros((units, p), np.int64)
-    by_unit = np.split(decoder.prompt.rows[layer], units)
+    by_unit = np.split(decoder.prompt.rows(layer), units)
     for columns, bits in zip(found, by_unit, strict=True):
         add_columns(bits, 0, 0, p, columns, np.zeros(p, np.int64))
     return found
@@ -167,7 +167,7 @@ def prompt_scores(decoder: Decoder, layer: int) -> NDArray[np.int64]:
 
 def _kl(decoder: Decoder, policy: str | None, budget: float, masks: Any = None) -> float:
     """Mean KL of the closed loop, nats a token; masks: evictions instead of the policy's own."""
-    from h2osim.closed_loop.attention import Eviction
+    from h2osim.closed_loop.caches import Eviction
     from h2osim.policies.text import parse
     from h2osim.replays.budgets import budget_tokens
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,6 +50,7 @@ def evaluate(
     mask_from: str | os.PathLike | None = None,
     steps: bool = False,
     device: str = "cpu",
+    batch: int | None = None,
     store: str | os.PathLike | None = None,
     jobs: int = 1,
     dask: str | None = None,
@@ -99,6 +101,9 @@ def evaluate(
         Return KL of every step too.
     device
         ``cpu``, ``cuda`` or ``cuda:1``.
+    batch
+        How many passes of a text run at once. None: on a GPU as many as its memory holds, on a CPU
+        one. Where memory does not suffice, fewer. Numbers differ by rounding only.
     store
         A folder in which each pass is kept once it is done. A call that was killed is continued by
         the same call; what is there is not computed again.
@@ -149,10 +154,15 @@ def evaluate(
         check_asked(masks.facts["budget"], texts, share)
         if len(texts) != 1:
             raise UserError(f"--mask-from: {len(texts)} texts, expected the one of the replay")
-    if generate < 0 or not temperature > 0 or seed < 0 or jobs < 1:
+    if (
+        generate < 0
+        or not temperature > 0
+        or seed < 0
+        or min(jobs, 1 if batch is None else batch) < 1
+    ):
         raise UserError(
-            f"generate {generate}, temperature {temperature:g}, seed {seed}, jobs {jobs}: expected "
-            "0, above 0, 0 and 1 or more"
+            f"generate {generate}, temperature {temperature:g}, seed {seed}, jobs {jobs}, batch "
+            f"{batch}: expected 0, above 0, 0, 1 and 1 or more"
         )
     if (jobs > 1 or dask) and not isinstance(model, str):
         raise UserError("a model in memory runs in one process; give its name or folder")
@@ -175,7 +185,7 @@ def evaluate(
         layers=None if layers is None else list(layers), generate=generate,
         choice=Choice(sample, seed, temperature) if generate else None, masks=masks,
     )  # fmt: skip
-    runner = Runner(placed(loaded, device), plan)
+    runner = Runner(placed(loaded, device), plan, batch)
     with ExitStack() as stack:
         if store is None and jobs > 1:
             store = Path(stack.enter_context(tempfile.TemporaryDirectory()), "passes")
@@ -185,7 +195,7 @@ def evaluate(
             kept = PassStore.at(Path(store), evaluation_identity(plan, loaded, device))
             stack.enter_context(kept.locked())
             if jobs > 1 or dask:
-                run_there(kept, plan, str(model), device, jobs, dask, progress)
+                run_there(kept, plan, str(model), device, batch, jobs, dask, progress)
             wholes, found = _here(runner, progress, kept)
     return dataset(loaded, plan, wholes, found, steps, command)
 
@@ -193,21 +203,19 @@ def evaluate(
 def _here(
     runner: Runner, progress: Progress | None, kept: PassStore | None = None
 ) -> tuple[list[Arrays], dict[Place, Arrays]]:
-    """Do the passes one after the other; those of a store only where they are not there yet."""
+    """Do the passes text by text; those of a store only where they are not there yet."""
     plan = runner.plan
     wholes: list[Arrays] = []
     found: dict[Place, Arrays] = {}
     total = len(plan.places)
-    for done, at in enumerate(plan.places):
-        i, j, _ = at
-        if i == len(wholes):
-            wholes.append(_kept(kept, (i,)) or _keep(kept, (i,), runner.whole(i)))
-        one = _kept(kept, at)
-        if one is None:
+    for i, group in itertools.groupby(plan.places, key=lambda at: at[0]):
+        wholes.append(_kept(kept, (i,)) or _keep(kept, (i,), runner.whole(i)))
+        there = {at: _kept(kept, at) for at in group}
+        found |= {at: one for at, one in there.items() if one is not None}
+        for at, one in runner.run([at for at, one in there.items() if one is None]):
+            found[at] = _keep(kept, at, one)
             if progress:
-                progress(done, total, f"{plan.items[i].name}, {plan.policy(j)}")
-            one = _keep(kept, at, runner.run(at))
-        found[at] = one
+                progress(len(found), total, f"{plan.items[i].name}, {plan.policy(at[1])}")
     if progress:
         progress(total, total, "done")
     return wholes, found

@@ -142,6 +142,7 @@ def run_there(
     plan: Plan,
     model: str,
     device: str,
+    batch: int | None,
     jobs: int,
     dask: str | None,
     progress: Progress | None,
@@ -173,7 +174,9 @@ def run_there(
                 if some := mine[part::parts]:
                     where = str(kept.path.resolve())
                     futures.add(
-                        executor.submit(_remote, where, model, device, portable, names, asked, some)
+                        executor.submit(
+                            _remote, where, model, device, batch, portable, names, asked, some
+                        )
                     )
         try:
             while futures:
@@ -193,6 +196,7 @@ def _remote(
     path: str,
     model: str,
     device: str,
+    batch: int | None,
     plan: Plan,
     policies: Sequence[str],
     asked: dict[str, Any],
@@ -201,15 +205,14 @@ def _remote(
     """Do some passes of one text, in a worker."""
     kept = PassStore(Path(path))
     plan = dataclasses.replace(plan, configured=tuple(map(parse, policies)))
-    runner = Runner(_loaded(model, device), plan)
+    runner = Runner(_loaded(model, device), plan, batch)
     found = json.loads(json.dumps(evaluation_identity(plan, runner.loaded, device)))
     check_same(asked, found, path, "study", "worker")
     i = places[0][0]
     if kept.get((i,)) is None:
         kept.put((i,), runner.whole(i))
-    for at in places:
-        if kept.get(at) is None:
-            kept.put(at, runner.run(at))
+    for at, one in runner.run([at for at in places if kept.get(at) is None]):
+        kept.put(at, one)
 
 
 @lru_cache(maxsize=1)
