@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 from hypothesis import strategies as st
 from strategies import qk_traces, sixteenth_traces, softmax_traces
 
@@ -60,7 +62,8 @@ def inclusive(draw: st.DrawFn, policy: Policy, heads: int) -> Configured:
     fixed = _fixed(policy)
     if "recent" in fixed:
         fixed["recent"] = draw(st.integers(0, 6))
-    left_out = {"heads"} if policy.rank_cache is None else {"heads", "when"}
+    alike = policy.rank_cache is None and ("scores" in fixed or policy.update is None)
+    left_out = {"heads"} if alike else {"heads", "when"}
     kept = {name: value for name, value in one.values.items() if name not in left_out}
     one = policy.with_params(**{**kept, **fixed})
     assert one.inclusive(heads)
@@ -71,3 +74,10 @@ def _fixed(policy: Policy) -> dict[str, Any]:
     """The shared parameters as T7 wants them: recorded rows, a window that does not grow with k."""
     wanted = {"scores": "full", "recent": 2}
     return {param.name: wanted[param.name] for param in policy.params if param.name in wanted}
+
+
+def long_but(names: Iterable[str], *quick: str) -> list[Any]:
+    """Cases of which each compiles loops of its own: all but these run with the long tests."""
+    return [
+        pytest.param(name, marks=() if name in quick else pytest.mark.nightly) for name in names
+    ]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray
-from drawing import BUNDLED, configured, traces_for
+from drawing import BUNDLED, configured, long_but, traces_for
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples, qk_traces
@@ -141,7 +141,7 @@ MIXED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("name", long_but(MIXED, "re-admits and looks back", "hides, by head"))
 def test_rules_in_any_mixture(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = Policy(
         name="mixed",

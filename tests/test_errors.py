@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import xarray
 from commands import Run, fails
-from drawing import BUNDLED, can_be_inclusive, configured, inclusive
+from drawing import BUNDLED, can_be_inclusive, configured, inclusive, long_but
 from error_cases import valued, valued_for
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,7 +58,7 @@ def both_ways(names: Any) -> list[str]:
 # --- the engines -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", long_but(POLICIES, "h2o", "nacl", "random", "tova"))
 def test_numba_measures_as_the_definition_says(name: str) -> None:
     policy = all_policies()[name]
 
@@ -79,7 +79,7 @@ def test_numba_measures_as_the_definition_says(name: str) -> None:
     run()
 
 
-@pytest.mark.parametrize("name", INCLUSIVE)
+@pytest.mark.parametrize("name", long_but(INCLUSIVE, "decay", "tova", "topk"))
 def test_one_pass_measures_every_budget(name: str) -> None:
     policy = all_policies()[name]
 

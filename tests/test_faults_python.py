@@ -197,7 +197,7 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     assert (h2osim.allocate(trace, slots)["slots"].sum(["layer", "unit"]) == 20).all()
     nine: Any = np.int64(9)
     assert h2osim.synth("powerlaw", nine, seed=nine, layers=nine).n == 9
-    with pytest.raises(UserError, match=r"group_size=2\.5"):
+    with pytest.raises(UserError, match=r"group_size: found 2\.5"):
         h2osim.synth("powerlaw", 9, group_size=2.5)  # type: ignore[arg-type]
 
 

@@ -212,6 +212,8 @@ def test_what_a_policy_is_may_depend_on_its_parameters() -> None:
     assert inclusive("tova:when=prompt", heads=2) and not inclusive("tova:when=every:2", heads=2)
     assert inclusive("tova:scores=full,when=every:2", heads=2)
     assert inclusive("tova:heads=max") and not inclusive("tova:heads=max,scores=full", heads=2)
+    assert inclusive("h2o-alg1:when=every:3") and inclusive("h2o-alg1", heads=2)
+    assert not inclusive("h2o-alg1:when=every:3", heads=2)
     assert inclusive("snapkv", heads=2) and not inclusive("snapkv:when=every:2", heads=2)
     assert parse("h2o").within_budget() and not parse("h2o:when=prompt").within_budget()
 

@@ -225,6 +225,10 @@ class Configured:
         declared = self.policy.inclusive
         if self.largest_head and heads > 1:  # one pass adds rows up
             return False
+        # Renormalised over other caches, the rows of several heads add up to another order.
+        seen = self.policy.update is not None and self.scores == "cached" and heads > 1
+        if seen and self.when not in ("always", "prompt"):
+            return False
         alone = {"scores": "full"} if self.when == "prompt" and "scores" in self.values else {}
         return declared({**self.values, **alone}, heads) if callable(declared) else declared
 
