@@ -36,6 +36,7 @@ import tempfile
 import threading
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -135,10 +136,14 @@ def _compiled(root: Path) -> set[str]:
 
 
 class Copy:
-    """A copy of the tracked files with compiled code of its own, used by one change at a time."""
+    """A copy of the tracked files, used by one change at a time.
 
-    def __init__(self, folder: Path, files: Iterable[Path]):
-        self.tree, self.caches = folder / "tree", folder / "caches"
+    Copies share their caches: numba keeps what it compiled of a file under the file's path, which
+    is another in each copy, and loops that are generated for policies under their text's hash.
+    """
+
+    def __init__(self, folder: Path, files: Iterable[Path], caches: Path):
+        self.tree, self.caches = folder, caches
         for file in files:
             target = self.tree / file
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -251,6 +256,18 @@ def _killer(said: str) -> str:
     return failed[0].removeprefix("FAILED ").split(" - ")[0] if failed else said.strip()[-80:]
 
 
+def apart(mutants: Sequence[Mutant]) -> list[Mutant]:
+    """The changes in an order in which neighbours name different tests: only the first of those
+    that name the same runs them unchanged, and the others wait for it.
+    """
+    seen: Counter[tuple[str, ...]] = Counter()
+    turns = []
+    for one in mutants:
+        turns.append(seen[one.tests])
+        seen[one.tests] += 1
+    return [one for _, one in sorted(zip(turns, mutants, strict=True), key=lambda pair: pair[0])]
+
+
 def run_all(mutants: Sequence[Mutant], jobs: int, timeout: float, fresh: bool) -> int:
     """Run the changes, print a line for each and the count; the exit code."""
     files = tracked()
@@ -260,13 +277,13 @@ def run_all(mutants: Sequence[Mutant], jobs: int, timeout: float, fresh: bool) -
     found: dict[Mutant, str] = {}
     with tempfile.TemporaryDirectory(prefix="h2osim-mutants-") as folder:
         copies: queue.SimpleQueue[Copy] = queue.SimpleQueue()
-        waiting = [one for one in mutants if verdicts.get(one) is None]
+        waiting = apart([one for one in mutants if verdicts.get(one) is None])
         for one in mutants:
             if (known := verdicts.get(one)) is not None:
                 found[one] = known
                 print(f"{known:8} (known) {one.name}", flush=True)
         for i in range(min(jobs, len(waiting))):
-            copies.put(Copy(Path(folder) / str(i), files))
+            copies.put(Copy(Path(folder) / str(i), files, Path(folder) / "caches"))
         first = {one.tests: threading.Lock() for one in waiting}
 
         def work(one: Mutant) -> tuple[str, str, float]:
