@@ -26,15 +26,19 @@ def trace(*rows: Sequence[int], **more: Any) -> Trace:
     return Trace.from_scores(square(*rows), **more)
 
 
-def run(given: Trace, policy: str, k: int, p: int = 1, share: str = "group") -> xarray.Dataset:
-    """One replay by the definition."""
-    found = replay(given, policy, k, prompt_len=p, share=share, engine="naive", step_recall=True)
+def run(
+    given: Trace, policy: str, k: int, p: int = 1, share: str = "group", engine: str = "naive"
+) -> xarray.Dataset:
+    """One replay, by the definition or another engine."""
+    found = replay(given, policy, k, prompt_len=p, share=share, engine=engine, step_recall=True)
     return found.isel(policy=0, layer=0, budget=0)
 
 
-def gone(given: Trace, policy: str, k: int, p: int = 1, share: str = "group") -> list[int]:
+def gone(
+    given: Trace, policy: str, k: int, p: int = 1, share: str = "group", engine: str = "naive"
+) -> list[int]:
     """The step after which each token is gone, for the first unit."""
-    evicted_at: list[int] = run(given, policy, k, p, share).evicted_at.values[0].tolist()
+    evicted_at: list[int] = run(given, policy, k, p, share, engine).evicted_at.values[0].tolist()
     return evicted_at
 
 

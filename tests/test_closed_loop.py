@@ -98,6 +98,7 @@ def test_a_budget_of_all_tokens_loses_nothing(name: str) -> None:
     assert (found["top1"].sel(budget=1.0) == 1).all()
     assert (found["nll"].sel(budget=1.0) == found["full_nll"]).all()
     assert (found["kl"].sel(budget=6.0) > 0).all()
+    model.set_attn_implementation("eager")  # others leave a cap out in some versions
     with torch.no_grad():
         log_p = torch.log_softmax(model(torch.tensor([ids])).logits[0], dim=1)
     plain = -log_p[torch.arange(P, N - 1), torch.tensor(ids[P + 1 :])].mean()

@@ -37,7 +37,7 @@ from h2osim.traces.trace import Trace
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", DIRECT)
+@pytest.mark.parametrize("name", [*DIRECT, "tova:heads=max,when=every:2"])
 @examples(8)
 @given(data=st.data())
 def test_direct_kernel_is_naive(name: str, data: st.DataObject) -> None:

@@ -193,12 +193,14 @@ def test_what_has_no_mass_left_gives_nothing() -> None:
     """Attended keys without mass: o_S = 0, so the whole output is lost."""
     scores = np.zeros((4, 4))
     scores[:, 0] = 1
-    trace = Trace.from_scores(scores, v=np.ones((1, 4, 2)))
+    trace = Trace.from_scores(scores, v=np.ones((1, 4, 2)), w_o=np.ones((1, 2, 1)), x_norm=[1] * 4)
     for engine in ("naive", "numba"):
         found = measured(trace, "recency", [1, 4], engine=engine)
         # budget 1: row 1 still has token 0, rows 2 and 3 have lost it
         np.testing.assert_allclose(found.output_error.values.ravel(), [2 / 3, 0], rtol=1e-15)
         np.testing.assert_allclose(found.attention_error.values.ravel(), [2 / 3, 0], rtol=1e-15)
+        # W_o o = 2 is lost in both, from a stream of 1
+        np.testing.assert_allclose(found.residual_error.values.ravel(), [8 / 3, 0], rtol=1e-15)
 
 
 def test_heads_of_a_layer_take_the_values_of_their_own_group() -> None:

@@ -52,14 +52,20 @@ def test_the_size_in_a_frame_is_read_as_zstandard_reads_it(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("kept", True), ("kept", False), ("policy", True), ("budget", False)]
-)
+    ("name", "told", "size"),
+    [
+        ("kept", True, 1 << 30), ("kept", False, 1 << 30), ("policy", True, 1 << 30),
+        ("budget", False, 1 << 30), ("kept", True, BLOCK),
+    ],
+)  # fmt: skip
 def test_a_bomb_in_a_store_is_refused_before_it_is_unpacked(
-    store: Path, name: str, told: bool
+    store: Path, name: str, told: bool, size: int
 ) -> None:
-    """A file of 33 kB unpacked to a gigabyte; digests and marks are those of the bomb."""
+    """A file of 33 kB unpacked to a gigabyte, or a small one to more than its chunk has; digests
+    and marks are those of the bomb.
+    """
     file = next(path for path in sorted((store / name / "c").rglob("*")) if path.is_file())
-    file.write_bytes(frame(1 << 30, told))
+    file.write_bytes(frame(size, told))
     layout = store / ".h2osim/layout.json"
     digests = json.loads(layout.read_text())
     if (key := str(file.relative_to(store))) in digests:

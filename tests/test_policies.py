@@ -121,11 +121,13 @@ def test_the_heads_of_a_unit_count_by_their_sum_or_by_the_largest() -> None:
     assert gone(both, "tova:heads=max", 2, share="layer") == [2, 3, 4, 4]
     # A threshold that is multiplied by the heads means the same for the largest as for one head.
     low = "scissorhands:window=4,recent=0,scores=full"
-    # Row 2 (average 2 · 16/3): sums 15, 10, 7; twice the largest 20, 12, 14. Two of three leave.
-    heads = [square((16,), (8, 8), row) for row in ((5, 4, 7), (10, 6, 0))]
+    # Row 2 (average 2 · 16/3): sums 15, 9, 8; twice the largest 20, 14, 8. Two of three leave,
+    # the lower first, then the older.
+    heads = [square((16,), (8, 8), row) for row in ((5, 7, 4), (10, 2, 4))]
     both = Trace.from_scores(np.array(heads))
-    assert gone(both, low, 2, share="layer") == [3, 2, 2]
-    assert gone(both, f"{low},heads=max", 2, share="layer") == [2, 2, 3]
+    for engine in ("naive", "numba"):
+        assert gone(both, low, 2, share="layer", engine=engine) == [3, 2, 2]
+        assert gone(both, f"{low},heads=max", 2, share="layer", engine=engine) == [2, 3, 2]
     alone = Trace.from_scores(np.array([heads[0]]))
     assert gone(alone, f"{low},heads=max", 2) == gone(alone, low, 2)
 
