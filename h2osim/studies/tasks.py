@@ -99,7 +99,7 @@ class Study(ABC):
         for name, text in texts.items():
             found: dict[str, Any] = {}
             for part in self.parts():
-                found |= read_arrays(store / f"{name}-{part}.npz", sealed=False) or {}
+                found |= read_arrays(store / f"{name}-{part}.npz") or {}
             item = self._item(name, text)
             model = loaded(self.model)
             known = {"model": model.name, "model_sha256": model.sha256 or ""}
@@ -139,7 +139,7 @@ class Study(ABC):
     ) -> None:
         tasks = [(name, part) for name in texts for part in self.parts()]
         files = {task: store / f"{'-'.join(task)}.npz" for task in tasks}
-        todo = [task for task in tasks if read_arrays(files[task], sealed=False) is None]
+        todo = [task for task in tasks if read_arrays(files[task]) is None]
         with processes(jobs, threads=1) as pool:
             if todo:
                 list(pool.map(partial(_compile, measure=self.measure), self.policies))

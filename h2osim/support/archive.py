@@ -23,18 +23,17 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
         np.savez_compressed(temporary, allow_pickle=False, **{**plain, _SEAL: seal})
 
 
-def read_arrays(path: Path, sealed: bool = True) -> dict[str, NDArray[Any]] | None:
+def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
     """The arrays of a .npz file; None where there is none that is whole.
 
-    The checksums in the format do not tell when it lost an array. sealed: files without a digest,
-    as older versions wrote them, count as not whole.
+    The checksums in the format do not tell when it lost an array: a digest of all of them does, and
+    a file without it is not whole.
     """
     try:
         with np.load(path, allow_pickle=False) as opened:
             found = dict(opened)
-        seal = found.pop(_SEAL, None)
-        whole = not sealed if seal is None else seal.tobytes() == _digest(found)
-        return found if whole else None
+        seal = found.pop(_SEAL)
+        return found if seal.tobytes() == _digest(found) else None
     except Exception:  # what zipfile, zlib and NumPy make of damage is of many kinds
         return None
 
