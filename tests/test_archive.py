@@ -11,9 +11,12 @@ import pytest
 
 from h2osim.support.archive import read_arrays, write_arrays
 
-ARRAYS: dict[str, Any] = {"kept": np.arange(6).reshape(2, 3), "recall": np.linspace(0, 1, 4, dtype=np.float32)}
-
 Arrays = dict[str, Any]
+
+ARRAYS: Arrays = {
+    "kept": np.arange(6).reshape(2, 3),
+    "recall": np.linspace(0, 1, 4, dtype=np.float32),
+}
 
 
 def test_arrays_come_back(tmp_path: Path) -> None:
