@@ -370,7 +370,8 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     asked = parser.parse_args(words)
     try:
-        policy, budget = parse(asked.policy), budget_tokens(asked.budget, asked.tokens)
+        policy = parse(asked.policy)
+        budget = budget_tokens(asked.budget, asked.tokens, asked.prompt_len)
         if policy.policy.oracle or policy.policy.readmits:
             raise UserError(f"policy {policy.text}: no running model can follow it")
         if not 1 <= asked.prompt_len < asked.tokens:

@@ -18,7 +18,7 @@ from h2osim.closed_loop.evaluating import make_plan
 from h2osim.closed_loop.study import Arrays, Place, Runner
 from h2osim.models.loading import Model
 from h2osim.policies.declaration import Configured
-from h2osim.replays.budgets import budget_tokens
+from h2osim.replays.budgets import Budget, budget_tokens
 
 GOAL = 2.0  # plain forward passes
 GRID_GOAL = 180.0  # seconds, of a whole grid on a GPU
@@ -34,7 +34,7 @@ def measure(
     ids: Sequence[int],
     prompt_len: int,
     policies: Sequence[Configured],
-    budget: float,
+    budget: Budget,
     repeats: int = 5,
 ) -> list[Measurement]:
     """Time plain and evicted passes over tokens p … n-1 after the same cached prompt.
@@ -52,7 +52,7 @@ def measure(
     assert gap < 1e-3, f"the plain pass and ours differ by {gap} nats"
     del plain
 
-    tokens = budget_tokens(budget, n)
+    tokens = budget_tokens(budget, n, prompt_len)
     work: dict[str, Callable[[], Any]] = {"": decoder.plain}
     for one in policies:
         work[one.text] = partial(decoder.evict, Eviction(one, tokens))

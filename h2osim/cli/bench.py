@@ -107,7 +107,7 @@ def closed_loop(
         str, typer.Option("--policies", "-p", help="Online policies with their parameters.")
     ] = "h2o,tova,streaming",
     budget: Annotated[
-        str, typer.Option("--budget", "-b", help="Tokens, a fraction or a percentage.")
+        str, typer.Option("--budget", "-b", help="Tokens, a fraction, 5% or 50%prompt.")
     ] = "10%",
     device: DeviceOption = "cpu",
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs; medians count.")] = 5,

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,6 +20,7 @@ from h2osim.support.progress import Progress
 if TYPE_CHECKING:
     import typer
 
+    from h2osim.replays.budgets import Budget
     from h2osim.traces.trace import Trace
 
 
@@ -64,17 +66,47 @@ class Measure(StrEnum):
     residual_error = "residual-error"
 
 
-def parse_budgets(text: str) -> list[int | float] | Literal["all"]:
-    """Read ``64,0.05,5%``: tokens, fractions of the trace's length, percentages; or ``all``."""
+def given(context: typer.Context, option: str) -> bool:
+    """Whether the user gave this option, and it has not its default value."""
+    return getattr(context.get_parameter_source(option), "name", "") not in ("DEFAULT", "")
+
+
+def parse_budgets(text: str) -> list[Budget] | Literal["all"]:
+    """Read ``64,0.05,5%,50%prompt``: tokens, fractions of the trace, of its prompt; or ``all``."""
     if text.strip() == "all":
         return "all"
     return [_budget(word.strip()) for word in text.split(",")]
 
 
-def _budget(word: str) -> int | float:
+def budgets_of(context: typer.Context, budgets: str, ratio: str | None) -> str:
+    """What --budgets says, or --ratio in its place: shares of the prompt that are removed."""
+    if ratio is None:
+        return budgets
+    if given(context, "budgets"):
+        raise UserError("--ratio: found --budgets too, expected one of them")
+    return ",".join(_left(word.strip()) for word in ratio.split(","))
+
+
+def _left(word: str) -> str:
+    """The budget that is left of a prompt of which this share is removed."""
     try:
-        if word.endswith("%"):
-            value: int | float = float(word[:-1]) / 100
+        share = 100 * (1 - Decimal(word))
+        fits = 0 < share <= 100
+    except ArithmeticError:
+        fits = False
+    if not fits:
+        raise UserError(
+            f"--ratio: found {word!r}, expected the removed share of the prompt, from 0 to below 1"
+        )
+    return f"{share.normalize():f}%prompt"
+
+
+def _budget(word: str) -> Budget:
+    try:
+        if word.endswith("%prompt"):
+            value: int | float = float(word.removesuffix("%prompt")) / 100
+        elif word.endswith("%"):
+            value = float(word[:-1]) / 100
         elif word.isdecimal():
             value = int(word)
         else:
@@ -83,10 +115,11 @@ def _budget(word: str) -> int | float:
         value = -1
     # A float is a share of the trace; written so that NaN is refused too.
     if value > 0 and (isinstance(value, int) or value <= 1):
-        return value
+        return word if word.endswith("%prompt") else value
     raise UserError(
         f"--budgets: {word!r} is no budget; expected tokens (64), a fraction of the trace from "
-        "above 0 to 1.0 (0.05) or a percentage (5%), separated by commas; or all"
+        "above 0 to 1.0 (0.05), a percentage of it (5%) or of its prompt (50%prompt), separated by "
+        "commas; or all"
     )
 
 

@@ -13,8 +13,10 @@ from h2osim.cli.common import (
     EngineName,
     Measure,
     Share,
+    budgets_of,
     checked_traces,
     command_line,
+    given,
     one_or_several,
     parse_budgets,
     parse_integers,
@@ -29,6 +31,7 @@ from h2osim.cli.options import (
     MeasureOption,
     Outputs,
     PromptLen,
+    Ratio,
     ShareOption,
     TraceNames,
     plot_option,
@@ -64,6 +67,7 @@ def compare(
         ),
     ] = None,
     budgets: Budgets = "0.05,0.1,0.2",
+    ratio: Ratio = None,
     target_recall: Annotated[
         float | None,
         typer.Option(
@@ -94,8 +98,8 @@ def compare(
     from h2osim.report import comparison, figures, frames
 
     # All that can be wrong about the request is found before a trace is read.
-    unsaid = getattr(context.get_parameter_source("budgets"), "name", "") == "DEFAULT"
-    wanted = parse_budgets("all" if target_recall is not None and unsaid else budgets)
+    every = target_recall is not None and ratio is None and not given(context, "budgets")
+    wanted = parse_budgets("all" if every else budgets_of(context, budgets, ratio))
     chosen = parse_policies(policies or ["h2o,streaming,tova"])
     if target_recall is not None and not 0 < target_recall <= 1:
         raise UserError(f"--target-recall: {target_recall:g}: expected above 0 and up to 1")
@@ -131,7 +135,7 @@ def compare(
         )
     lengths = {one.n for one in recorded}
     asked = (
-        {budget_tokens(b, n): b for b in wanted for n in lengths if isinstance(b, float)}
+        {budget_tokens(b, n, n): b for b in wanted for n in lengths if isinstance(b, float)}
         if len(lengths) == 1
         else {}
     )

@@ -9,6 +9,7 @@ import typer
 
 from h2osim.cli.common import (
     Share,
+    budgets_of,
     command_line,
     parse_batch,
     parse_budgets,
@@ -24,6 +25,7 @@ from h2osim.cli.options import (
     FormatOption,
     Layers,
     Model,
+    Ratio,
     Sample,
     ShareOption,
     Temperature,
@@ -36,6 +38,7 @@ from h2osim.support.given import printable
 
 if TYPE_CHECKING:
     from h2osim.replays.budget_file import UnitBudgets
+    from h2osim.replays.budgets import Budget
 
 
 def evaluate(
@@ -72,10 +75,11 @@ def evaluate(
         typer.Option(
             "--budgets",
             "-b",
-            help="Tokens (64), fractions (0.05), percent (5%), or by unit @FILE.json; default: "
-            "5%,10%,20%.",
+            help="Tokens (64), fractions (0.05), percent (5%) of the text or of its prompt "
+            "(50%prompt), or by unit @FILE.json; default: 5%,10%,20%.",
         ),
     ] = None,
+    ratio: Ratio = None,
     mask_from: Annotated[
         Path | None,
         typer.Option("--mask-from", help="Apply the evictions of a replay saved as .nc instead."),
@@ -117,7 +121,8 @@ def evaluate(
     from h2osim.report.evaluation import evaluation_figure, evaluation_records, evaluation_table
 
     # A mask brings its own policies and budgets.
-    wanted = _budgets(budgets if budgets is not None or mask_from else "5%,10%,20%")
+    usual_budgets = "" if mask_from else "5%,10%,20%"
+    wanted = _budgets(budgets_of(context, usual_budgets if budgets is None else budgets, ratio))
     usual = [] if mask_from else ["h2o,streaming,tova"]
     chosen = parse_policies(policies or usual) if policies or usual else []
     if prompt_len != "auto" and not (prompt_len.isascii() and prompt_len.isdecimal()):
@@ -169,12 +174,12 @@ def evaluate(
     show(format_, lambda: evaluation_records(results), lambda: evaluation_table(results))
 
 
-def _budgets(text: str | None) -> list[float | UnitBudgets]:
+def _budgets(text: str) -> list[Budget | UnitBudgets]:
     """Read ``5%,64,@split.json``."""
     from h2osim.replays.budget_file import read_budgets
 
-    found: list[float | UnitBudgets] = []
-    for word in filter(None, (text or "").split(",")):
+    found: list[Budget | UnitBudgets] = []
+    for word in filter(None, text.split(",")):
         if word.strip().startswith("@"):
             found.append(read_budgets(Path(word.strip()[1:])))
             continue

@@ -11,6 +11,7 @@ import typer
 from h2osim.cli.common import (
     Share,
     Weights,
+    budgets_of,
     by_of,
     checked_trace,
     checked_traces,
@@ -27,6 +28,7 @@ from h2osim.cli.options import (
     Layers,
     Outputs,
     PromptLen,
+    Ratio,
     ShareOption,
     TraceName,
     TraceNames,
@@ -55,6 +57,7 @@ def optimum(
     context: typer.Context,
     traces: TraceNames,
     budgets: Budgets = "0.05,0.1,0.2",
+    ratio: Ratio = None,
     prompt_len: PromptLen = None,
     share: ShareOption = Share.group,
     layers: Layers = None,
@@ -87,7 +90,7 @@ def optimum(
     from h2osim.optima.solving import optimum as solve
     from h2osim.report import comparison, figures, frames, terminal
 
-    wanted = parse_budgets(budgets)
+    wanted = parse_budgets(budgets_of(context, budgets, ratio))
     check_files(plot, output)
     if certificate is not None:
         output_path(certificate, "--certificate")

@@ -35,7 +35,16 @@ EngineOption = Annotated[
 Budgets = Annotated[
     str,
     typer.Option(
-        "--budgets", "-b", help="Tokens (64), fractions of the trace (0.05), percent (5%), or all."
+        "--budgets",
+        "-b",
+        help="Tokens (64), fractions of the trace (0.05), percent of it (5%) or of its prompt "
+        "(50%prompt), or all.",
+    ),
+]
+Ratio = Annotated[
+    str | None,
+    typer.Option(
+        "--ratio", help="Instead of --budgets: shares of the prompt that are removed (0.5)."
     ),
 ]
 MeasureOption = Annotated[

@@ -16,6 +16,7 @@ from h2osim.cli.common import (
     EngineName,
     Measure,
     Share,
+    budgets_of,
     checked_traces,
     command_line,
     parse_budgets,
@@ -29,6 +30,7 @@ from h2osim.cli.options import (
     Layers,
     MeasureOption,
     PromptLen,
+    Ratio,
     ShareOption,
     TraceNames,
     plot_option,
@@ -58,6 +60,7 @@ def sweep(
         ),
     ],
     budgets: Budgets = "all",
+    ratio: Ratio = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -89,7 +92,7 @@ def sweep(
 
     # All that can be wrong about the request is found before a trace is read.
     configured = expand(",".join(policies))
-    wanted = parse_budgets(budgets)
+    wanted = parse_budgets(budgets_of(context, budgets, ratio))
     only = parse_integers(layers, "--layers")
     check_files(plot)
     if plot is not None:

@@ -13,6 +13,7 @@ import typer
 from h2osim.cli.common import (
     EngineName,
     Share,
+    budgets_of,
     checked_traces,
     parse_budgets,
     parse_integers,
@@ -25,6 +26,7 @@ from h2osim.cli.options import (
     FormatOption,
     Layers,
     PromptLen,
+    Ratio,
     ShareOption,
     TraceNames,
     plot_option,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 
 def verify(
+    context: typer.Context,
     traces: TraceNames,
     policies: Annotated[
         list[str] | None,
@@ -52,6 +55,7 @@ def verify(
         ),
     ] = None,
     budgets: Budgets = "0.05,0.1,0.2",
+    ratio: Ratio = None,
     prompt_len: PromptLen = None,
     share: ShareOption = Share.group,
     engine: EngineOption = EngineName.auto,
@@ -71,7 +75,7 @@ def verify(
     from h2osim.guarantees import verify as module
     from h2osim.report import figures
 
-    wanted = parse_budgets(budgets)
+    wanted = parse_budgets(budgets_of(context, budgets, ratio))
     if wanted == "all":
         raise UserError("--budgets: all is too many to verify; expected a few")
     chosen = parse_policies(policies) if policies else list(module.POLICIES)

@@ -16,7 +16,7 @@ from h2osim.policies.declaration import Configured, Policy
 from h2osim.policies.text import parse
 from h2osim.replays import results
 from h2osim.replays.budget_file import UnitBudgets
-from h2osim.replays.budgets import budget_tokens
+from h2osim.replays.budgets import Budget, budget_facts, budget_labels, budget_tokens
 from h2osim.support.errors import UserError
 from h2osim.traces.manifest import SHARES
 
@@ -82,7 +82,7 @@ def make_plan(
     loaded: Model,
     texts: Mapping[str, Text],
     configured: Sequence[Configured],
-    budgets: Sequence[float | UnitBudgets],
+    budgets: Sequence[Budget | UnitBudgets],
     *,
     prompt_len: int | None,
     share: str,
@@ -107,7 +107,7 @@ def make_plan(
     for i, item in enumerate(items):
         for budget in plan.budgets:
             if not isinstance(budget, UnitBudgets):
-                budget_tokens(budget, plan.length(i))
+                budget_tokens(budget, plan.length(i), item.prompt_len)
         if masks is not None and len(item.ids) != masks.evicted_at.shape[-1]:
             raise UserError(
                 f"{masks.source}: a replay of {masks.evicted_at.shape[-1]} tokens, but text "
@@ -128,9 +128,10 @@ def check_asked(budgets: Sequence[Any], texts: Mapping[str, Text], share: str) -
     names = [b.name if isinstance(b, UnitBudgets) else b for b in budgets]
     if len(set(names)) < len(names):
         raise UserError(f"budgets: {names}: each may be given once")
-    for budget in budgets:
-        if not isinstance(budget, UnitBudgets):
-            budget_tokens(budget, 2**31)  # its form; whether it fits is each text's question
+    plain = [b for b in budgets if not isinstance(b, UnitBudgets)]
+    for budget in plain:
+        budget_tokens(budget, 2**31, 1)  # its form; whether it fits is each text's question
+    budget_labels(plain)
     if not texts:
         raise UserError("no text given; expected at least one")
     if share not in SHARES:
@@ -256,13 +257,16 @@ def dataset(
     split = ["equal" if not isinstance(b, UnitBudgets) else b.name for b in plan.budgets]
     data["slots"] = np.stack([one["slots"] for one in wholes])
     data |= _answers(plan, wholes, found) | _written(loaded, plan, wholes, found)
+    plain = [b for b in plan.budgets if not isinstance(b, UnitBudgets)]
+    numbers = iter(budget_labels(plain))
+    labels = [b.mean if isinstance(b, UnitBudgets) else next(numbers) for b in plan.budgets]
     facts = results.policy_facts(plan.configured)
     if plan.masks is not None:
         facts = {name: plan.masks.facts[name] for name in facts}
     coords = {
         **facts,
         "text": [item.name for item in plan.items],
-        "budget": [b.mean if isinstance(b, UnitBudgets) else float(b) for b in plan.budgets],
+        "budget": labels,
         "split": split,
         "layer": layers,
         "unit": np.arange(units),
@@ -273,6 +277,7 @@ def dataset(
         "decode_step": np.arange(length),
     }
     about = {"model": loaded.name, "model_sha256": loaded.sha256 or "", "share": plan.share}
+    about |= budget_facts(plain, labels)
     return results.assemble("evaluation", data, coords, about | {"command": command})
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from h2osim.policies.declaration import Configured
 from h2osim.replays.budget_file import UnitBudgets
-from h2osim.replays.budgets import budget_tokens
+from h2osim.replays.budgets import Budget, budget_tokens
 from h2osim.support.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,13 +56,14 @@ class Masks:
 class Plan:
     """All that a study's numbers depend on, besides the model.
 
-    budgets: tokens, shares of each text's n, or budgets by unit. layers: where policies are in
-    force, None: in all. generate: how many tokens the model writes after each text (0: it reads).
+    budgets: tokens, shares of each text's n or prompt, or budgets by unit. layers: where policies
+    are in force, None: in all. generate: how many tokens the model writes after each text (0: it
+    reads).
     """
 
     items: tuple[Item, ...]
     configured: tuple[Configured, ...]
-    budgets: tuple[float | UnitBudgets, ...]
+    budgets: tuple[Budget | UnitBudgets, ...]
     share: str
     layers: tuple[int, ...] | None = None
     generate: int = 0
@@ -228,7 +229,8 @@ class Runner:
         if isinstance(budget, UnitBudgets):
             budget.for_model(self.loaded.name, self.plan.share, layers)
             return budget.tokens(n, layers, units[0])
-        return np.full((len(layers), max(units)), budget_tokens(budget, n), np.int64)
+        slots = budget_tokens(budget, n, self.plan.items[i].prompt_len)
+        return np.full((len(layers), max(units)), slots, np.int64)
 
     def _masks(
         self, masks: Masks, j: int, b: int, layers: Sequence[int], decoder: Decoder

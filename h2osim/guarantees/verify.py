@@ -23,7 +23,7 @@ from h2osim.guarantees.results import Result, Verdict
 from h2osim.optima.solving import optimum
 from h2osim.policies.declaration import Configured, Policy
 from h2osim.policies.text import parse
-from h2osim.replays.budgets import decode_start
+from h2osim.replays.budgets import Budget, Budgets, decode_start
 from h2osim.replays.replaying import replay
 from h2osim.support.errors import UserError
 from h2osim.support.progress import Progress
@@ -90,7 +90,7 @@ class Line:
 def verify(
     trace: Trace,
     policies: str | Policy | Configured | Sequence[str | Policy | Configured] = POLICIES,
-    budgets: float | Sequence[float] = (0.05, 0.1, 0.2),
+    budgets: Budgets = (0.05, 0.1, 0.2),
     *,
     prompt_len: int | None = None,
     share: str = "group",
@@ -214,7 +214,7 @@ def write_counterexample(
 def over_time(
     trace: Trace,
     policy: str | Policy | Configured,
-    budget: float,
+    budget: Budget,
     *,
     prompt_len: int | None = None,
     share: str = "group",
@@ -235,7 +235,7 @@ def over_time(
     found = replay(
         trace,
         policy,
-        budget,
+        [budget],
         prompt_len=prompt_len,
         share=share,
         engine=engine,

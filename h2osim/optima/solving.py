@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from h2osim.optima.bracket import CLOSING, narrow
 from h2osim.optima.exact import optimal_curve, running_cost
 from h2osim.optima.weighing import weighed
 from h2osim.replays import results
+from h2osim.replays.budgets import Budgets
 from h2osim.replays.found import quotient
 from h2osim.support.errors import UserError
 from h2osim.support.machine import cores
@@ -43,7 +44,7 @@ READINGS = 300
 
 def optimum(
     trace: Trace | Sequence[Trace],
-    budgets: float | Sequence[float] | Literal["all"],
+    budgets: Budgets,
     *,
     prompt_len: int | None = None,
     share: str = "group",
@@ -153,8 +154,8 @@ def optimum(
             ),
             traces, budgets, prompt_len=prompt_len, share=share, layers=layers, progress=progress,
         )  # fmt: skip
-    tokens = budget_list(budgets, trace.n)
     p = decode_start(trace, prompt_len)
+    tokens = budget_list(budgets, trace.n, p)
     chosen = chosen_layers(trace, layers)
     if schedules is None:
         schedules = not isinstance(budgets, str)

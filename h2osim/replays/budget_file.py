@@ -117,7 +117,7 @@ class UnitBudgets:
         rows = [self.layers.index(layer) for layer in layers] if self.layers else slice(None)
         chosen = self.budgets[rows]
         try:
-            flat = [budget_tokens(b, n) for b in chosen.ravel().tolist()]
+            flat = [budget_tokens(b, n, n) for b in chosen.ravel().tolist()]
         except UserError as error:
             raise UserError(f"budgets {self.name}: {error}") from None
         return np.array(flat, np.int64).reshape(chosen.shape)

@@ -1,8 +1,13 @@
-"""What a replay is asked for: budgets, the first decode step, layers."""
+"""What a replay is asked for: budgets, the first decode step, layers.
+
+A budget is a number of tokens (64), a share of the text (0.05), or a share of its prompt
+("50%prompt").
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
@@ -11,24 +16,67 @@ from h2osim.policies.parameters import resolve_window
 from h2osim.support.errors import UserError
 from h2osim.traces.trace import Trace
 
-Budgets = float | Sequence[float] | Literal["all"]
+Budget = float | str
+Budgets = float | Sequence[Budget] | Literal["all"]
+_OF_PROMPT = "%prompt"
 
 
-def budget_list(budgets: Budgets, n: int) -> list[int]:
+def budget_list(budgets: Budgets, n: int, p: int) -> list[int]:
     """Budgets in tokens, as given and each once; ``"all"`` is 1 … n."""
     if isinstance(budgets, str):
         if budgets != "all":
-            raise UserError(f"budgets {budgets!r}: expected numbers or 'all'")
+            raise UserError(f"budgets {budgets!r}: expected a list of budgets, or 'all'")
         return list(range(1, n + 1))
     given = np.atleast_1d(np.asarray(budgets, object))
-    tokens = list(dict.fromkeys(budget_tokens(b, n) for b in given))
+    tokens = list(dict.fromkeys(budget_tokens(b, n, p) for b in given))
     if not tokens:
         raise UserError("no budget given; expected tokens (64) or fractions of n (0.05)")
     return tokens
 
 
-def budget_tokens(budget: float, n: int) -> int:
-    """A budget in tokens: whole numbers are tokens, others a fraction of n (never below 1)."""
+def budget_labels(budgets: Sequence[Budget]) -> list[float]:
+    """Each budget as a number; UserError where some are shares of the prompt and others are not,
+    so that a number could mean either.
+    """
+    shares = [prompt_share(budget) for budget in budgets]
+    if None in shares and any(shares):
+        raise UserError(
+            f"budgets {', '.join(map(str, budgets))}: over several texts expected shares of the "
+            "prompt alone, or none"
+        )
+    return [float(b if x is None else x) for b, x in zip(budgets, shares, strict=True)]
+
+
+def budget_facts(budgets: Budgets | None, labels: Sequence[float] | np.ndarray) -> dict[str, str]:
+    """What the attributes of a result say of its budgets: where they are shares of the prompt."""
+    if isinstance(budgets, str) or np.asarray(labels).dtype.kind != "f":
+        return {}
+    given = np.atleast_1d(np.asarray(budgets, object)).tolist()
+    return {"budget_of": "prompt"} if any(map(prompt_share, given)) else {}
+
+
+def prompt_share(budget: Budget) -> Fraction | None:
+    """The share of the prompt that ``"50%prompt"`` says, exact; None of other budgets."""
+    if not isinstance(budget, str):
+        return None
+    try:
+        share = Fraction(budget.removesuffix(_OF_PROMPT)) / 100
+    except (ValueError, ZeroDivisionError):
+        share = Fraction(-1)
+    if not (budget.endswith(_OF_PROMPT) and 0 < share <= 1):
+        raise UserError(
+            f"budget {budget!r}: expected a share of the prompt above 0 up to 100%: 50%prompt"
+        )
+    return share
+
+
+def budget_tokens(budget: Budget, n: int, p: int) -> int:
+    """A budget in tokens, for a text of n tokens and a prompt of p.
+
+    Whole numbers are tokens, others a fraction of n, text a share of p; never below 1.
+    """
+    if (share := prompt_share(budget)) is not None:
+        return max(1, int(share * p))
     if isinstance(budget, (bool, np.bool_)) or not isinstance(budget, (int, float, np.number)):
         raise UserError(f"budget {budget!r}: expected tokens (64) or a fraction of n (0.05)")
     if isinstance(budget, (int, np.integer)):

@@ -13,6 +13,7 @@ from h2osim.engines.request import Job
 from h2osim.policies.declaration import Configured
 from h2osim.replays.budgets import (
     Budgets,
+    budget_labels,
     budget_list,
     budget_tokens,
     chosen_layers,
@@ -273,7 +274,7 @@ def plan_work(
         mine = [unit for unit in trace.units(share) if unit.layer in chosen]
         units += mine
         owner += [o] * len(mine)
-    labels, tokens = budget_columns(budgets, traces)
+    labels, tokens = budget_columns(budgets, traces, starts)
     owners = np.array(owner)
     heads, which = np.unique([len(unit.heads) for unit in units], return_inverse=True)
     inclusive = np.array([[one.inclusive(int(h)) for h in heads] for one in configured])
@@ -296,23 +297,26 @@ def names_of(traces: Sequence[Trace]) -> tuple[str, ...]:
 
 
 def budget_columns(
-    budgets: Budgets, traces: Sequence[Trace]
+    budgets: Budgets, traces: Sequence[Trace], starts: Sequence[int]
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """The label of each column, and each column in tokens of each trace (0: none)."""
+    """The label of each column, and each column in tokens of each trace (0: none).
+
+    ``starts``: each trace's first decode step.
+    """
+    sizes = [(trace.n, p) for trace, p in zip(traces, starts, strict=True)]
+    lists = [budget_list(budgets, *size) for size in sizes]
     if isinstance(budgets, str):
-        longest = max(len(budget_list(budgets, trace.n)) for trace in traces)
+        longest = max(map(len, lists))
         every = np.arange(1, longest + 1)
         return every, tuple(np.where(every <= trace.n, every, 0) for trace in traces)
-    lists = [budget_list(budgets, trace.n) for trace in traces]
     if all(tokens == lists[0] for tokens in lists):
         return np.array(lists[0]), tuple(np.array(lists[0]) for _ in traces)
     asked = np.atleast_1d(np.asarray(budgets, object)).tolist()
-    labels = list(dict.fromkeys(float(budget) for budget in asked))
     if {type(b) for b in asked if b == 1} >= {int, float}:
         raise UserError("budgets 1 and 1.0: one token and all of a trace, ask for one of the two")
-    whole = {float(b): b for b in asked}
-    return np.array(labels), tuple(
-        np.array([budget_tokens(whole[label], trace.n) for label in labels]) for trace in traces
+    labelled = dict(zip(budget_labels(asked), asked, strict=True))
+    return np.array(list(labelled)), tuple(
+        np.array([budget_tokens(b, *size) for b in labelled.values()]) for size in sizes
     )
 
 

@@ -59,9 +59,10 @@ def replay(
         Policies as text (``h2o:recent=32,scores=full``), or policy objects.
     budgets
         Whole numbers are tokens (64), numbers in (0, 1] fractions of n (0.05; ``1.0`` is all of n),
-        rounded down but never below 1. ``"all"`` is every budget 1 … n: one pass gives them all
-        where the policy is inclusive (theorem T7), else they run one by one. A list of budgets goes
-        through the same pass where that is cheaper; the results are the same.
+        ``"50%prompt"`` is a share of the prompt; rounded down but never below 1. ``"all"`` is every
+        budget 1 … n: one pass gives them all where the policy is inclusive (theorem T7), else they
+        run one by one. A list of budgets goes through the same pass where that is cheaper; the
+        results are the same.
     prompt_len
         First decode step, 1 … n-1. Default: the trace's own if it was generated, else 1.
     share

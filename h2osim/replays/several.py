@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from h2osim.replays import results
-from h2osim.replays.budgets import Budgets, chosen_layers, decode_start
+from h2osim.replays.budgets import Budgets, budget_facts, chosen_layers, decode_start
 from h2osim.replays.plan import budget_columns, names_of
 from h2osim.support.errors import UserError
 from h2osim.support.progress import Progress
@@ -39,9 +39,8 @@ def over_traces(
     short for is NaN (-1 of integer masses and ``evicted_at``, 0 of ``held`` and prices).
     """
     _check_alike(traces, share, layers)
-    for trace in traces:
-        decode_start(trace, prompt_len)
-    columns = None if budgets is None else budget_columns(budgets, traces)
+    starts = [decode_start(trace, prompt_len) for trace in traces]
+    columns = None if budgets is None else budget_columns(budgets, traces, starts)
     found = []
     for i, trace in enumerate(traces):
 
@@ -50,7 +49,8 @@ def over_traces(
                 progress(i + done / total, len(traces), f"{word}, {i + 1} of {len(traces)} traces")
 
         found.append(one(trace, part if progress else None))
-    return _joined(found, names_of(traces), columns)
+    about = {} if columns is None else budget_facts(budgets, columns[0])
+    return _joined(found, names_of(traces), columns, about)
 
 
 def _check_alike(traces: Sequence[Trace], share: str, layers: Sequence[int] | None) -> None:
@@ -78,6 +78,7 @@ def _joined(
     found: Sequence[xarray.Dataset],
     names: Sequence[str],
     columns: tuple[np.ndarray, tuple[np.ndarray, ...]] | None,
+    about: dict[str, str],
 ) -> xarray.Dataset:
     import xarray
 
@@ -114,5 +115,5 @@ def _joined(
     if columns is not None:
         coords["tokens"] = np.stack(columns[1])
         coords["fraction"] = coords["tokens"] / np.array(coords["n"])[:, None]
-    common = {k: v for k, v in first.attrs.items() if k not in results.OF_A_TRACE}
+    common = {k: v for k, v in first.attrs.items() if k not in results.OF_A_TRACE} | about
     return results.assemble(form, data, coords, common, several=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from h2osim.replays.budgets import budget_tokens
 from h2osim.replays.results import params_of
-from h2osim.report.frames import MEASURED, MOST_COLUMNS, SHOWN_SHARES
+from h2osim.report.frames import MEASURED, MOST_COLUMNS, SHOWN_SHARES, share_word
 from h2osim.report.ranking import filled
 from h2osim.report.statistics import can_tell, mean_interval, ties_with_best
 
@@ -42,7 +42,7 @@ def columns_of(results: xarray.Dataset) -> list[Column]:
     if len(budgets) <= MOST_COLUMNS:
         chosen = [np.full(len(n), b) for b in range(len(budgets))]
     else:
-        wanted = [np.array([budget_tokens(s, int(m)) for m in n]) for s in SHOWN_SHARES]
+        wanted = [np.array([budget_tokens(s, int(m), 0) for m in n]) for s in SHOWN_SHARES]
         chosen = [np.abs(tokens - w[:, None]).argmin(axis=1) for w in wanted]
     found: dict[bytes, Column] = {}
     for i, at in enumerate(chosen):
@@ -51,8 +51,9 @@ def columns_of(results: xarray.Dataset) -> list[Column]:
         if whole:
             label = f"{here[0]}" + (f" ({100 * here[0] / one:.3g} %)" if one else "")
         else:
-            share = budgets[i] if len(budgets) <= MOST_COLUMNS else SHOWN_SHARES[i]
-            label = f"{100 * share:.3g} %"
+            every = len(budgets) <= MOST_COLUMNS
+            share = budgets[i] if every else SHOWN_SHARES[i]
+            label = share_word(share, results.attrs if every else {})
         budget = int(here[0]) if whole else float(share)
         at = np.where(here <= n, at, -1)
         found.setdefault(at.tobytes(), Column(label, budget, at, here))

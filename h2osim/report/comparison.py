@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from h2osim.report.best import mean_of_traces
-from h2osim.report.frames import MEASURED, Record, budget_label, shown_budgets
+from h2osim.report.frames import MEASURED, Record, budget_label, share_word, shown_budgets
 from h2osim.report.ranking import competing, notes, ranks
 from h2osim.report.statistics import can_tell, mean_interval, ties_with_best, what_intervals_say
 from h2osim.report.terminal import plain_table
@@ -240,7 +240,7 @@ def headings(part: xr.Dataset, asked: Mapping[int, float] | None, beside: bool) 
     several = "trace" in part.dims
     for budget in part["budget"].values.tolist():
         if isinstance(budget, float) and budget <= 1:
-            yield f"{100 * budget:.3g} %"
+            yield share_word(budget, part.attrs)
         elif several and len(set(part["n"].values.tolist())) > 1:
             yield f"{budget:g}"
         else:

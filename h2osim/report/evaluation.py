@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from h2osim.report.frames import share_word
 from h2osim.report.statistics import can_tell, mean_interval, ties_with_best, what_intervals_say
 
 if TYPE_CHECKING:
@@ -98,7 +100,8 @@ _COLUMNS = (
 
 def _heading(results: xr.Dataset, b: int) -> str:
     """A budget as it was asked, and the file's name where units have their own."""
-    word, split = budget_word(float(results["budget"][b])), str(results["split"][b].item())
+    word = budget_word(float(results["budget"][b]), results.attrs)
+    split = str(results["split"][b].item())
     return word if split == "equal" else f"{split}, mean {word}"
 
 
@@ -109,9 +112,9 @@ def _cell(one: dict[str, Any], texts: int) -> str:
     return f"{one['kl']:.4f}{spread}{'*' if one['best'] else ' '}"
 
 
-def budget_word(budget: float) -> str:
+def budget_word(budget: float, attributes: Mapping[Any, Any]) -> str:
     """A budget as it was asked: a share in percent, or tokens."""
-    return f"{100 * budget:g} %" if budget <= 1 else f"{budget:g} tokens"
+    return share_word(budget, attributes) if budget <= 1 else f"{budget:g} tokens"
 
 
 def evaluation_figure(results: xr.Dataset) -> Figure:
@@ -144,7 +147,7 @@ def evaluation_figure(results: xr.Dataset) -> Figure:
                 axes.annotate(one["split"], (one["budget"], one["kl"]), fontsize=7)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xticks(budgets, [budget_word(budget) for budget in budgets])
+    axes.set_xticks(budgets, [budget_word(x, results.attrs) for x in budgets])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("budget")
     axes.set_ylabel("KL from the full cache (nats a token)")

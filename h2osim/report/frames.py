@@ -165,6 +165,11 @@ def shown_budgets(replayed: xr.Dataset) -> list[int]:
     return sorted({int(np.abs(fractions - share).argmin()) for share in SHOWN_SHARES})
 
 
+def share_word(share: float, attributes: Mapping[Any, Any]) -> str:
+    """A budget that is a share, in percent; a result's attributes say where it is the prompt's."""
+    return f"{100 * share:.3g} %" + (" of the prompt" * (attributes.get("budget_of") == "prompt"))
+
+
 def budget_label(budget: int, n: int, asked: Mapping[int, float] | None) -> str:
     """The share of the trace that a budget is: as asked for where known, else what it comes to."""
     share = (asked or {}).get(budget, budget / n)

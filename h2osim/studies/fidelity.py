@@ -135,7 +135,8 @@ def _closed_loop(
 
     text, decoder.prompt.share = split(policy)
     by_layer = None if masks is None else dict(zip(decoder.prompt.layers, masks, strict=True))
-    seen = decoder.evict(Eviction(parse(text), budget_tokens(budget, decoder.n), by_layer))
+    slots = budget_tokens(budget, decoder.n, decoder.prompt_len)
+    seen = decoder.evict(Eviction(parse(text), slots, by_layer))
     found = {"kl": seen.kl.mean(), "top1": seen.top1.mean()}
     if answer:
         return found | _answered(seen.nll, seen.hits, answer)

@@ -172,7 +172,8 @@ def _kl(decoder: Decoder, policy: str | None, budget: float, masks: Any = None) 
     from h2osim.replays.budgets import budget_tokens
 
     configured = None if policy is None else parse(policy)
-    seen = decoder.evict(Eviction(configured, budget_tokens(budget, decoder.n), masks))
+    slots = budget_tokens(budget, decoder.n, decoder.prompt_len)
+    seen = decoder.evict(Eviction(configured, slots, masks))
     return float(seen.kl.mean())
 
 

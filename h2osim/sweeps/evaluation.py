@@ -23,6 +23,7 @@ from h2osim.closed_loop.evaluating import (
 from h2osim.closed_loop.study import Arrays, Place, Runner
 from h2osim.policies.declaration import Configured, Policy
 from h2osim.replays.budget_file import UnitBudgets
+from h2osim.replays.budgets import Budget
 from h2osim.support.errors import UserError
 from h2osim.support.progress import Progress
 from h2osim.sweeps.passes import PassStore, evaluation_identity, run_there
@@ -231,12 +232,12 @@ def _keep(kept: PassStore | None, key: Sequence[int], one: Arrays) -> Arrays:
     return one
 
 
-def _budget_list(budgets: Any) -> list[float | UnitBudgets]:
+def _budget_list(budgets: Any) -> list[Budget | UnitBudgets]:
     """One budget or several; arrays [layers, units] become budgets by unit."""
     several = isinstance(budgets, Sequence) or (np.ndim(budgets) == 1)
     if not several or isinstance(budgets, str):
         budgets = [budgets]
-    found: list[float | UnitBudgets] = []
+    found: list[Budget | UnitBudgets] = []
     for one in budgets:
         if isinstance(one, UnitBudgets) or np.ndim(one) == 0:
             found.append(one)

@@ -15,7 +15,7 @@ import numpy as np
 import h2osim
 from h2osim.policies.declaration import Configured, Policy
 from h2osim.policies.source import fingerprint
-from h2osim.replays.budgets import Budgets
+from h2osim.replays.budgets import Budget, Budgets
 from h2osim.replays.plan import WorkPlan
 from h2osim.support.errors import UserError
 from h2osim.traces.fingerprint import layer_sha256
@@ -79,8 +79,8 @@ def check_same(
             )
 
 
-def _plain(budgets: Budgets) -> list[int | float]:
-    """Budgets as Python numbers."""
+def _plain(budgets: Budgets) -> list[Budget]:
+    """Budgets as Python numbers and text."""
     given = np.atleast_1d(np.asarray(budgets, object)).tolist()
     return [b.item() if isinstance(b, np.generic) else b for b in given]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from h2osim.policies.declaration import Configured, Policy
 from h2osim.replays import results
-from h2osim.replays.budgets import Budgets
+from h2osim.replays.budgets import Budgets, budget_facts
 from h2osim.replays.execute import Destination, Engine, Memory, engine_here, execute
 from h2osim.replays.found import Found
 from h2osim.replays.measures import PASSES, engine_for
@@ -227,7 +227,7 @@ def _store_for(path: Path, plan: WorkPlan, command: str) -> SweepStore:
 
 
 def _facts(plan: WorkPlan, command: str) -> dict[str, str]:
-    return {"share": plan.share, "command": command}
+    return {"share": plan.share, "command": command, **budget_facts(plan.asked, plan.budgets)}
 
 
 def _coords(plan: WorkPlan) -> dict[str, Any]:
