@@ -26,7 +26,7 @@ STACK = [
     "h2o:recent=0,scores=full", "h2o:recent=3,sinks=2,scores=full", "h2o:recent=2,when=prompt",
     "decay:recent=1,scores=full", "tova:scores=full", "recency", "streaming:sinks=2", "full",
     "lazy:window=4,scores=full", "future", "random", "h2o-mean:recent=2,scores=full", "h2o-alg1",
-    "vatp:recent=2,scores=full,sinks=1",
+    "vatp:recent=2,scores=full,sinks=1", "two-speed:recent=2,scores=full,value=0.5,join=max",
 ]  # fmt: skip
 
 

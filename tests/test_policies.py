@@ -329,6 +329,42 @@ def test_nacl_draws_by_softmax_of_the_score() -> None:
     np.testing.assert_allclose(count[1:4] / 4000, weights / weights.sum(), atol=0.03)
 
 
+def test_two_speed_blends_a_slow_mean_with_a_fast_one() -> None:
+    # Sums 32, 9, 7 over 3, 2, 1 rows, and the newest row 4, 5, 7.
+    rows = ((16,), (12, 4), (4, 5, 7))
+    example = trace(*rows)
+
+    def leaves(text: str) -> int:
+        return gone(example, f"two-speed:recent=0,{text}", 2).index(2)
+
+    assert leaves("mix=0") == 1  # 10.7, 4.5, 7
+    assert leaves("mix=0,prior=4") == 2  # 32/7, 9/6, 7/5
+    assert leaves("mix=0,gamma=0.5") == 1  # 14/1.75, 7/1.5, 7/1
+    assert leaves("mix=1,fast=0") == 0
+    assert leaves("mix=1,fast=0.5") == 1  # half of 14, 7, 7: of two the older
+    assert leaves("mix=0.8,fast=0,join=sum") == 1  # 2.13 + 3.2, 0.9 + 4, 1.4 + 5.6
+    assert leaves("mix=0.8,fast=0,join=max") == 0
+    assert leaves("mix=0,prior=7,power=1") == 2  # 32/10, 9/9, 7/8
+    assert leaves("mix=0,prior=7,power=2") == 1  # 416/10, 41/9, 49/8
+    normed = trace(*rows, v_norm1=np.array([[1.0, 16.0, 1.0]]))
+    for power, first in ((0, 1), (0.25, 2), (0.5, 2), (1, 2)):  # 10.7, 4.5 * 16^power, 7
+        assert gone(normed, f"two-speed:recent=0,mix=0,value={power}", 2).index(2) == first
+    with pytest.raises(UserError, match="v_norm1"):
+        leaves("value=1")
+
+
+@examples(20)
+@given(traces(max_n=12))
+def test_two_speed_has_h2o_mean_and_decay_as_corners(drawn: Trace) -> None:
+    pairs = {
+        "two-speed:recent=0,mix=0": "h2o-mean:recent=0",
+        "two-speed:recent=0.5,mix=1,fast=0.5": "decay:recent=0.5,gamma=0.5",
+    }
+    for ours, other in pairs.items():
+        found = replay(drawn, [ours, other], [1, max(1, drawn.n // 2)])
+        assert (found.evicted_at.values[0] == found.evicted_at.values[1]).all()
+
+
 # --- values ---------------------------------------------------------------------------------
 
 
