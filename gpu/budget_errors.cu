@@ -2,6 +2,7 @@
 //
 // Compiled after common.cuh and a policy's rules. Constants: those of values.cuh, HEADS.
 #include "arguments.cuh"
+#include "lanes.cuh"
 #include "values.cuh"
 
 extern "C" __global__ void __launch_bounds__(T) budget_errors(

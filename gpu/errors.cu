@@ -3,6 +3,7 @@
 //
 // Compiled after common.cuh. Constants: those of values.cuh, HEADS (heads of a unit), SLICES (blocks
 // that share the steps of a head).
+#include "lanes.cuh"
 #include "values.cuh"
 #define SPAN (4 * LANES)  // budgets whose errors are added up over a block's steps at a time
 
@@ -94,19 +95,7 @@ extern "C" __global__ void __launch_bounds__(T) depth_errors(
                 double own[LANES];  // by depth: this lane's share of |lost|^2
                 if (add_values(lost, row.o, value, now, x, mine,
                                [&](int i) { own[i] = squared_norm(lost); })) {
-                    // Halves are exchanged until each lane has the sum for its own depth.
-#pragma unroll
-                    for (int half = LANES / 2; half; half /= 2) {
-#pragma unroll
-                        for (int i = 0; i < LANES / 2; i++) {
-                            if (i >= half) break;
-                            const bool upper = mine & half;
-                            const double kept = upper ? own[i + half] : own[i];
-                            const double given = upper ? own[i] : own[i + half];
-                            own[i] = kept + __shfl_xor_sync(ALL_LANES, given, half);
-                        }
-                    }
-                    norm = own[0];
+                    norm = own_sum(own, mine);
                 }
                 const Errors one = errors_of(row, here, squares_here, norm);
                 const int place = d + LANES - 1 - mine - low;

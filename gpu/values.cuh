@@ -4,9 +4,8 @@
 // read the first coordinates of a value side by side, then the next ones. Values are padded to
 // LANES * DIMS coordinates. All sums over values are float64; masses are integers, so exact.
 //
-// Constants: T threads of a block, LANES, DIMS (a multiple of 4; 0: there are no values).
+// Compiled after lanes.cuh. Constants: its own, and DIMS (a multiple of 4; 0: there are no values).
 #define WIDTH (LANES * DIMS)
-#define STEPS (T / LANES)  // steps that a block works on at a time
 #define OWN (DIMS > 0 ? DIMS : 4)
 #define BATCH (LANES < 4 ? LANES : 4)
 
@@ -52,12 +51,6 @@ DEVICE double squared_norm(const double *own) {
 #pragma unroll
     for (int c = 0; c < DIMS; c++) sum = fma(own[c], own[c], sum);
     return sum;
-}
-
-// The sum over the lanes of a step, to each of them.
-template <class X> DEVICE X step_sum(X x) {
-    for (int far = 1; far < LANES; far *= 2) x += __shfl_xor_sync(ALL_LANES, x, far);
-    return x;
 }
 
 // A row: its output o, its mass, the sum of its squares, and |o|^2.

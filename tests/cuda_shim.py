@@ -25,6 +25,7 @@ COMPILER = shutil.which("g++") or shutil.which("clang++")
 KERNELS = (
     "stack", "depths", "direct", "masses", "logits", "softmax", "price_rows",
     "price_step", "token_values", "make_schedule", "outputs", "depth_errors", "budget_errors",
+    "project_values", "project_outputs", "depth_residuals", "budget_residuals",
 )  # fmt: skip
 
 

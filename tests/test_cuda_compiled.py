@@ -16,6 +16,7 @@ from h2osim import cuda
 from h2osim.cuda.device import OPTIONS
 from h2osim.cuda.kernels.depths import depths_shape
 from h2osim.cuda.kernels.errors import errors_shape
+from h2osim.cuda.kernels.residuals import residuals_shape
 from h2osim.cuda.kernels.stack import stack_shape
 from h2osim.policies.registry import all_policies
 
@@ -54,6 +55,12 @@ def kernel_texts() -> dict[str, str]:
         for name in ("h2o", "lazy", "h2o-lmeval"):
             text = cuda.kernel_text("budget_errors", shape, all_policies()[name])
             found[f"errors {size} {name}"] = text
+    for heads, size in ((1, 64), (3, 64), (9, 128)):
+        shape = residuals_shape(device, 2048, heads, size, 1)
+        found[f"residuals {heads} {size}"] = cuda.kernel_text("residuals", shape)
+        for name in ("h2o", "h2o-lmeval"):
+            text = cuda.kernel_text("budget_residuals", shape, all_policies()[name])
+            found[f"residuals {heads} {size} {name}"] = text
     for name in DIRECT:
         policy = all_policies()[name]
         found[f"direct {name}"] = cuda.kernel_text("direct", {"T": 128}, policy)

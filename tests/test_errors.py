@@ -20,7 +20,6 @@ from strategies import examples, qk_traces, traces
 import h2osim
 from h2osim.attention.fixed_point import UNIT
 from h2osim.policies.registry import all_policies
-from h2osim.replays.measures import engine_for
 from h2osim.replays.replaying import replay
 from h2osim.replays.results import ERRORS, check
 from h2osim.support.errors import UserError
@@ -361,11 +360,3 @@ def test_compare_ranks_by_what_was_measured(run: Run, tmp_path: Path) -> None:
     fails(run(*bare, "error"), "has no values", "attention-error")
     assert run(*bare, "attention-error").code == 0
     fails(run(*words, "--measure", "both", "--target-recall", "0.9"), "--target-recall")
-
-
-def test_a_measure_that_the_gpu_lacks_goes_to_the_cpu() -> None:
-    assert engine_for("residual-error", "auto") == "numba"
-    assert engine_for("residual-error", "naive") == "naive"
-    assert engine_for("error", "cuda") == "cuda" and engine_for("recall", "auto") == "auto"
-    with pytest.raises(UserError, match="residual-error: engine cuda does not measure it"):
-        engine_for("residual-error", "cuda")

@@ -1,4 +1,4 @@
-"""What the output error of every budget costs, beside the recall of every budget."""
+"""What the errors of every budget cost, beside the recall of every budget."""
 
 from __future__ import annotations
 
@@ -83,20 +83,30 @@ def measure_gpu(units: Sequence[Unit]) -> list[Measurement]:
 
     device, n, policy = cuda.devices()[0], units[0].n, parse(POLICY)
     jobs = [Job(unit, policy, n, 1) for unit in units]
-    expected = error_pass(units[-1])
-    curve = cuda.curves(jobs, (), device, errors=OUTPUT)[-1][0]
-    assert np.array_equal(curve.kept, expected.kept)
-    for name, one in expected.errors.of.items():
-        assert np.allclose(one, curve.errors.of[name], rtol=1e-7, atol=1e-12)
+    kinds = (OUTPUT, RESIDUAL) if all(unit.has_residual for unit in units) else (OUTPUT,)
+    for names in kinds:
+        expected = error_pass(units[-1], names)
+        curve = cuda.curves(jobs, (), device, errors=names)[-1][0]
+        assert np.array_equal(curve.kept, expected.kept)
+        for name, one in expected.errors.of.items():
+            assert np.allclose(one, curve.errors.of[name], rtol=1e-7, atol=1e-12)
 
-    plain, whole = (
-        gpu.clock(partial(cuda.curves, jobs, (), device, errors=names)) for names in ((), OUTPUT)
+    plain, whole, *more = (
+        gpu.clock(partial(cuda.curves, jobs, (), device, errors=names)) for names in ((), *kinds)
     )
     core = median_seconds(lambda: error_pass(units[-1]), 3)
     copies = -(-gpu.UNITS // len(units))
     rows = next(load_rows(device, units, n, 0))
     rows = DeviceRows(0, 0, n, rows.bits, device.array(np.tile(device.host(rows.bases), copies)))
     recall, errors, full, stacks = gpu_passes(device, jobs * copies, rows)
+    behind = []
+    if more:
+        kernels = gpu_passes(device, jobs * copies, rows, RESIDUAL)[1]
+        behind = [
+            Measurement("residual error / recall", more[0] / plain, "times"),
+            Measurement("kernels: residual error", kernels * 1e3, "ms"),
+            Measurement("kernels: residual error / recall", kernels / recall, "times"),
+        ]
     size, many = units[0].values().shape[2], f"units of {n} tokens, all budgets"
     error = f"output error, head size {size}"
     return [
@@ -110,20 +120,24 @@ def measure_gpu(units: Sequence[Unit]) -> list[Measurement]:
         Measurement("kernels: output error / recall", errors / recall, "times", GOAL, False),
         Measurement(f"{error}, one unit on one core", core * 1e3, "ms"),
         Measurement("one core / GPU", core * len(units) / whole, "times"),
+        *behind,
     ]
 
 
-def gpu_passes(device: cuda.Gpu, jobs: Sequence[Job], rows: DeviceRows) -> list[float]:
+def gpu_passes(
+    device: cuda.Gpu, jobs: Sequence[Job], rows: DeviceRows, names: Sequence[str] = OUTPUT
+) -> list[float]:
     """Seconds of recall, of errors, and of two parts of the latter, from rows on the device."""
     from h2osim.bench.gpu import seconds
-    from h2osim.cuda.kernels.errors import Outputs, read_in_parts, value_size
+    from h2osim.cuda.kernels.errors import read_in_parts, value_size
+    from h2osim.cuda.kernels.residuals import outputs_of
     from h2osim.cuda.kernels.stack import Stack
     from h2osim.cuda.run import choose
 
     units, which = [job.unit for job in jobs], range(len(jobs))
     ((kernel, _),) = choose(device, jobs)
     plain = kernel(device, jobs, which, ())
-    outputs = Outputs(device, units, 1, OUTPUT, value_size(units, OUTPUT), len(jobs))
+    outputs = outputs_of(device, units, 1, names, value_size(units, names), len(jobs))
     errors, stacks = (Stack(device, jobs, which, (), 1, one) for one in (outputs, None))
 
     def feed(*runs: Stack) -> None:

@@ -12,7 +12,8 @@ from h2osim.cuda.device import Device
 from h2osim.cuda.kernels.arguments import of_each
 from h2osim.cuda.kernels.depths import Depths
 from h2osim.cuda.kernels.direct import Direct, direct_bytes
-from h2osim.cuda.kernels.errors import Outputs, error_bytes, read_in_parts, value_size
+from h2osim.cuda.kernels.errors import error_bytes, read_in_parts, value_size
+from h2osim.cuda.kernels.residuals import outputs_of
 from h2osim.cuda.kernels.stack import Stack, stack_bytes
 from h2osim.cuda.rows import block_rows, load_rows, row_bytes, row_masses
 from h2osim.engines.request import Job
@@ -67,7 +68,7 @@ def direct(
     cost = {
         unit: row_bytes(unit, block, lag)
         + sum(direct_bytes(jobs[i].configured.policy, n, heads) + 20 * n for i in order[unit])
-        + (error_bytes(unit, size, len(order[unit]), False) if errors else 0)
+        + (error_bytes(unit, size, len(order[unit]), False, errors) if errors else 0)
         for unit in order
     }
 
@@ -79,7 +80,7 @@ def direct(
         index = {unit: u for u, unit in enumerate(units)}
         outputs = None
         if errors:
-            outputs = Outputs(device, units, jobs[0].prompt_len, errors, size, len(jobs))
+            outputs = outputs_of(device, units, jobs[0].prompt_len, errors, size, len(jobs))
         runs = {
             policy: Direct(
                 device, [jobs[i] for i in mine], [index[jobs[i].unit] for i in mine], outputs
@@ -136,7 +137,7 @@ def curves(
     cost = {
         unit: row_bytes(unit, block, 0)
         + sum(results + each[i] for i in order[unit])
-        + (error_bytes(unit, size, len(order[unit]), True) if errors else 0)
+        + (error_bytes(unit, size, len(order[unit]), True, errors) if errors else 0)
         for unit in order
     }
 
@@ -159,7 +160,7 @@ def curves(
         index = {unit: u for u, unit in enumerate(units)}
         outputs, more = None, {}
         if errors:
-            outputs = Outputs(device, units, jobs[0].prompt_len, errors, size, len(jobs))
+            outputs = outputs_of(device, units, jobs[0].prompt_len, errors, size, len(jobs))
             more = {"outputs": outputs}
         runs = {
             (kernel, policy): kernel(

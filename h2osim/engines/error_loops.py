@@ -119,72 +119,87 @@ def errors_of(
 @njit(**_FAST)
 def add_residuals(
     bits: Any, first: int, start: int, stop: int, p: int, missing: Any, counts: Any,
-    values: Any, out: Any, whole: Any, residual: Any, every: bool, sums: Any,
+    values: Any, ends: Any, out: Any, whole: Any, residual: Any, every: bool, sums: Any,
 ) -> None:  # fmt: skip
     """Add each decode row's |sum_h (o - o_S)|^2 / |x|^2 to `sums`, as `add_errors` does.
 
-    `values` and `out` are those behind the projection. A stream x of 0 has an error of 0 if nothing
-    is lost, else NaN.
+    `values` [n, ends[-1]] and `out` [rows, ends[-1]] are those behind the projection, the heads'
+    coordinates one after the other, up to `ends`. A stream x of 0 has an error of 0 if nothing is
+    lost, else NaN.
     """
-    heads, size = bits.shape[0], values.shape[2]
-    lost, vector = np.zeros((heads, size)), np.zeros(size)
-    mass = np.zeros(heads, np.int64)
+    heads = bits.shape[0]
+    lost = np.zeros(values.shape[1])
+    vector = np.zeros(ends[-1] - (ends[-2] if heads > 1 else 0))  # the last head's are the most
+    mass, here = np.zeros(heads, np.int64), np.zeros(heads, np.int64)
     for t in range(max(start, p), stop):
         r = t - start
         base = (t * (t + 1) - first * (first + 1)) // 2
         lost[:] = 0.0
         mass[:] = 0
         error = 0.0
-        last = 1 if every else 0
-        for i in range(counts[r] - 1, last - 1, -1):
+        for i in range(counts[r] - 1, 0 if every else -1, -1):
             j = np.int64(missing[r, i])
-            touched = False
+            some = np.int64(0)
             for h in range(heads):
-                x = fixed(np.int64(bits[h, base + j]))
-                if x:
-                    touched = True
-                    mass[h] += x
-                    add_lost(lost[h], float(x), values[h], j, out[h], r)
+                here[h] = fixed(np.int64(bits[h, base + j]))
+                mass[h] += here[h]
+                some |= here[h]
+            if some and every:
+                error = moved(
+                    lost, mass, here, values[j], ends, out[r], whole[:, r], residual[t], vector
+                )
+            elif some:
+                low = 0
+                for h in range(heads):
+                    at = slice(low, ends[h])
+                    add_lost(lost[at], float(here[h]), values[j, at], out[r, at])
+                    low = ends[h]
             if every:
-                if touched:
-                    error = moved(lost, mass, out, whole, r, residual[t], vector)
                 sums[i] += error
         if not every and mass.any():
-            sums[t - p] = moved(lost, mass, out, whole, r, residual[t], vector)
-
-
-@njit(**_FAST)
-def add_lost(lost: Any, a: float, values: Any, j: int, out: Any, r: int) -> None:
-    """Add a (v_j - o) of one head."""
-    for c in range(lost.shape[0]):
-        lost[c] += a * (values[j, c] - out[r, c])
-
-
-@njit(**_FAST)
-def add_scaled(vector: Any, scale: float, lost: Any) -> None:
-    """Add scale * lost to the vector."""
-    for c in range(vector.shape[0]):
-        vector[c] += scale * lost[c]
+            here[:] = 0
+            sums[t - p] = moved(
+                lost, mass, here, out[r], ends, out[r], whole[:, r], residual[t], vector
+            )
 
 
 @njit(**_FAST)
 def moved(
-    lost: Any, mass: Any, out: Any, whole: Any, r: int, stream: float, vector: Any
-) -> float:
-    """|sum_h (o_S - o)|^2 / stream of a row that lacks `mass`; lost: sum a_j (v_j - o) a head.
+    lost: Any, mass: Any, here: Any, v: Any, ends: Any, o: Any, whole: Any, stream: float,
+    vector: Any,
+) -> float:  # fmt: skip
+    """|sum_h (o_S - o)|^2 / stream of a row that lacks `mass`, of it `here` of token v.
 
-    `vector` is room for the sum.
+    lost: sum a_j (v_j - o) of each head, to which v is added first. `vector`: room for the sum.
     """
     vector[:] = 0.0
-    for h in range(lost.shape[0]):
-        seen = whole[h, r] - mass[h]
-        if seen:
-            add_scaled(vector, 1.0 / float(seen), lost[h])
-        else:  # where nothing is attended, o_S is 0
-            add_scaled(vector, 1.0, out[h, r])
+    low = 0
+    for h in range(len(ends)):
+        at, seen = slice(low, ends[h]), whole[h] - mass[h]
+        scale = 1.0 / float(seen) if seen else 0.0
+        add_scaled(lost[at], float(here[h]), v[at], o[at], scale, vector)
+        if not seen:  # where nothing is attended, o_S is 0
+            vector[: ends[h] - low] += o[at]
+        low = ends[h]
     total = 0.0
-    for c in range(vector.shape[0]):
+    for c in range(len(vector)):
         total += vector[c] * vector[c]
     if total and not stream:
         return np.nan
     return total / stream if total else 0.0
+
+
+@njit(**_FAST)
+def add_lost(lost: Any, a: float, v: Any, o: Any) -> None:
+    """Add a (v - o)."""
+    for c in range(len(lost)):
+        lost[c] += a * (v[c] - o[c])
+
+
+@njit(**_FAST)
+def add_scaled(lost: Any, a: float, v: Any, o: Any, scale: float, vector: Any) -> None:
+    """Add a (v - o), and scale times the sum to the vector."""
+    for c in range(len(lost)):
+        more = lost[c] + a * (v[c] - o[c])
+        lost[c] = more
+        vector[c] += scale * more

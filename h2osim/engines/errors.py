@@ -19,7 +19,8 @@ they stand here. The loops of this module add up what is *missing* instead (docs
 which is exactly 0 where nothing is missing, and which one walk up the stack of an inclusive policy
 gives for every budget. Behind the projection the heads add up before the norm is taken; with
 W = Q R, the columns of Q orthonormal, |sum_h W_h d_h| = |sum_h R_h d_h|: the loops carry R_h v_j,
-which is no longer than the outputs of the unit's heads together. Decisions are not touched: they
+which is no longer than the outputs of the unit's heads together, and shorter for the first of them
+because R is triangular. Decisions are not touched: they
 are exact, as in any replay. The errors are sums of float64 numbers; what is small in G_t is a
 difference of what is large outside, so a step's relative rounding error is about 1e-16 / r. As r is
 0 or at least 2^-24, engines agree to 1e-7 of an error (to 1e-12 in practice), and to 1e-12 where it
@@ -29,6 +30,7 @@ is nearly 0.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,13 +67,15 @@ def refuse_sinks(units: Iterable[Unit]) -> None:
             )
 
 
-def projected_values(unit: Unit) -> Floats:
-    """R_h v_j of each query head h and token j, float64 [heads, n, size]: see the module's text."""
-    values, kv = head_values(unit)
+def triangle_of(unit: Unit) -> list[Floats]:
+    """R_h of each query head, transposed, float64 [d, size]: see the module's text.
+
+    R is triangular, so head h has the first d (h + 1) coordinates alone.
+    """
     w = unit.projections().astype(np.float64)
-    heads, size, width = w.shape
-    r: Floats = np.linalg.qr(w.reshape(heads * size, width).T)[1].reshape(-1, heads, size)
-    return np.stack([values[g] @ r[:, h].T for h, g in enumerate(kv)])
+    heads, d, width = w.shape
+    r = np.asarray(np.linalg.qr(w.reshape(heads * d, width).T, mode="r")).T.reshape(heads, d, -1)
+    return [np.ascontiguousarray(one[:, : d * (h + 1)]) for h, one in enumerate(r)]
 
 
 class Outputs:
@@ -80,7 +84,9 @@ class Outputs:
     ``names`` are the variables wanted. ``out`` float64 [heads, rows, d], ``whole`` and ``squares``
     int64 [heads, rows] (fixed point: mass of a row, sum of its squares) are those of the block read
     last; ``power`` float64 [heads, n] is |o|^2 of every row so far, 0 for rows of the prompt.
-    Of the residual error, ``out`` is R_h o and ``residual`` float64 [n] is |x|^2.
+    Of the residual error, ``projected`` float64 [n, all heads' coordinates] is R_h v, with
+    ``ends`` int64 [heads] where each head's end, ``out`` [rows, the same] is R_h o, and
+    ``residual`` float64 [n] is |x|^2.
     """
 
     def __init__(self, unit: Unit, prompt_len: int, names: Collection[str]):
@@ -88,12 +94,13 @@ class Outputs:
         heads, n = len(unit.heads), unit.n
         self.names, self.prompt_len = names, prompt_len
         self.values, self.kv = np.zeros((1, n, 0)), np.zeros(heads, np.int64)
-        self.residual = np.zeros(n)
-        if NEEDS_RESIDUAL.intersection(names):
-            self.values, self.kv = projected_values(unit), np.arange(heads)
-            self.residual = unit.residual_norms().astype(np.float64) ** 2
-        elif NEEDS_VALUES.intersection(names):
+        if NEEDS_VALUES.intersection(names):
             self.values, self.kv = head_values(unit)
+        if NEEDS_RESIDUAL.intersection(names):
+            self.triangle = triangle_of(unit)
+            self.ends = np.cumsum([r.shape[1] for r in self.triangle])
+            self.projected = self._behind(self.values[self.kv])
+            self.residual = unit.residual_norms().astype(np.float64) ** 2
         self.power = np.zeros((heads, n))
 
     def read(self, block: Block) -> None:
@@ -107,6 +114,12 @@ class Outputs:
             block.bits, block.first, block.start, block.stop, self.prompt_len,
             self.values, self.kv, self.out, self.whole, self.squares, self.power,
         )  # fmt: skip
+        if NEEDS_RESIDUAL.intersection(self.names):
+            self.out = self._behind(self.out)
+
+    def _behind(self, vectors: Floats) -> Floats:
+        """R_h of vectors [heads, many, d], [many, all coordinates]."""
+        return np.hstack([one @ r for one, r in zip(vectors, self.triangle, strict=True)])
 
     def rows_at_a_time(self) -> int:
         """How many rows a block should have, so that the lists of missing tokens stay small."""
@@ -142,7 +155,8 @@ class RunErrors:
         if NEEDS_RESIDUAL.intersection(full.names):
             error_loops.add_residuals(
                 block.bits, block.first, block.start, block.stop, full.prompt_len, missing, counts,
-                full.values, full.out, full.whole, full.residual, self._every, self._residual,
+                full.projected, full.ends, full.out, full.whole, full.residual, self._every,
+                self._residual,
             )  # fmt: skip
             return
         error_loops.add_errors(
@@ -157,11 +171,15 @@ class RunErrors:
         steps = full.power.shape[1] - full.prompt_len
         if NEEDS_RESIDUAL.intersection(full.names):
             total = self._residual[1:] if self._every else self._residual.sum()
-            mean = total / steps if steps else np.full(np.shape(total), np.nan)
-            return Errors({RESIDUAL[0]: mean}, {RESIDUAL[0]: self._residual})
+            return Errors(residual_mean(total, steps).of, {RESIDUAL[0]: self._residual})
         if self._every:
             return summed(self._sums[:, :, 1:], power, steps, full.names)
         return run_errors(self._sums, power, full.names)
+
+
+def residual_mean(total: Any, steps: int) -> Errors:
+    """The residual error from its sum over ``steps`` decode steps, at each budget."""
+    return Errors({RESIDUAL[0]: total / steps if steps else np.full(np.shape(total), np.nan)})
 
 
 def schedule_errors(

@@ -39,12 +39,3 @@ def variables_of(measure: str, traces: Iterable[Trace]) -> tuple[str, ...]:
                     "); record it with h2osim record … --residual, or ask for error"
                 )
     return names
-
-
-def engine_for(measure: str, engine: str) -> str:
-    """The engine asked for, where it can measure this; UserError for CUDA where it cannot."""
-    if measure != "residual-error" or engine not in ("auto", "cuda"):
-        return engine
-    if engine == "cuda":
-        raise UserError("measure residual-error: engine cuda does not measure it; use numba")
-    return "numba"

@@ -13,7 +13,7 @@ from h2osim.replays import results
 from h2osim.replays.budgets import Budgets
 from h2osim.replays.execute import Memory, engine_here, execute
 from h2osim.replays.found import Found, quotient
-from h2osim.replays.measures import PASSES, engine_for
+from h2osim.replays.measures import PASSES
 from h2osim.replays.plan import plan_work
 from h2osim.replays.several import over_traces
 from h2osim.support.errors import UserError
@@ -140,7 +140,7 @@ def replay(
             traces, budgets, prompt_len=prompt_len, share=share, layers=layers, progress=progress,
         )  # fmt: skip
     errors = plan.errors
-    kind = engine_here(engine_for(measure, engine), float(plan.seconds.sum()) * PASSES[measure])
+    kind = engine_here(engine, float(plan.seconds.sum()) * PASSES[measure])
     each = step_recall or bool(errors and step_errors)
     if each or kind.name == "naive":
         plan = plan.budget_by_budget()

@@ -16,7 +16,7 @@ from h2osim.replays import results
 from h2osim.replays.budgets import Budgets, budget_facts
 from h2osim.replays.execute import Destination, Engine, Memory, engine_here, execute
 from h2osim.replays.found import Found
-from h2osim.replays.measures import PASSES, engine_for
+from h2osim.replays.measures import PASSES
 from h2osim.replays.plan import WorkPlan, plan_work
 from h2osim.support.errors import UserError
 from h2osim.sweeps.grid import expand
@@ -117,7 +117,6 @@ def sweep(
         opened, configured, budgets, prompt_len=prompt_len, share=share, layers=layers,
         measure=measure,
     )
-    engine = engine_for(measure, engine)
     seconds = float(plan.seconds.sum()) * PASSES[measure]
     if dask is None:
         kind = engine_here(engine, seconds)
