@@ -16,6 +16,7 @@ from test_closed_loop import ONLINE
 
 import h2osim
 from h2osim import cuda
+from h2osim.bench import closed_loop
 from h2osim.closed_loop import caches
 from h2osim.closed_loop.caches import Eviction
 from h2osim.closed_loop.decoding import Decoder, placed
@@ -76,3 +77,10 @@ def test_memory_that_ends_makes_batches_smaller() -> None:
     some = h2osim.evaluate(model, ids, ONLINE, [9, 20], device="cuda", batch=5)
     assert np.allclose(whole["kl"], some["kl"], rtol=1e-3)
     assert N < 120
+
+
+def test_one_pass_has_no_goal_of_its_own_on_a_gpu() -> None:
+    """Its goal is that of whole studies; one pass alone is measured all the same."""
+    loaded = placed(given(make("gqa", double=False)), "cuda")
+    lines = closed_loop.measure(loaded, tokens(), P, [parse("h2o")], 0.5, repeats=1)
+    assert [line.goal for line in lines] == [None] * 3 and all(line.value > 0 for line in lines)

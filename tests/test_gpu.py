@@ -83,6 +83,26 @@ def test_errors_of_rows_from_queries_and_keys() -> None:
     assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("share", ["head", "group", "layer"])
+def test_residual_errors_of_whole_curves_and_at_budgets(share: str) -> None:
+    """Three heads a group of size 64, as SmolLM2's; a layer of six takes the way of many heads."""
+    rng = np.random.default_rng(3)
+    scores = np.tril(rng.gamma(0.1, size=(1, 6, 300, 300)) + 1e-4)
+    trace = h2osim.Trace.from_scores(
+        scores / scores.sum(-1, keepdims=True), group_size=3, v=rng.normal(size=(1, 2, 300, 64)),
+        w_o=rng.normal(size=(1, 6, 64, 400)), x_norm=rng.random((1, 300)) + 0.5,
+    )  # fmt: skip
+    for policies, budgets in ((["h2o:recent=8,scores=full", "recency"], "all"), (["h2o"], [9, 90])):
+        ours, theirs = (
+            h2osim.replay(
+                trace, policies, budgets, share=share, measure="residual-error", engine=engine
+            )
+            for engine in ("cuda", "numba")
+        )
+        assert (ours.engine == "cuda").all()
+        assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("share", ["head", "layer"])
 def test_whole_curves(share: str) -> None:
     trace = h2osim.open_trace("chat")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,10 +14,11 @@ from commands import Run, fails
 from h2osim.closed_loop.measures import CARRIED, MEASURES
 from h2osim.closed_loop.prompts import TASKS
 from h2osim.report.statistics import Interval
-from h2osim.studies import correlating, fidelity, fidelity_page, texts
+from h2osim.studies import correlating, fidelity, fidelity_page, tasks, texts
 from h2osim.studies.answering import answers
 from h2osim.studies.tasks import read_table, write_table
 from h2osim.support.bundled import traces
+from h2osim.support.errors import UserError
 
 
 def table(count: int = 4) -> pd.DataFrame:
@@ -233,3 +236,19 @@ def test_the_list_is_long_and_varied() -> None:
     bundled = traces() / "texts" / "prose.txt"
     (first,) = (one for one in listed if one.origin == "checkout")
     first.check(bundled.read_text(encoding="utf-8")[first.offset :][: texts.LENGTH], bundled)
+
+
+def test_a_store_takes_more_texts_and_none_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "loaded", lambda model: SimpleNamespace(sha256="m"))
+    monkeypatch.setattr(tasks.Study, "_item", lambda self, name, text: SimpleNamespace(sha256=text))
+    study = fidelity.Fidelity("any")
+    for given, held in (({"a": "1"}, ["a"]), ({"b": "2"}, ["a", "b"]), ({"a": "1"}, ["a", "b"])):
+        study._open_store(tmp_path / "s", given)
+        kept = json.loads((tmp_path / "s" / "study.json").read_text(encoding="utf-8"))
+        assert list(kept["texts"]) == held
+    with pytest.raises(UserError, match="holds another study: texts, b is 2, asked for is 3"):
+        study._open_store(tmp_path / "s", {"c": "1", "b": "3"})
+    with pytest.raises(UserError, match="holds another study: probes is 8, asked for is 4"):
+        fidelity.Fidelity("any", probes=4)._open_store(tmp_path / "s", {"a": "1"})

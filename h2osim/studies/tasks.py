@@ -124,15 +124,21 @@ class Study(ABC):
         try:
             store.mkdir(parents=True, exist_ok=True)
             sweep(store)
-            if not path.exists():
-                if any(entry.name[0] != "." for entry in store.iterdir()):
-                    raise UserError(f"--store {store}: found other files, expected an empty folder")
-                with replacing(path) as temporary:
-                    temporary.write_text(json.dumps(identity, indent=1), encoding="utf-8")
+            if path.exists():
+                found = json_of(path, dict[str, Any], 1 << 26)
+                before, now = found.get("texts"), identity["texts"]
+                if isinstance(before, dict):
+                    # a text has parts of its own: a store takes more of them, each with one content
+                    found["texts"], identity["texts"] = {**now, **before}, {**before, **now}
+                check_same(found, json.loads(json.dumps(identity)), store, "study", "--store")
+                if before == identity["texts"]:
+                    return
+            elif any(entry.name[0] != "." for entry in store.iterdir()):
+                raise UserError(f"--store {store}: found other files, expected an empty folder")
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(identity, indent=1), encoding="utf-8")
         except OSError as error:
             raise UserError(f"--store {store}: {error.strerror}") from None
-        found = json_of(path, dict[str, Any], 1 << 26)
-        check_same(found, json.loads(json.dumps(identity)), store, "study", "--store")
 
     def _run_tasks(
         self, texts: Mapping[str, str | Task], store: Path, jobs: int, progress: Progress | None
