@@ -51,8 +51,12 @@ def advance(
     seen_mass, whole = room.seen, room.whole
     base = first * (first + 1) // 2
     for u in range(bits.shape[0]):
-        k, inputs, ints, floats = rules.budgets[u], rules.inputs[u], rules.ints[u], rules.floats[u]
-        state, tokens, left = cache.state[u], cache.tokens[u], cache.left[u]
+        k, ints, floats = rules.budgets[u], rules.ints[u], rules.floats[u]
+        inputs = Given(
+            rules.inputs[u], rules.vectors[u], rules.spans, room.means, room.vector_means
+        )
+        state = Own(cache.state[u], cache.vectors[u], rules.state_spans)
+        tokens, left = cache.tokens[u], cache.left[u]
         history, head_scores = cache.history[u], cache.head_scores[u]
         m, held = cache.sizes[u]
         for t in range(start, stop):
@@ -89,6 +93,8 @@ def advance(
                 keep = _keep(m, ints, floats, t, k, p, n, heads)
             evicting = m > keep or (EXPIRES and t >= p - 1)
             ranking = (evicting or READMITS) and not WHOLE
+            if MEANS and (MEANS_ALWAYS or evicting or READMITS):
+                average(inputs, tokens[:m])
             least = np.inf
             worst = 0
             for i in range(m):
@@ -178,6 +184,21 @@ def advance(
                         stay += 1
                 m = stay
         cache.sizes[u, 0], cache.sizes[u, 1] = m, held
+
+
+@njit(**OPTIONS)
+def average(inputs, tokens):
+    """The means of inputs over the cached tokens, summed oldest first."""
+    inputs.means[:] = 0.0
+    inputs.vector_means[:] = 0.0
+    for i in range(tokens.shape[0]):
+        j = np.int64(tokens[i])
+        for x in range(inputs.means.shape[0]):
+            inputs.means[x] += inputs.numbers[x, j]
+        for x in range(inputs.vector_means.shape[0]):
+            inputs.vector_means[x] += inputs.vectors[j, x]
+    inputs.means[:] /= float(tokens.shape[0])
+    inputs.vector_means[:] /= float(tokens.shape[0])
 
 
 @njit(**OPTIONS)

@@ -17,7 +17,7 @@ from h2osim.engines.errors import NEEDS_RESIDUAL, NEEDS_VALUES, RESIDUAL, head_v
 from h2osim.engines.request import Job
 from h2osim.engines.results import Errors, Outcome
 from h2osim.policies.declaration import INF, Configured
-from h2osim.policies.roles import ask
+from h2osim.policies.roles import MEAN, NOW, ROLES, ask
 from h2osim.traces.unit import Unit
 
 
@@ -77,7 +77,13 @@ class NaiveStepper:
         self.seen: set[int] = set()
         self.kept: list[int] = []
         self.held = 0
-        self.state: dict[str, dict[int, float]] = {f: {} for f in configured.policy.state}
+        self.state: dict[str, dict[int, Any]] = {f: {} for f in configured.policy.fields}
+        self.widths = {  # of the vectors among them
+            name: int(scalars["heads"]) if of == "heads" else np.shape(inputs[of])[1]
+            for name, of in configured.policy.vector_state.items()
+        }
+        self.averaging = configured.policy.means  # the roles that ask for means over the cache
+        self.means: dict[str, Any] = {}  # those of this step
         self.shown: deque[dict[int, float]] = deque(maxlen=configured.lag() + 1)
         # attention shown head by head, so far and in this step, for rules that rank the whole cache
         heads = range(int(scalars["heads"]))
@@ -92,14 +98,36 @@ class NaiveStepper:
         if j is not None:
             known |= {"pos": j, "age": self.t - j}
             known |= {field: values[j] for field, values in self.state.items()}
-            known |= {name: float(values[j]) for name, values in self.inputs.items()}
+            known |= {name: self.given(name, j) for name in self.inputs}
+        for name in self.inputs if "inputs" in ROLES[role].reads else ():
+            known[name + NOW] = self.given(name, self.t)
+            if role in self.averaging:
+                known[name + MEAN] = self.mean(name)
         return ask(self.rules, role, known | more)
+
+    def given(self, name: str, j: int) -> Any:
+        """An input of token j: a number, or a vector."""
+        x = self.inputs[name][j]
+        return x if name in self.configured.policy.vectors else float(x)
+
+    def mean(self, name: str) -> Any:
+        """The mean of an input over the cached tokens, summed oldest first."""
+        if name not in self.means:
+            total = 0.0
+            for j in self.cache:
+                total = total + self.given(name, j)
+            self.means[name] = total / len(self.cache)
+        return self.means[name]
 
     def remember(self, j: int, answer: Any) -> None:
         """Give token j its new state, which init and update answer."""
         values = answer if isinstance(answer, tuple) else (answer,)
         for field, value in zip(self.state, values, strict=True):
-            self.state[field][j] = value
+            if field in self.widths:
+                self.state[field][j] = np.zeros(self.widths[field])
+                self.state[field][j][:] = value
+            else:
+                self.state[field][j] = value
 
     def step(self, rows: Sequence[Sequence[int]]) -> set[int]:
         """Attend one row a head, in fixed point, and evict; gives the tokens that left the cache.
@@ -111,6 +139,7 @@ class NaiveStepper:
 
         # The new token enters; the row attends what is cached and visible, and what lingers.
         self.cache.append(t)
+        self.means.clear()
         self.remember(t, (0.0,) * len(self.state))
         if policy.init:
             self.remember(t, self.ask("init", t))
@@ -161,7 +190,7 @@ class NaiveStepper:
         ranks = np.zeros(len(self.cache))
         arrays: dict[str, Any] = dict(self.inputs)
         for field, values in self.state.items():
-            arrays[field] = [values[j] for j in range(self.t + 1)]
+            arrays[field] = np.array([values[j] for j in range(self.t + 1)])
         arrays |= {"positions": self.cache, "ranks": ranks}
         arrays |= {"head_scores": self.head_scores, "head_row": self.head_row}
         self.ask("rank_cache", **arrays)

@@ -32,11 +32,16 @@ class Job:
 
     @cached_property
     def inputs(self) -> dict[str, np.ndarray]:
-        """The policy's per-token numbers, float64[n] each."""
-        policy, shape = self.configured.policy, (self.unit.n,)
+        """The policy's inputs, float64 each: numbers [n], and vectors [n, width]."""
+        policy, n = self.configured.policy, self.unit.n
         return {
-            name: checked(make(self.unit, self.scalars), policy.name, name, shape)
-            for name, make in policy.inputs.items()
+            name: checked(
+                make(self.unit, self.scalars),
+                policy.name,
+                name,
+                (n, None) if name in policy.vectors else (n,),
+            )
+            for name, make in policy.given.items()
         }
 
 

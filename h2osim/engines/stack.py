@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2osim.engines import loop_text
+from h2osim.engines.arrays import NO_LISTS, NO_SPANS
 from h2osim.engines.errors import Outputs, RunErrors
 from h2osim.engines.request import Job
 from h2osim.engines.results import Curve, Errors
-from h2osim.engines.stepper import NO_LISTS
-from h2osim.policies.roles import PERIOD, Rule, ask
+from h2osim.policies.roles import PERIOD, Given, Own, Rule, ask
 from h2osim.policies.to_numba import compiled, number_slots
 from h2osim.support.errors import UserError
 from h2osim.traces.unit import Block
@@ -29,8 +29,8 @@ class Pass(NamedTuple):
     The first four are what rules are given. Rows are in fixed point, summed over heads.
     """
 
-    state: NDArray[np.float64]  # [fields, n]
-    inputs: NDArray[np.float64]  # [inputs, n]
+    state: Own
+    inputs: Given
     ints: NDArray[np.int64]  # the policy's whole parameters
     floats: NDArray[np.float64]  # its fractional ones
     sizes_now: NDArray[np.int64]  # m and w, between calls
@@ -64,8 +64,14 @@ class StackRun:
         )
         listed = np.array(budgets, np.int64)
         self._run = Pass(
-            state=np.zeros((max(1, len(policy.state)), n)),
-            inputs=np.array([job.inputs[name] for name in policy.inputs] or np.zeros((1, 1))),
+            state=Own(np.zeros((max(1, len(policy.state)), n)), np.zeros((n, 0)), NO_SPANS),
+            inputs=Given(
+                np.array([job.inputs[name] for name in policy.inputs] or np.zeros((1, 1))),
+                np.zeros((n, 0)),
+                NO_SPANS,
+                np.zeros(0),
+                np.zeros(0),
+            ),
             ints=np.array([job.scalars[name] for name in ints] or [0], np.int64),
             floats=np.array([job.scalars[name] for name in floats] or [0.0], np.float64),
             sizes_now=np.zeros(2, np.int64),

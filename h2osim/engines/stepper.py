@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from h2osim.attention.fixed_point import ONE_BITS
 from h2osim.attention.triangle import rows_in, tri
 from h2osim.engines import loop_text
+from h2osim.engines.arrays import NO_LISTS, NO_SPANS, STAYS, Cache, Room, Rules, grown
 from h2osim.engines.request import scalars
 from h2osim.policies.declaration import Configured, Policy
 from h2osim.policies.inputs import checked
@@ -29,41 +31,8 @@ from h2osim.support.errors import UserError
 #: start … stop - 1 when they arrive.
 Numbers = NDArray[Any] | Callable[[int, int], Any]
 
-STAYS = 2**31 - 1  # what `left` holds for a token that is cached
 FIRST = 256  # tokens that there is room for at first
-NO_LISTS = np.zeros((0, 0), np.uint32), np.zeros(0, np.int64)
 MINUS_ZERO = 0x8000  # a float16 pattern; what is a little below 0 rounds to it
-
-
-class Rules(NamedTuple):
-    """A policy's parameters and inputs for each unit; the unit is the first axis of all arrays."""
-
-    budgets: NDArray[np.int64]  # [units]
-    ints: NDArray[np.int64]  # [units, whole parameters]
-    floats: NDArray[np.float64]  # [units, fractional parameters]
-    inputs: NDArray[np.float64]  # [units, inputs, tokens]
-
-
-class Cache(NamedTuple):
-    """What lasts from row to row."""
-
-    tokens: NDArray[np.uint32]  # [units, tokens] positions cached, oldest first
-    sizes: NDArray[np.int64]  # [units, 2] how many are; most keys a decode step attended, own aside
-    left: NDArray[np.int32]  # [units, tokens] step after which each left the cache, or STAYS
-    state: NDArray[np.float64]  # [units, fields, tokens]
-    history: NDArray[np.float64]  # [units, lag, tokens] what the policy was shown lately
-    head_scores: NDArray[np.float64]  # [units, heads, tokens] its sum, where asked for
-
-
-class Room(NamedTuple):
-    """Working space for one unit's row."""
-
-    ranks: NDArray[np.float64]  # [tokens] by place in the cache
-    line: NDArray[np.int64]  # [tokens] the row in fixed point, summed over heads
-    rows: NDArray[np.int32]  # [heads, tokens] the same of each head
-    head_row: NDArray[np.float64]  # [heads, tokens] what each head showed, where asked for
-    seen: NDArray[np.int64]  # [heads] mass attended
-    whole: NDArray[np.int64]  # [heads] mass of the row
 
 
 @dataclass(frozen=True)
@@ -95,6 +64,7 @@ class Stepper:
         For a policy that asks for numbers per token that positions do not determine (``vatp``:
         ``value_norm``): by name an array [tokens] or [units, tokens], or a function of
         (start, stop) that gives those of tokens start … stop-1; it is called when they arrive.
+        Vectors have their width as one more axis.
     n
         The length of the whole text, which oracles may ask for.
 
@@ -133,9 +103,15 @@ class Stepper:
                 raise UserError(f"{word} {number!r}: expected a whole number from 1 on")
         self._given = dict(inputs or {})
         for name in self._given:
-            if name not in declared.inputs:
-                takes = ", ".join(declared.inputs) or "none"
+            if name not in declared.given:
+                takes = ", ".join(declared.given) or "none"
                 raise UserError(f"policy {declared.name}: no input {name!r}; it takes {takes}")
+        for name in declared.vectors:
+            if name not in self._given:
+                raise UserError(
+                    f"policy {declared.name}: a step takes its vectors {name} from outside; give "
+                    f"inputs={{{name!r}: …}}"
+                )
         for role, rule in declared.rules().items():
             if n is None and "n" in arguments(rule):
                 raise UserError(
@@ -156,12 +132,16 @@ class Stepper:
             np.array([[known[name] for name in ints] for known in self._scalars], np.int64),
             np.array([[known[name] for name in floats] for known in self._scalars], np.float64),
             np.zeros((len(chosen), len(declared.inputs), 0)),
+            np.zeros((len(chosen), 0, 0)),
+            NO_SPANS,
+            NO_SPANS,
         )
         self._cache = Cache(
             np.zeros((len(chosen), 0), np.uint32),
             np.zeros((len(chosen), 2), np.int64),
             np.zeros((len(chosen), 0), np.int32),
             np.zeros((len(chosen), len(declared.state), 0)),
+            np.zeros((len(chosen), 0, 0)),
             np.zeros((len(chosen), 0, 0)),
             np.zeros((len(chosen), heads, 0)),
         )
@@ -322,16 +302,20 @@ class Stepper:
         by_head = tokens if sees_heads(policy) else 0
         known, cache = self._rules.inputs, self._cache
         self._cache = Cache(
-            _grown(cache.tokens, tokens),
+            grown(cache.tokens, tokens),
             cache.sizes,
-            _grown(cache.left, tokens, STAYS),
-            _grown(cache.state, tokens),
-            _grown(cache.history, tokens, rows=min(self._lag, tokens)),
-            _grown(cache.head_scores, by_head),
+            grown(cache.left, tokens, fill=STAYS),
+            grown(cache.state, tokens),
+            grown(cache.vectors, tokens, axis=1),
+            grown(grown(cache.history, tokens), min(self._lag, tokens), axis=1),
+            grown(cache.head_scores, by_head),
         )
-        self._rules = self._rules._replace(inputs=_grown(known, tokens))
+        vectors = grown(self._rules.vectors, tokens, axis=1)
+        self._rules = self._rules._replace(inputs=grown(known, tokens), vectors=vectors)
         self._room = Room(
             np.zeros(tokens),
+            np.zeros(len(policy.inputs)),
+            np.zeros(vectors.shape[2]),
             np.zeros(tokens, np.int64),
             np.zeros((heads, tokens), np.int32),
             np.zeros((heads, by_head)),
@@ -359,26 +343,41 @@ class Stepper:
 
     def _fill(self, start: int, stop: int) -> None:
         """Take over the given inputs of the tokens that arrive."""
-        for i, name in enumerate(self._configured.policy.inputs):
+        policy = self._configured.policy
+        for i, name in enumerate(policy.inputs):
             if name in self._given:
-                given = self._given[name]
-                some = given(start, stop) if callable(given) else given[..., start:stop]
-                shape = (len(self._scalars), stop - start)
-                if np.shape(some) not in (shape, shape[1:]):
-                    raise UserError(
-                        f"input {name} of tokens {start} to {stop - 1}: shape {np.shape(some)}, "
-                        f"expected {shape[1:]} or {shape}"
-                    )
-                self._rules.inputs[:, i, start:stop] = checked(
-                    some, self._configured.policy.name, name, np.shape(some)
-                )
+                self._rules.inputs[:, i, start:stop] = self._arriving(name, start, stop, ())
+        vectors = [self._arriving(name, start, stop, (None,)) for name in policy.vectors]
+        if not self.t:
+            self._widen([found.shape[-1] for found in vectors])
+        for found, (a, b) in zip(vectors, pairwise(self._rules.spans), strict=True):
+            self._rules.vectors[:, start:stop, a:b] = found
 
+    def _arriving(
+        self, name: str, start: int, stop: int, width: tuple[None, ...]
+    ) -> NDArray[np.float64]:
+        """A given input of the tokens that arrive; ``width``: the axes it has besides theirs."""
+        given = self._given[name]
+        here: tuple[Any, ...] = (..., slice(start, stop), *(slice(None) for _ in width))
+        some = given(start, stop) if callable(given) else given[here]
+        shape: tuple[int, ...] = (len(self._scalars), stop - start)
+        shape += np.shape(some)[-1:] if width else ()
+        if np.shape(some) not in (shape, shape[1:]):
+            raise UserError(
+                f"input {name} of tokens {start} to {stop - 1}: shape {np.shape(some)}, "
+                f"expected {shape[1:]} or {shape}"
+            )
+        expected = np.shape(some)[:-1] + width if width else np.shape(some)
+        return checked(some, self._configured.policy.name, name, expected)
 
-def _grown(
-    array: NDArray[Any], tokens: int, fill: int = 0, rows: int | None = None
-) -> NDArray[Any]:
-    """A copy with room for more tokens, the last axis (and more rows, the one before)."""
-    shape = (*array.shape[:-1], tokens) if rows is None else (*array.shape[:-2], rows, tokens)
-    found = np.full(shape, fill, array.dtype) if fill else np.zeros(shape, array.dtype)
-    found[tuple(slice(size) for size in array.shape)] = array
-    return found
+    def _widen(self, widths: list[int]) -> None:
+        """Make room for vectors of these widths, and for the state that is as wide."""
+        policy, units, tokens = self._configured.policy, len(self._scalars), len(self._room.ranks)
+        of = {**dict(zip(policy.vectors, widths, strict=True)), "heads": self._heads}
+        spans = np.cumsum([0, *widths])
+        of_state = np.cumsum([0, *(of[name] for name in policy.vector_state.values())])
+        self._rules = self._rules._replace(
+            vectors=np.zeros((units, tokens, spans[-1])), spans=spans, state_spans=of_state
+        )
+        self._cache = self._cache._replace(vectors=np.zeros((units, tokens, of_state[-1])))
+        self._room = self._room._replace(vector_means=np.zeros(spans[-1]))

@@ -6,6 +6,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+
 INF = math.inf
 
 
@@ -81,3 +86,54 @@ def log1p(z: float) -> float:
     for i in range(21, 0, -2):
         total = total * y * y + 1.0 / i
     return 2.0 * y * total + halvings * 0.6931471805599453
+
+
+def dot(x: Vector, y: Vector) -> float:
+    """sum_i x_i y_i, one product after the other."""
+    total = 0.0
+    for i in range(len(x)):
+        total += x[i] * y[i]
+    return float(total)
+
+
+def norm(x: Vector) -> float:
+    """The Euclidean norm of x."""
+    return math.sqrt(dot(x, x))
+
+
+def distance(x: Vector, y: Vector) -> float:
+    """The Euclidean norm of x - y."""
+    total = 0.0
+    for i in range(len(x)):
+        total += (x[i] - y[i]) * (x[i] - y[i])
+    return math.sqrt(total)
+
+
+def cosine(x: Vector, y: Vector) -> float:
+    """The cosine of the angle between x and y; 0 where one of them is 0."""
+    lengths = norm(x) * norm(y)
+    return dot(x, y) / lengths if lengths > 0.0 else 0.0
+
+
+def products_with(x: Vector, positions: NDArray[np.uint32], y: Vector) -> Vector:
+    """dot(x[j], y) of the cached tokens j [m], of vectors x [tokens, width]."""
+    total = np.zeros(len(positions))
+    for i in range(len(positions)):
+        total[i] = dot(x[positions[i]], y)
+    return total
+
+
+def products(x: Vector, positions: NDArray[np.uint32]) -> Vector:
+    """dot(x[i], x[j]) of all pairs of cached tokens [m, m], of vectors x [tokens, width].
+
+    Added up number by number, so that pairs are worked on together and each sum keeps its order.
+    """
+    m = len(positions)
+    across = np.zeros((x.shape[1], m))
+    for i in range(m):
+        across[:, i] = x[positions[i]]
+    total = np.zeros((m, m))
+    for c in range(x.shape[1]):
+        for i in range(m):
+            total[i] += across[c, i] * across[c]
+    return total

@@ -21,7 +21,9 @@ state fields   the token's own state, one float each (``state=("score",)`` gives
 ``size``       tokens in the cache before eviction, the newest included (``keep`` only, which is
                asked in the steps that ``when`` names)
 parameters     by their name; a window given as a share of the budget arrives in tokens
-inputs         per-token numbers computed before the run, by their name
+inputs         per-token numbers and vectors (``vectors``) known before the run, by their name;
+               of an input ``x`` the newest token has ``x_now``, and ``x_mean`` is the mean over
+               the cached tokens, the newest included (``update`` and ranks only)
 =============  ==============================================================================
 
 One step of a replay: the new token enters with ``init``; the row is attended; ``update`` gives each
@@ -43,12 +45,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2osim.policies.parameters import COMMON, period, resolve_window
-from h2osim.policies.roles import PERIOD, ROLES, Rule, arguments
+from h2osim.policies.roles import MEAN, NOW, PERIOD, ROLES, STEP, Rule, arguments
 from h2osim.support.parameters import Param, Value, values_of
+from h2osim.traces.recorded import RECORDED
 
 INF = math.inf
 
 Array = NDArray[np.float64]
+
+#: What the engines call by a name of their own.
+RESERVED = {*STEP, "pos", "age", *(name for role in ROLES.values() for name in role.values)}
 
 
 def fixed_window(values: Mapping[str, Value], heads: int) -> bool:
@@ -95,10 +101,14 @@ class Policy:
         A rank of ``-inf`` evicts a token even where there is room.
     readmits
         Not a schedule but a bound: every step chooses its k earlier keys afresh, by highest rank.
-    inputs
-        ``{name: f(unit, values) -> float64[n]}``: per-token numbers fixed before the run.
+    inputs, vectors
+        ``{name: f(unit, values)}``: per-token numbers, float64 [n], and per-token vectors, float64
+        [n, width], fixed before the run; :mod:`h2osim.policies.inputs` has the usual ones.
+    vector_state
+        ``{name: of}``: state that is a vector as wide as this one of ``vectors``, or ``heads``
+        wide; ``init`` and ``update`` give these after the fields of ``state``.
     needs
-        Recorded data beyond attention rows, in words for tables (``value norms``).
+        Recorded data beyond attention rows: names of :data:`h2osim.traces.recorded.RECORDED`.
     lag
         Name of the parameter that says how many steps back ``a_old`` looks.
     inclusive
@@ -133,7 +143,9 @@ class Policy:
     expires: bool = False
     readmits: bool = False
     inputs: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    needs: str = ""
+    vectors: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    vector_state: Mapping[str, str] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
     lag: str | None = None
     inclusive: bool | Callable[[Mapping[str, Value], int], bool] = False
     oracle: bool = False
@@ -144,6 +156,7 @@ class Policy:
     def __post_init__(self) -> None:
         if (self.rank is None) == (self.rank_cache is None):
             raise TypeError(f"policy {self.name}: give exactly one of rank and rank_cache")
+        self._check_vectors()
         if self.inclusive is not False:
             self._check_inclusive()
         for ours in COMMON:
@@ -153,7 +166,7 @@ class Policy:
                     f"({ours.range}); call yours otherwise, or take shared({ours.name!r}, …)"
                 )
         for role, rule in self.rules().items():
-            known = ROLES[role].names(self.state, self.inputs)
+            known = ROLES[role].names(self.fields, self.given)
             known |= {p.name for p in self.params if p.kind != "when"} - {"scores"}
             if not self.oracle and "n" in arguments(rule):
                 raise TypeError(
@@ -167,9 +180,26 @@ class Policy:
                     f"name {', '.join(sorted(known))}"
                 )
 
+    def _check_vectors(self) -> None:
+        for name in {*self.needs} - {*RECORDED}:
+            raise TypeError(
+                f"policy {self.name}: needs {name!r}; expected of {', '.join(RECORDED)}"
+            )
+        for name, of in self.vector_state.items():
+            if of not in self.vectors and of != "heads":
+                raise TypeError(
+                    f"policy {self.name}: vector_state {name} is as wide as {of!r}; expected one "
+                    f"of vectors ({', '.join(self.vectors) or 'none'}) or heads"
+                )
+        derived = [x + end for x in self.given for end in ("", NOW, MEAN)]
+        own = {param.name for param in self.params} - {param.name for param in COMMON}
+        names = [*self.fields, *derived, *own, *RESERVED]
+        for name in {name for name in names if names.count(name) > 1}:
+            raise TypeError(f"policy {self.name}: the name {name} has two meanings")
+
     def _check_inclusive(self) -> None:
         # What inclusion rules out by its form; the rest is tested, and `keep` before every pass.
-        for name in ("visible", "linger", "expires", "lag"):
+        for name in ("visible", "linger", "expires", "lag", "vectors", "means"):
             # what looks back may still be inclusive while it decides by the prompt alone
             if getattr(self, name) and not (name == "lag" and callable(self.inclusive)):
                 raise TypeError(f"policy {self.name}: {name} can not go with inclusive")
@@ -181,6 +211,22 @@ class Policy:
     def kind(self) -> str:
         """``online``; or what cannot run online: ``oracle``, or ``bound`` where it re-admits."""
         return "bound" if self.readmits else "oracle" if self.oracle else "online"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of its per-token state, numbers first."""
+        return (*self.state, *self.vector_state)
+
+    @property
+    def given(self) -> dict[str, Callable[..., Any]]:
+        """What makes its inputs, numbers first."""
+        return {**self.inputs, **self.vectors}
+
+    @property
+    def means(self) -> set[str]:
+        """The roles whose rules ask for a mean over the cached tokens."""
+        named = {name + MEAN for name in self.given}
+        return {role for role, rule in self.rules().items() if named & set(arguments(rule))}
 
     def rules(self) -> dict[str, Rule]:
         """The functions given, by role."""

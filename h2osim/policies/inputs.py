@@ -1,7 +1,8 @@
-"""Numbers per token that a policy may ask for before a run (``Policy.inputs``).
+"""Numbers and vectors per token that a policy may ask for (``Policy.inputs``, ``Policy.vectors``).
 
-Each is ``f(unit, values) -> float64[n]``, computed once with NumPy and handed to every engine, so
-that engines cannot differ in them.
+Each is ``f(unit, values)``, float64 [n] or [n, width], computed once with NumPy before a run and
+handed to every engine, so that engines cannot differ in them. Of vectors those of a unit's KV heads
+(of queries: of its heads) stand side by side.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ Values = Mapping[str, int | float]
 Numbers = NDArray[np.float64]
 
 
-def checked(found: Any, policy: str, name: str, shape: tuple[int, ...]) -> Numbers:
+def checked(found: Any, policy: str, name: str, shape: tuple[int | None, ...]) -> Numbers:
     """What a policy's function gave for an input, as float64 of this shape, contiguous.
+
+    None in the shape: a width from 1 on.
 
     UserError for another shape, for what is no real number, and for NaN: engines would read beyond
     its end, or disagree on an order that NaN does not have.
@@ -31,14 +34,18 @@ def checked(found: Any, policy: str, name: str, shape: tuple[int, ...]) -> Numbe
     except ValueError:  # lists of unequal lengths
         array = np.asarray(None)
     where = f"policy {policy}: its input {name}"
+    expected = f"[{', '.join('width' if n is None else str(n) for n in shape)}]"
     if array.dtype.kind not in "fiub":
         kind = array.dtype if array.shape else type(found).__name__
-        raise UserError(f"{where}: found {kind}, expected {list(shape)} real numbers")
-    if array.shape != shape:
-        raise UserError(f"{where}: found shape {list(array.shape)}, expected {list(shape)}")
+        raise UserError(f"{where}: found {kind}, expected {expected} real numbers")
+    if array.ndim != len(shape) or any(
+        x < 1 if n is None else x != n for x, n in zip(array.shape, shape, strict=True)
+    ):
+        raise UserError(f"{where}: found shape {list(array.shape)}, expected {expected}")
     numbers = np.ascontiguousarray(array, np.float64)
     if np.isnan(numbers).any():
-        place = int(np.argwhere(np.isnan(numbers))[0][-1])
+        token = -1 if shape[-1] is not None else -2
+        place = int(np.argwhere(np.isnan(numbers))[0][token])
         raise UserError(f"{where}, token {place}: found NaN, expected a number")
     return numbers
 
@@ -75,3 +82,47 @@ def place(unit: Unit, values: Values) -> Numbers:
 def value_norm(unit: Unit, values: Values) -> Numbers:
     """The L1 norm of the token's value vector, summed over the unit's KV heads."""
     return unit.value_norms()
+
+
+def key_norm(unit: Unit, values: Values) -> Numbers:
+    """The L2 norm of the token's key, summed over the unit's KV heads."""
+    return unit.key_norms()
+
+
+def output_norm(unit: Unit, values: Values) -> Numbers:
+    """The L1 norm of W_o v, the token's value as a head adds it to the residual stream, mean over
+    the unit's heads.
+    """
+    return unit.output_norms()
+
+
+def key(unit: Unit, values: Values) -> Numbers:
+    """Keys after RoPE."""
+    return _beside(unit.keys())
+
+
+def value(unit: Unit, values: Values) -> Numbers:
+    """Values."""
+    return _beside(unit.values())
+
+
+def query(unit: Unit, values: Values) -> Numbers:
+    """Queries after RoPE."""
+    return _beside(unit.queries())
+
+
+def plain_query(unit: Unit, values: Values) -> Numbers:
+    """Queries before RoPE."""
+    return _beside(unit.plain_queries())
+
+
+def key_direction(unit: Unit, values: Values) -> Numbers:
+    """Each KV head's key after RoPE, divided by its L2 norm; 0 where that is 0."""
+    keys = unit.keys().astype(np.float64)
+    lengths = np.sqrt(np.add.accumulate(keys * keys, axis=2)[:, :, -1:])
+    return _beside(keys / np.where(lengths == 0, 1, lengths))
+
+
+def _beside(vectors: NDArray[Any]) -> Numbers:
+    """Vectors [heads, n, d] side by side, float64 [n, heads x d]."""
+    return vectors.transpose(1, 0, 2).reshape(vectors.shape[1], -1).astype(np.float64)

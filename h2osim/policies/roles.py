@@ -7,10 +7,13 @@ by it, and the translators to numba and CUDA write their wrappers from it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 #: What the policy is shown of a row: see :class:`~h2osim.policies.declaration.Policy`.
 SCORE_KINDS = ("full", "cached")
@@ -23,6 +26,32 @@ PERIOD = "(period)"
 
 #: The last arguments of compiled rules of every role; ``n`` is for rules that know the whole text.
 STEP = ("t", "k", "p", "n", "heads")
+
+
+#: Beside an input ``x``, rules may ask for that of the newest token, ``x_now``, and for the mean
+#: over the cached tokens, ``x_mean``.
+NOW, MEAN = "_now", "_mean"
+
+
+class Own(NamedTuple):
+    """The state of a unit's tokens, as compiled rules get it.
+
+    Of a token the vectors stand one after the other; ``spans[i]`` is where vector i begins.
+    """
+
+    numbers: NDArray[np.float64]  # [fields, tokens]
+    vectors: NDArray[np.float64]  # [tokens, widths]
+    spans: NDArray[np.int64]  # [vectors + 1]
+
+
+class Given(NamedTuple):
+    """The inputs of a unit's tokens, likewise, and their means over the cached tokens."""
+
+    numbers: NDArray[np.float64]  # [inputs, tokens]
+    vectors: NDArray[np.float64]  # [tokens, widths]
+    spans: NDArray[np.int64]  # [vectors + 1]
+    means: NDArray[np.float64]  # [inputs]
+    vector_means: NDArray[np.float64]  # [widths]
 
 
 @dataclass(frozen=True)
@@ -49,11 +78,13 @@ class Role:
         token = ("pos",) if self.about == "token" else ()
         return (*own[:1], *self.values, *own[1:], "ints", "floats", *token, *STEP)
 
-    def names(self, state: tuple[str, ...], inputs: Mapping[str, Any]) -> set[str]:
+    def names(self, state: Iterable[str], inputs: Iterable[str]) -> set[str]:
         """What a rule may ask for by name, besides the policy's parameters."""
+        inputs = list(inputs)
         known = {*STEP, *self.values} | ({"pos", "age"} if self.about == "token" else set())
         known |= {*state} if "state" in self.reads else set()
-        known |= {*inputs} if "inputs" in self.reads else set()
+        known |= {x + end for x in inputs for end in ("", NOW)} if "inputs" in self.reads else set()
+        known |= {x + MEAN for x in inputs} if "state" in self.reads else set()
         return known - ({"t"} if self.about == "run" else set())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from h2osim.policies.declaration import Policy
 from h2osim.policies.expressions import FLOAT, WHOLE, Untranslatable
-from h2osim.policies.roles import ROLES, arguments
+from h2osim.policies.roles import NOW, ROLES, arguments
 from h2osim.policies.to_numba import number_slots
 from h2osim.policies.translator import Module
 
@@ -37,6 +37,13 @@ def rules_text(policy: Policy) -> str:
         raise Untranslatable(
             f"policy {policy.name}: its rank looks at the whole cache (rank_cache), which can not "
             "be translated to CUDA; engine=numba runs it"
+        )
+    seen = [*policy.vectors, *policy.vector_state]
+    if seen or policy.means:
+        what = f"vectors ({', '.join(seen)})" if seen else "means over the cache"
+        raise Untranslatable(
+            f"policy {policy.name}: its rules see {what}, which the GPU does not take; "
+            "engine=numba runs it"
         )
     module = Module(policy.name)
     wrappers = [_wrapper(policy, role, module) for role in ROLES if role != "rank_cache"]
@@ -77,8 +84,9 @@ def _wrapper(policy: Policy, role: str, module: Module) -> str:
     known |= {name: (f"ip[{i}]", WHOLE) for i, name in enumerate(ints)}
     known |= {name: (f"fp[{i}]", FLOAT) for i, name in enumerate(floats)}
     known |= {name: (f"s[{i}]", FLOAT) for i, name in enumerate(policy.state)}
-    inputs = enumerate(policy.inputs)
-    known |= {name: (f"in[(long long){i} * n + j]", FLOAT) for i, name in inputs}
+    for i, name in enumerate(policy.inputs):
+        known[name] = f"in[(long long){i} * n + j]", FLOAT
+        known[name + NOW] = f"in[(long long){i} * n + t]", FLOAT
     texts = [known[name][0] for name in arguments(rule)]
     kinds = tuple(known[name][1] for name in arguments(rule))
     many = fields if about.gives == "state" and fields > 1 else 1
@@ -92,9 +100,7 @@ def _wrapper(policy: Policy, role: str, module: Module) -> str:
     elif about.gives == "state":
         body = f"s[0] = (double){call};"
     elif about.gives == "int" and kind.type == "float":
-        raise Untranslatable(
-            f"policy {policy.name}: {role} gives a float; expected a whole number"
-        )
+        raise Untranslatable(f"policy {policy.name}: {role} gives a float; expected a whole number")
     else:
         body = f"return {call};"
     return f"{head}{body} }}\n"

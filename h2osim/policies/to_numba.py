@@ -15,13 +15,23 @@ import re
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from types import FunctionType, ModuleType
 from typing import Any
 
 from h2osim.policies.declaration import Policy
-from h2osim.policies.roles import PERIOD, ROLES, SCORE_KINDS, Rule, arguments
+from h2osim.policies.roles import (
+    MEAN,
+    NOW,
+    PERIOD,
+    ROLES,
+    SCORE_KINDS,
+    Given,
+    Own,
+    Rule,
+    arguments,
+)
 from h2osim.policies.source import outside
 from h2osim.support.atomic import replacing
 from h2osim.support.compiling import cache_folder
@@ -39,6 +49,7 @@ import numpy as np
 
 from h2osim.attention.fixed_point import UNIT
 from h2osim.attention.row_loops import fixed, sum_heads
+from h2osim.policies.roles import Given, Own
 from h2osim.support.compiling import njit
 
 OPTIONS = dict(cache=True, nogil=True, error_model="numpy", boundscheck=False)
@@ -117,16 +128,31 @@ def wrapper(policy: Policy, role: str) -> str:
     if rule is None:
         return head + ("pass" if about.default is None else f"return {about.default}") + "\n"
     ints, floats = number_slots(policy)
-    index = ", pos" if about.about == "token" else ""
     known = {name: name for name in about.parameters} | {"age": "t - pos"}
     known |= {name: f"ints[{i}]" for i, name in enumerate(ints)}
     known |= {name: f"floats[{i}]" for i, name in enumerate(floats)}
-    known |= {name: f"state[{i}{index}]" for i, name in enumerate(policy.state)}
-    known |= {name: f"inputs[{i}{index}]" for i, name in enumerate(policy.inputs)}
+    at = "pos" if about.about == "token" else ":"
+    known |= _places("state", policy.state, policy.vector_state, at)
+    for end, place in (("", at), (NOW, "t"), (MEAN, "")):
+        known |= {
+            name + end: text
+            for name, text in _places("inputs", policy.inputs, policy.vectors, place).items()
+        }
     call = f"{rule.__name__}({', '.join(known[name] for name in arguments(rule))})"
     if about.gives == "state":
-        return head + ", ".join(known[name] for name in policy.state) + f" = {call}\n"
+        return head + ", ".join(known[name] for name in policy.fields) + f" = {call}\n"
     return head + ("" if about.gives == "nothing" else "return ") + call + "\n"
+
+
+def _places(own: str, numbers: Iterable[str], vectors: Iterable[str], at: str) -> dict[str, str]:
+    """Where the values of an Own or a Given called ``own`` lie, of these tokens; "": the means."""
+    found = {name: f"{own}.numbers[{i}, {at}]" for i, name in enumerate(numbers)}
+    spans = [f"{own}.spans[{i}]:{own}.spans[{i + 1}]" for i in range(len(list(vectors)))]
+    found |= {x: f"{own}.vectors[{at}, {span}]" for x, span in zip(vectors, spans, strict=True)}
+    if not at:
+        found = {name: f"{own}.means[{i}]" for i, name in enumerate(numbers)}
+        found |= {x: f"{own}.vector_means[{s}]" for x, s in zip(vectors, spans, strict=True)}
+    return found
 
 
 def text_for(policy: Policy, loop: str) -> str:
@@ -151,6 +177,8 @@ def text_for(policy: Policy, loop: str) -> str:
         "READMITS": policy.readmits,
         "WHOLE": policy.rank_cache is not None,
         "BY_HEAD": sees_heads(policy),
+        "MEANS": bool(policy.means),
+        "MEANS_ALWAYS": "update" in policy.means,
     }
     constants += [f"{name} = {value}\n" for name, value in flags.items()]
     constants += [f"{kind.upper()} = {i}\n" for i, kind in enumerate(SCORE_KINDS)]
@@ -164,7 +192,7 @@ def _imported() -> str:
     """A hash of what a generated module imports, for numba's cache does not look there."""
     from h2osim.attention import fixed_point, row_loops
 
-    text = inspect.getsource(fixed_point) + inspect.getsource(row_loops)
+    text = "".join(inspect.getsource(x) for x in (fixed_point, row_loops, Own, Given))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

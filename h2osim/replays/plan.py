@@ -21,6 +21,7 @@ from h2osim.replays.budgets import (
 )
 from h2osim.replays.measures import MEASURES, variables_of
 from h2osim.support.errors import UserError
+from h2osim.traces.recorded import check_recorded
 from h2osim.traces.trace import Trace
 from h2osim.traces.unit import Unit
 
@@ -262,6 +263,10 @@ def plan_work(
     if not traces:
         raise UserError("no trace given; expected at least one")
     variables_of(measure, traces)
+    for one in configured:
+        for trace in traces:
+            for layer in trace.layers if one.policy.needs else ():
+                check_recorded(trace, layer, one.policy.needs, f"policy {one.text}")
     given = list(prompt_len) if isinstance(prompt_len, Sequence) else [prompt_len] * len(traces)
     starts = tuple(decode_start(t, p) for t, p in zip(traces, given, strict=True))
     asked: list[Any] = [None] if layers is None else list(layers)

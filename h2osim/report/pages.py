@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from h2osim.policies.declaration import Policy
 from h2osim.report.frames import flat, remark
+from h2osim.traces.recorded import in_words
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -33,7 +34,7 @@ def policy_record(policy: Policy) -> dict[str, Any]:
         "kind": policy.kind,
         "one_pass": _one_pass(policy),
         "within_budget": policy.with_params().within_budget(),
-        "needs": policy.needs,
+        "needs": in_words(policy.needs),
         "notes": policy.notes,
     }
 
@@ -65,7 +66,7 @@ def policies_table(policies: Sequence[Policy]) -> Table:
         if not policy.with_params().within_budget():
             remarks.append("may hold more")
         if policy.needs:
-            remarks.append(f"needs {policy.needs}")
+            remarks.append(f"needs {in_words(policy.needs)}")
         words = ", ".join(filter(None, remarks))
         table.add_row(policy.name, policy.summary, _one_pass(policy), words)
     return table

@@ -12,7 +12,7 @@ from h2osim.attention.fixed_point import ONE, ONE_BITS
 from h2osim.attention.triangle import row_slice
 from h2osim.support.errors import UserError
 
-PER_QUERY_HEAD = frozenset({"scores", "lse", "row_sum", "q", "w_o"})
+PER_QUERY_HEAD = frozenset({"scores", "lse", "row_sum", "q", "q_plain", "w_o", "wv_norm1"})
 """Tensors with one entry a query head along their first axis; the others have one a KV head."""
 
 

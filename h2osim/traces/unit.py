@@ -172,6 +172,10 @@ class Unit:
         """Keys after RoPE, float32 [KV heads, n, d]; UserError when not recorded."""
         return self._heads_of("k", "--store qk")
 
+    def plain_queries(self) -> NDArray[np.float32]:
+        """Queries before RoPE, float32 [heads, n, d]; UserError when not recorded."""
+        return self._heads_of("q_plain", "--store qk --pre-rope")
+
     def values(self) -> NDArray[np.float32]:
         """Values, float32 [KV heads, n, d]; UserError when not recorded."""
         if "v_q8" in self.trace.tensors(self.layer):
@@ -207,6 +211,26 @@ class Unit:
         if order not in (1, 2):
             raise ValueError(f"order {order}, expected 1 or 2")
         return self._norms(f"v_norm{order}", "v", order, "--values")
+
+    def output_norms(self) -> NDArray[np.float64]:
+        """L1 norm of W_o v, of each token's value as a head adds it to the residual stream,
+        float64 [n], mean over the unit's heads.
+
+        UserError when neither these norms nor values and output projections were recorded.
+        """
+
+        def compute() -> NDArray[np.float64]:
+            if "wv_norm1" in self.trace.tensors(self.layer):
+                norms = self._heads_of("wv_norm1", "--residual").astype(np.float64)
+            else:
+                size = len(self.heads) // len(self.kv)
+                values = np.repeat(self.values(), size, axis=0)
+                norms = projected_norms(values, self.projections())
+            total = np.add.accumulate(norms, axis=0)[-1] / len(norms)
+            total.flags.writeable = False
+            return total
+
+        return self._once("wv_norm1", compute)
 
     def key_norms(self) -> NDArray[np.float64]:
         """L2 norm of each token's key, float64 [n]; as `value_norms`."""
@@ -271,6 +295,20 @@ class Unit:
             self._memo[name] = compute()
         result: T = self._memo[name]
         return result
+
+
+def projected_norms(values: NDArray[Any], projections: NDArray[Any]) -> NDArray[np.float64]:
+    """|v W|_1 of values [heads, n, d] under projections [heads, d, D], float64 [heads, n].
+
+    Summed one product after the other, whatever the machine's libraries do.
+    """
+    found = np.empty(values.shape[:2])
+    for h, (v, w) in enumerate(zip(values, projections, strict=True)):
+        moved = np.zeros((v.shape[0], w.shape[1]))
+        for x, row in zip(v.T.astype(np.float64), w.astype(np.float64), strict=True):
+            moved += x[:, None] * row
+        found[h] = np.add.accumulate(np.abs(moved), axis=1)[:, -1]
+    return found
 
 
 def split_layer(
