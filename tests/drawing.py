@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from strategies import qk_traces, sixteenth_traces, softmax_traces
 
 from h2osim.policies.declaration import Configured, Policy
+from h2osim.support.errors import UserError
 from h2osim.support.parameters import Param
 from h2osim.traces.catalogue import bundled_traces
+from h2osim.traces.recorded import check_recorded
 from h2osim.traces.trace import Trace
 
 #: Names of the traces under version control (not the user's own in traces/local).
@@ -42,10 +44,29 @@ def configured(draw: st.DrawFn, policy: Policy) -> Configured:
 
 def traces_for(policy: Policy, **sizes: Any) -> st.SearchStrategy[Trace]:
     """Traces of every kind that has the data the policy needs."""
-    norms = policy.needs == "value norms"
+    needs = asks(policy)
+    norms = bool(needs)
     with_rows = sixteenth_traces(norms=norms, **sizes) | softmax_traces(norms=norms, **sizes)
-    with_keys = qk_traces(values=bool(policy.needs), **sizes)
-    return with_rows | with_keys if norms or not policy.needs else with_keys
+    with_keys = qk_traces(values=norms, **sizes)
+    return with_rows | with_keys if needs <= NORMS else with_keys
+
+
+#: What traces that are drawn as rows can have.
+NORMS = {"value_norms", "key_norms"}
+
+
+def asks(policy: Policy) -> set[str]:
+    """The recorded data that a policy may read, whatever its parameters."""
+    return {"value_norms"} if callable(policy.needs) else {*policy.needs}
+
+
+def runs_on(policy: Policy, trace: Trace) -> bool:
+    """Whether a trace has what a policy may read."""
+    try:
+        check_recorded(trace, trace.layers[0], asks(policy), policy.name)
+    except UserError:
+        return False
+    return True
 
 
 def can_be_inclusive(policy: Policy, heads: int = 3) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from drawing import NORMS, asks
 from hypothesis import strategies as st
 from strategies import qk_traces, traces
 
@@ -35,7 +36,7 @@ def valued(draw: st.DrawFn, without: st.SearchStrategy[Trace]) -> Trace:
 
 def valued_for(policy: Policy, **sizes: Any) -> st.SearchStrategy[Trace]:
     """Traces of every kind that has the data the policy needs, with values."""
-    norms = policy.needs == "value norms"
+    needs = asks(policy)
     with_keys = qk_traces(values=True, **sizes)
-    rows = valued(traces(norms=norms, **sizes))
-    return rows | with_keys if norms or not policy.needs else with_keys
+    rows = valued(traces(norms=bool(needs), **sizes))
+    return rows | with_keys if needs <= NORMS else with_keys

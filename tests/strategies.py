@@ -116,6 +116,8 @@ def qk_traces(
         rng.standard_normal((layers, heads, n, size)) * draw(st.sampled_from([0.0, 1.0, 8.0])),
         rng.standard_normal((layers, kv_heads, n, size)),
         v=rng.standard_normal((layers, kv_heads, n, size)) if values else None,
+        q_plain=rng.standard_normal((layers, heads, n, size)) if values else None,
+        wv_norm1=rng.random((layers, heads, n)) if values else None,
         scale=draw(st.sampled_from([0.5, 1.0])),
         softcap=draw(st.sampled_from([None, 2.0])),
         window=draw(st.one_of(st.none(), st.integers(1, n))),

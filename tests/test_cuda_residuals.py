@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from cuda_cases import DIRECT, STACK, a_prompt, devices, needs_compiler
 from cuda_shim import Shim
+from drawing import NORMS, asks
 from error_cases import valued
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,7 +38,7 @@ pytestmark = needs_compiler
 @given(data=st.data())
 def test_one_pass_gives_the_errors_of_every_budget(text: str, data: st.DataObject) -> None:
     configured = parse(text)
-    norms = configured.policy.needs == "value norms"
+    norms = bool(asks(configured.policy))
     trace = data.draw(valued(traces(norms=norms, min_n=2, max_n=14, max_heads=1, max_layers=2)))
     jobs = [Job(unit, configured, 1, a_prompt(data, trace.n)) for unit in trace.units()[:1]]
     device = data.draw(st.sampled_from(devices()))
@@ -51,9 +52,9 @@ def test_one_pass_gives_the_errors_of_every_budget(text: str, data: st.DataObjec
 def test_replays_at_a_budget_have_the_errors_of_the_definition(
     name: str, data: st.DataObject
 ) -> None:
-    if all_policies()[name].needs == "queries and keys":
+    if not asks(all_policies()[name]) <= NORMS:
         pytest.skip("rows from queries and keys come without projections")
-    norms = all_policies()[name].needs == "value norms"
+    norms = bool(asks(all_policies()[name]))
     trace = data.draw(valued(traces(norms=norms, min_n=2, max_n=14, max_layers=1)))
     share = data.draw(st.sampled_from(["head", "group", "layer"]))
     p, n = a_prompt(data, trace.n), trace.n

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray
-from drawing import BUNDLED, configured, long_but, traces_for
+from drawing import BUNDLED, configured, long_but, runs_on, traces_for
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples, qk_traces
@@ -187,8 +187,8 @@ def test_numba_replays_real_attention_as_the_definition_says(trace: str, name: s
     """Long rows of many small numbers; one layer, a prompt and a budget of 5 %."""
     recorded = open_trace(trace)
     layer = recorded.layers[len(recorded.layers) // 2]
-    if all_policies()[name].needs and "v_norm1" not in recorded.tensors(layer):
-        pytest.skip(f"{trace} has no {all_policies()[name].needs}")
+    if not runs_on(all_policies()[name], recorded):
+        pytest.skip(f"{trace} has not all of {all_policies()[name].needs}")
     found = [
         replay(
             recorded, name, 0.05, prompt_len=100, layers=[layer], engine=engine, step_recall=True

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawing import BUNDLED
+from drawing import BUNDLED, runs_on
 
 import h2osim
 from h2osim.policies.registry import all_policies
@@ -95,10 +95,9 @@ def write() -> None:
     FOLDER.mkdir(exist_ok=True)
     for name in BUNDLED:
         trace = h2osim.open_trace(name)
-        held = set(trace.tensors(trace.layers[0]))
         policies = []
         for policy in all_policies().values():
-            if policy.needs and not (policy.needs == "value norms" and "v_norm1" in held):
+            if not runs_on(policy, trace):
                 continue
             for form in FORMS.get(policy.name, [{}]):
                 values = {**policy.with_params(**form).values}

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import examples, qk_traces
+from vector_rules import ASKED, CAOTE, KEYDIFF, PAIRS, RULES
 
 import h2osim
 from h2osim.policies import inputs
@@ -14,8 +16,6 @@ from h2osim.policies.declaration import Policy
 from h2osim.policies.to_cuda import rules_text
 from h2osim.support.errors import UserError
 from h2osim.traces.trace import Trace
-from tests.strategies import examples, qk_traces
-from tests.vector_rules import ASKED, CAOTE, KEYDIFF, PAIRS, RULES
 
 
 def gone(trace, policies, budgets, **options):
@@ -103,7 +103,7 @@ def test_a_stepper_is_fed_vectors() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"needs": ("cheese",)}, "needs 'cheese'; expected of keys, values"),
+        ({"needs": ("cheese",)}, "needs 'cheese'; expected some of keys, values"),
         ({"vector_state": {"x": "key"}}, "vector_state x is as wide as 'key'; expected one of"),
         ({"inputs": {"t": inputs.key_norm}}, "the name t has two meanings"),
         ({"state": ("key_now",), "vectors": {"key": inputs.key}}, "key_now has two meanings"),

@@ -108,7 +108,8 @@ class Policy:
         ``{name: of}``: state that is a vector as wide as this one of ``vectors``, or ``heads``
         wide; ``init`` and ``update`` give these after the fields of ``state``.
     needs
-        Recorded data beyond attention rows: names of :data:`h2osim.traces.recorded.RECORDED`.
+        Recorded data beyond attention rows: names of :data:`h2osim.traces.recorded.RECORDED`, or
+        ``needs(values)`` where that depends on parameters.
     lag
         Name of the parameter that says how many steps back ``a_old`` looks.
     inclusive
@@ -145,7 +146,7 @@ class Policy:
     inputs: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     vectors: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     vector_state: Mapping[str, str] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] | Callable[[Mapping[str, Value]], tuple[str, ...]] = ()
     lag: str | None = None
     inclusive: bool | Callable[[Mapping[str, Value], int], bool] = False
     oracle: bool = False
@@ -181,9 +182,9 @@ class Policy:
                 )
 
     def _check_vectors(self) -> None:
-        for name in {*self.needs} - {*RECORDED}:
+        for name in () if callable(self.needs) else {*self.needs} - {*RECORDED}:
             raise TypeError(
-                f"policy {self.name}: needs {name!r}; expected of {', '.join(RECORDED)}"
+                f"policy {self.name}: needs {name!r}; expected some of {', '.join(RECORDED)}"
             )
         for name, of in self.vector_state.items():
             if of not in self.vectors and of != "heads":
@@ -265,6 +266,12 @@ class Configured:
     def scores(self) -> str:
         """What the policy is shown of a row: full or cached."""
         return str(self.values.get("scores", self.policy.scores))
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The recorded data that it reads beyond attention rows."""
+        declared = self.policy.needs
+        return declared(self.values) if callable(declared) else declared
 
     def inclusive(self, heads: int) -> bool:
         """Whether one pass gives every budget, for a unit of this many heads."""

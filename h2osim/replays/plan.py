@@ -265,8 +265,8 @@ def plan_work(
     variables_of(measure, traces)
     for one in configured:
         for trace in traces:
-            for layer in trace.layers if one.policy.needs else ():
-                check_recorded(trace, layer, one.policy.needs, f"policy {one.text}")
+            for layer in trace.layers if one.needs else ():
+                check_recorded(trace, layer, one.needs, f"policy {one.text}")
     given = list(prompt_len) if isinstance(prompt_len, Sequence) else [prompt_len] * len(traces)
     starts = tuple(decode_start(t, p) for t, p in zip(traces, given, strict=True))
     asked: list[Any] = [None] if layers is None else list(layers)

@@ -34,7 +34,7 @@ def policy_record(policy: Policy) -> dict[str, Any]:
         "kind": policy.kind,
         "one_pass": _one_pass(policy),
         "within_budget": policy.with_params().within_budget(),
-        "needs": in_words(policy.needs),
+        "needs": in_words(policy.with_params().needs),
         "notes": policy.notes,
     }
 
@@ -65,8 +65,8 @@ def policies_table(policies: Sequence[Policy]) -> Table:
         remarks = [remark(policy.kind)]
         if not policy.with_params().within_budget():
             remarks.append("may hold more")
-        if policy.needs:
-            remarks.append(f"needs {in_words(policy.needs)}")
+        if needs := policy.with_params().needs:
+            remarks.append(f"needs {in_words(needs)}")
         words = ", ".join(filter(None, remarks))
         table.add_row(policy.name, policy.summary, _one_pass(policy), words)
     return table

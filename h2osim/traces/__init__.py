@@ -10,8 +10,9 @@ A trace folder holds ``trace.json`` and one safetensors file a layer, of two sto
 
 H counts the recorded query heads, G the recorded KV heads; H = group_size * G, and the query heads
 of one KV head stand together. Optional in both: ``v`` [G, n, d'] (or, in eight bits, ``v_q8`` [G,
-n, d'] int8 times ``v_scale`` [G, n]), ``v_norm1``, ``v_norm2`` and ``k_norm2`` [G, n], float32; and
-with the values what the layer does with its attention: ``w_o`` [H, d', D], each head's part of the
+n, d'] int8 times ``v_scale`` [G, n]), ``v_norm1``, ``v_norm2`` and ``k_norm2`` [G, n], float32;
+``q_plain`` [H, n, d], queries before RoPE; ``wv_norm1`` [H, n], the L1 norm of v w_o; and with the
+values what the layer does with its attention: ``w_o`` [H, d', D], each head's part of the
 output projection (o of head h adds o w_o[h] to a residual stream of size D), and ``x_norm`` [n],
 the norm of each token's residual stream before the layer.
 With a sliding window W, row t is zero for j <= t - W.

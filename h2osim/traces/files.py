@@ -58,11 +58,13 @@ def expected(
         "lse": ("F32", (heads, n)),
         "row_sum": ("F32", (heads, n)),
         "q": ("F32", (heads, n, head_dim)),
+        "q_plain": ("F32", (heads, n, head_dim)),
         "k": ("F32", (kv_heads, n, head_dim)),
         "v": ("F32", (kv_heads, n, None)),  # some models have values of another size than keys
         "v_q8": ("I8", (kv_heads, n, None)),
         "v_scale": ("F32", (kv_heads, n)),
         "v_norm1": ("F32", (kv_heads, n)),
+        "wv_norm1": ("F32", (heads, n)),
         "v_norm2": ("F32", (kv_heads, n)),
         "k_norm2": ("F32", (kv_heads, n)),
         "w_o": ("F32", (heads, None, None)),

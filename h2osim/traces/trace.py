@@ -174,6 +174,8 @@ class Trace:
         *,
         scale: SupportsFloat,
         v: Any = None,
+        q_plain: Any = None,
+        wv_norm1: Any = None,
         softcap: SupportsFloat | None = None,
         window: SupportsIndex | None = None,
         prompt_len: SupportsIndex | None = None,
@@ -183,7 +185,8 @@ class Trace:
     ) -> Trace:
         """A trace in memory from queries [layers, H, n, d] and keys [layers, G, n, d] after RoPE.
 
-        v: values [layers, G, n, d']. scale, softcap, window: see `h2osim.attention.softmax`;
+        v: values [layers, G, n, d']. q_plain: queries before RoPE, like q. wv_norm1: L1 norms of
+        values under each head's output projection [layers, H, n]. scale, softcap, window: see `h2osim.attention.softmax`;
         the same in all layers. The group size is H/G. The rest as in `from_scores`.
         """
         queries, keys = (real(x, what, axes=4, whole=True) for what, x in (("q", q), ("k", k)))
@@ -198,7 +201,7 @@ class Trace:
         entry = {"scale": scale, "softcap": softcap, "window": window}
         fields["head_dim"] = size
         made = in_memory.content(
-            {"q": queries, "k": keys, "v": v},
+            {"q": queries, "k": keys, "v": v, "q_plain": q_plain, "wv_norm1": wv_norm1},
             ["qk"], n, heads, heads // keys.shape[1], prompt_len, layers, name, entry, fields,
         )  # fmt: skip
         return cls._in_memory(*made)

@@ -53,12 +53,12 @@ POLICY = Policy(
     ),
     state=("slow", "seen", "quick"),
     inputs={"weight": weight},
-    needs="value norms",
+    needs=lambda values: ("value_norms",) if values["value"] else (),
     update=update,
     rank=rank,
     inclusive=fixed_window,
     notes="Slow: the sum over the rows i so far of gamma^(t-i) A[i, j], divided by the same sum of "
     "ones and `prior`. Fast: (1 - fast) times the sum of fast^(t-i) A[i, j]. `mix=0` decides as "
-    "h2o-mean, with a huge `prior` as h2o, `mix=1` as decay, up to the rounding of products. Value "
-    "norms are read only where `value` is above 0.",
+    "h2o-mean, with a huge `prior` as h2o, `mix=1` as decay, up to the rounding of products. "
+    "Where `value` is above 0, value norms are read.",
 )
