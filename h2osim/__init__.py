@@ -17,6 +17,7 @@ __all__ = [
     "Stepper",
     "Trace",
     "Unit",
+    "UnitBudgets",
     "UserError",
     "__version__",
     "all_policies",
@@ -27,10 +28,12 @@ __all__ = [
     "open_sweep",
     "open_trace",
     "optimum",
+    "read_budgets",
     "record",
     "replay",
     "sweep",
     "synth",
+    "write_budgets",
 ]
 
 if TYPE_CHECKING:
@@ -41,8 +44,10 @@ if TYPE_CHECKING:
     from h2osim.optima.solving import optimum
     from h2osim.policies.declaration import Policy
     from h2osim.policies.registry import all_policies
+    from h2osim.replays.budget_file import read_budgets, write_budgets
     from h2osim.replays.curves import budget_for_recall
     from h2osim.replays.replaying import replay
+    from h2osim.replays.unit_budgets import UnitBudgets
     from h2osim.support.errors import UserError
     from h2osim.support.parameters import Param
     from h2osim.sweeps.evaluation import evaluate
@@ -59,6 +64,7 @@ _PUBLIC = {
     "Stepper": "h2osim.engines.stepper",
     "Trace": "h2osim.traces.trace",
     "Unit": "h2osim.traces.unit",
+    "UnitBudgets": "h2osim.replays.unit_budgets",
     "UserError": "h2osim.support.errors",
     "all_policies": "h2osim.policies.registry",
     "allocate": "h2osim.optima.allocating",
@@ -68,10 +74,12 @@ _PUBLIC = {
     "open_sweep": "h2osim.sweeps.sweeping",
     "open_trace": "h2osim.traces.catalogue",
     "optimum": "h2osim.optima.solving",
+    "read_budgets": "h2osim.replays.budget_file",
     "record": "h2osim.models.recording",
     "replay": "h2osim.replays.replaying",
     "sweep": "h2osim.sweeps.sweeping",
     "synth": "h2osim.traces.synthetic",
+    "write_budgets": "h2osim.replays.budget_file",
 }
 
 

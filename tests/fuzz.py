@@ -148,24 +148,31 @@ def fuzz_store(bench: Bench, data: st.DataObject) -> None:
 def fuzz_budgets(bench: Bench, data: st.DataObject) -> None:
     """A file of budgets by unit: what is let in is whole, and its parts agree."""
     valid: dict[str, Any] = {
-        "h2osim_budgets": 1,
+        "h2osim_budgets": 2,
         "model": "",
         "share": "group",
         "layers": [0, 1],
         "made": "",
-        "budgets": data.draw(st.sampled_from([[[4, 9], [7, 20]], [[0.1, 0.5], [0.25, 1.0]]])),
     }
-    valid["total"] = sum(map(sum, valid["budgets"]))
+    drawn: Any = data.draw(st.sampled_from([[[4, 9], [7, 20]], [[0.1, 0.5], [0.25, 1.0]]]))
+    valid["splits"] = [
+        {"budgets": drawn[:rows], "total": sum(map(sum, drawn[:rows]))}
+        for rows in [len(drawn)] * data.draw(st.integers(1, 2))
+    ]
     path = bench.folder / "budgets.json"
     path.write_bytes(mutate(data, valid))
-    found = read_budgets(path).budgets
-    said = json.loads(path.read_bytes())
-    numbers = [number for row in said["budgets"] for number in row]
-    kinds = {type(number) for number in numbers}
-    good = min(numbers) >= 1 if kinds == {int} else min(numbers) > 0 and max(numbers) <= 1
-    if not good or len(kinds) != 1 or abs(sum(numbers) - said["total"]) > 1e-9 * sum(numbers):
-        raise Invalid(str(said))
-    if found.tolist() != said["budgets"]:
+    found = {one.mean: one.budgets.tolist() for one in read_budgets(path)}
+    said = json.loads(path.read_bytes())["splits"]
+    kinds = set()
+    for split in said:
+        numbers = [number for row in split["budgets"] for number in row]
+        kinds |= {type(number) for number in numbers}
+        good = min(numbers) >= 1 if kinds == {int} else min(numbers) > 0 and max(numbers) <= 1
+        if not good or len(kinds) != 1 or abs(sum(numbers) - split["total"]) > 1e-9 * sum(numbers):
+            raise Invalid(str(said))
+        if split["budgets"] not in found.values():
+            raise Silent(str(said))
+    if len(found) != len(said):
         raise Silent(str(said))
 
 

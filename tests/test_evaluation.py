@@ -24,8 +24,9 @@ from h2osim.closed_loop.prompts import Question, Task, read_questions
 from h2osim.models import loading
 from h2osim.models.loading import given
 from h2osim.policies.text import parse
-from h2osim.replays.budget_file import UnitBudgets, read_budgets, write_budgets
+from h2osim.replays.budget_file import read_budgets, write_budgets
 from h2osim.replays.results import check
+from h2osim.replays.unit_budgets import UnitBudgets
 from h2osim.support.errors import UserError
 
 # --- budgets by unit -------------------------------------------------------------------------
@@ -51,43 +52,49 @@ def test_budgets_by_unit_are_what_each_unit_keeps() -> None:
 def test_a_file_of_budgets_comes_back(tmp_path: Path) -> None:
     made = UnitBudgets("b", np.array([[0.1, 0.5], [0.25, 1.0]]), (1, 0), "M", "group", "by hand")
     write_budgets(tmp_path / "b.json", made)
-    found = read_budgets(tmp_path / "b.json")
+    (found,) = read_budgets(tmp_path / "b.json")
     assert (found.budgets == made.budgets).all()
     assert (found.layers, found.model, found.made) == ((1, 0), "M", "by hand")
-    # rows are named: layer 0 is the second
-    assert found.tokens(40, [0, 1], 2).tolist() == [[10, 40], [4, 20]]
-    found.for_model("M", "group", (0, 1))
+    # Rows are named: layer 0 is the second. Equal budgets of the mean .4625 would have 18 of 40
+    # tokens each, so that there are 72 in all, in the proportions .1, .5, .25 and 1.
+    for layers, expected in (((0, 1), [[10, 39], [4, 19]]), ((1,), [[4, 19]])):
+        tokens = found.resolve("M", "group", layers, 2, 40)
+        assert tokens.tolist() == expected, tokens
     for arguments, said in (
-        (("X", "group", (0, 1)), "made for model M, asked for is X"),
-        (("M", "head", (0, 1)), "made for share group, asked for is head"),
-        (("M", "group", (0, 2)), "2 layers, expected one row for each of the 2 layers 0, 2"),
+        (("X", "group", (0, 1), 2, 40), "made for model M, asked for is X"),
+        (("M", "head", (0, 1), 2, 40), "made for share group, asked for is head"),
+        (("M", "group", (0, 2), 2, 40), "none for layer 2, expected a row for each of the 2 layer"),
+        (("M", "group", (0, 1), 3, 40), "2 units a layer, expected 3"),
     ):
         with pytest.raises(UserError, match=said):
-            found.for_model(*arguments)
-    with pytest.raises(UserError, match="2 units a layer, expected 3"):
-        found.tokens(40, [0, 1], 3)
+            found.resolve(*arguments)
 
 
-GOOD = {
-    "h2osim_budgets": 1, "model": "", "share": "group", "layers": [0, 1],
-    "budgets": [[4, 9], [7, 20]], "total": 40, "made": "",
+GOOD: dict[str, Any] = {
+    "h2osim_budgets": 2, "model": "", "share": "group", "layers": [0, 1], "made": "",
+    "splits": [{"budgets": [[4, 9], [7, 20]], "total": 40}],
 }  # fmt: skip
+
+
+def split(**change: Any) -> dict[str, Any]:
+    """A file's only split, with a change."""
+    return {"splits": [GOOD["splits"][0] | change]}
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"h2osim_budgets": 2}, "field h2osim_budgets: found 2, expected int <= 1"),
-        ({"total": 41}, "total 41, but the budgets add up to 40"),
-        ({"budgets": [[4, 9], [7]]}, r"found shape \[0\]"),
-        ({"budgets": [[4, 9]]}, "1 rows, expected one for each of 2"),
-        ({"budgets": [[4, 0], [7, 20]]}, "found 0 in row 0, unit 1, expected tokens from 1 on"),
-        ({"budgets": [[0.5, 1.5], [0.1, 0.1]]}, "found 1.5 in row 0, unit 1"),
-        ({"budgets": [[0.5, 1], [0.1, 0.1]]}, "tokens among shares"),
-        ({"budgets": "x"}, 'field budgets: found "x", expected array'),
-        ({"budgets": [[4, 9], [7, True]]}, r"field budgets\[1\]\[1\]: found true"),
-        ({"budgets": [[4, 9], [7, 10**30]]}, r"field budgets\[1\]\[1\]: found 1000"),
-        ({"total": 10**400}, "field total: found 1000"),
+        ({"h2osim_budgets": 1}, "field h2osim_budgets: found 1, expected int >= 2"),
+        (split(total=41), "total 41, but the budgets add up to 40"),
+        (split(budgets=[[4, 9], [7]]), r"found shape \[0\]"),
+        (split(budgets=[[4, 9]]), "1 rows, expected one for each of 2"),
+        (split(budgets=[[4, 0], [7, 20]]), "found 0 in row 0, unit 1, expected tokens from 1 on"),
+        (split(budgets=[[0.5, 1.5], [0.1, 0.1]]), "found 1.5 in row 0, unit 1"),
+        (split(budgets=[[0.5, 1], [0.1, 0.1]]), "tokens among shares"),
+        (split(budgets="x"), r'field splits\[0\].budgets: found "x", expected array'),
+        (split(budgets=[[4, 9], [7, True]]), r"field splits\[0\].budgets\[1\]\[1\]: found true"),
+        (split(budgets=[[4, 9], [7, 10**30]]), r"field splits\[0\].budgets\[1\]\[1\]: found 1000"),
+        (split(total=10**400), r"field splits\[0\].total: found 1000"),
         ({"made": None}, "field made: found null, expected str"),
         ({"layers": [0, 0]}, "2 rows, expected one for each of 1"),
         ({"layers": "01"}, 'field layers: found "01", expected array'),
@@ -100,7 +107,7 @@ def test_a_bad_file_of_budgets_is_refused(
 ) -> None:
     path = tmp_path / "b.json"
     path.write_text(json.dumps(GOOD))
-    assert read_budgets(path).mean == 10
+    assert [one.mean for one in read_budgets(path)] == [10]
     path.write_text(json.dumps(GOOD | change))
     with pytest.raises(UserError, match=said) as error:
         read_budgets(path)
@@ -109,7 +116,7 @@ def test_a_bad_file_of_budgets_is_refused(
 
 def test_budgets_that_do_not_fit_the_model_are_refused() -> None:
     for array, said in (
-        (np.ones((3, 2), int), "3 layers, expected one row for each of the 2 layers 0, 1"),
+        (np.ones((3, 2), int), "3 rows, expected a row for each of the 2 layers 0, 1"),
         (np.ones((2, 3), int), "3 units a layer, expected 2"),
         (np.full((2, 2), N + 1), f"budget {N + 1}: expected 1 to {N} tokens"),
         (np.full((2, 2), "x"), "expected numbers"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from h2osim.cli.common import checked_trace, parse_batch, parse_budgets, read_text
+from h2osim.cli.common import checked_trace, parse_batch, parse_numbers, read_text
 from h2osim.cli.options import BatchOption, DeviceOption
 from h2osim.cli.output import console, notice, print_json
 from h2osim.support.errors import UserError
@@ -130,7 +130,7 @@ def closed_loop(
     from h2osim.support.bundled import traces
 
     configured = configure(split_policies(policies))
-    asked = parse_budgets(budget)
+    asked = parse_numbers(budget)
     if isinstance(asked, str) or len(asked) != 1:
         raise UserError(f"--budget: found {budget!r}, expected one")
     paths = [*(text or []), *(more or [])] or [traces() / "texts" / "prose.txt"]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import typer
 
     from h2osim.replays.budgets import Budget
+    from h2osim.replays.unit_budgets import UnitBudgets
     from h2osim.traces.trace import Trace
 
 
@@ -71,11 +72,38 @@ def given(context: typer.Context, option: str) -> bool:
     return getattr(context.get_parameter_source(option), "name", "") not in ("DEFAULT", "")
 
 
-def parse_budgets(text: str) -> list[Budget] | Literal["all"]:
-    """Read ``64,0.05,5%,50%prompt``: tokens, fractions of the trace, of its prompt; or ``all``."""
+def parse_budgets(text: str) -> list[Budget | UnitBudgets] | Literal["all"]:
+    """Read ``64,0.05,5%,50%prompt,@split.json``; or ``all``.
+
+    Tokens, fractions of the trace's length, of its prompt, or budgets by unit: every split of a
+    file, or, with ``@split.json:10%``, those of this mean.
+    """
     if text.strip() == "all":
         return "all"
-    return [_budget(word.strip()) for word in text.split(",")]
+    found: list[Budget | UnitBudgets] = []
+    for word in map(str.strip, text.split(",")):
+        found += _by_unit(word[1:]) if word.startswith("@") else [parse_budget(word)]
+    return found
+
+
+def parse_numbers(text: str) -> list[Budget] | Literal["all"]:
+    """The same of a command that takes one budget for all units."""
+    if text.strip() == "all":
+        return "all"
+    return [parse_budget(word.strip()) for word in text.split(",")]
+
+
+def _by_unit(word: str) -> list[UnitBudgets]:
+    """Read ``split.json`` or ``split.json:10%``."""
+    from h2osim.replays.budget_file import at_mean, read_budgets
+
+    name, colon, mean = word.rpartition(":")
+    if not colon or Path(word).exists():
+        return read_budgets(Path(word))
+    wanted = parse_budget(mean)
+    if isinstance(wanted, str):
+        raise UserError(f"--budgets: @{word}: expected tokens or a share of the text behind the :")
+    return [at_mean(read_budgets(Path(name)), wanted)]
 
 
 def budgets_of(context: typer.Context, budgets: str, ratio: str | None) -> str:
@@ -101,7 +129,8 @@ def _left(word: str) -> str:
     return f"{share.normalize():f}%prompt"
 
 
-def _budget(word: str) -> Budget:
+def parse_budget(word: str, option: str = "--budgets") -> Budget:
+    """Read one of ``64``, ``0.05``, ``5%`` and ``50%prompt``."""
     try:
         if word.endswith("%prompt"):
             value: int | float = float(word.removesuffix("%prompt")) / 100
@@ -117,7 +146,7 @@ def _budget(word: str) -> Budget:
     if value > 0 and (isinstance(value, int) or value <= 1):
         return word if word.endswith("%prompt") else value
     raise UserError(
-        f"--budgets: {word!r} is no budget; expected tokens (64), a fraction of the trace from "
+        f"{option}: {word!r} is no budget; expected tokens (64), a fraction of the trace from "
         "above 0 to 1.0 (0.05), a percentage of it (5%) or of its prompt (50%prompt), separated by "
         "commas; or all"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -35,10 +35,6 @@ from h2osim.cli.options import (
 from h2osim.cli.output import Format, check_files, draw, save, show
 from h2osim.support.errors import UserError
 from h2osim.support.given import printable
-
-if TYPE_CHECKING:
-    from h2osim.replays.budget_file import UnitBudgets
-    from h2osim.replays.budgets import Budget
 
 
 def evaluate(
@@ -76,7 +72,7 @@ def evaluate(
             "--budgets",
             "-b",
             help="Tokens (64), fractions (0.05), percent (5%) of the text or of its prompt "
-            "(50%prompt), or by unit @FILE.json; default: 5%,10%,20%.",
+            "(50%prompt), or by unit @FILE.json, @FILE.json:5%; default: 5%,10%,20%.",
         ),
     ] = None,
     ratio: Ratio = None,
@@ -122,7 +118,10 @@ def evaluate(
 
     # A mask brings its own policies and budgets.
     usual_budgets = "" if mask_from else "5%,10%,20%"
-    wanted = _budgets(budgets_of(context, usual_budgets if budgets is None else budgets, ratio))
+    words = budgets_of(context, usual_budgets if budgets is None else budgets, ratio)
+    wanted = parse_budgets(words) if words else []
+    if wanted == "all":
+        raise UserError("--budgets: all: expected a list, every budget is a pass of the model")
     usual = [] if mask_from else ["h2o,streaming,tova"]
     chosen = parse_policies(policies or usual) if policies or usual else []
     if prompt_len != "auto" and not (prompt_len.isascii() and prompt_len.isdecimal()):
@@ -172,22 +171,6 @@ def evaluate(
     save(results, output)
     draw(plot, lambda: evaluation_figure(results))
     show(format_, lambda: evaluation_records(results), lambda: evaluation_table(results))
-
-
-def _budgets(text: str) -> list[Budget | UnitBudgets]:
-    """Read ``5%,64,@split.json``."""
-    from h2osim.replays.budget_file import read_budgets
-
-    found: list[Budget | UnitBudgets] = []
-    for word in filter(None, text.split(",")):
-        if word.strip().startswith("@"):
-            found.append(read_budgets(Path(word.strip()[1:])))
-            continue
-        numbers = parse_budgets(word)
-        if isinstance(numbers, str):
-            raise UserError("--budgets: all: expected a list, every budget is a pass of the model")
-        found += numbers
-    return found
 
 
 def _tasks(kind: str, length: int, depths: str, seeds: range) -> dict[str, Any]:

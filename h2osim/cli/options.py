@@ -38,7 +38,8 @@ Budgets = Annotated[
         "--budgets",
         "-b",
         help="Tokens (64), fractions of the trace (0.05), percent of it (5%) or of its prompt "
-        "(50%prompt), or all.",
+        "(50%prompt), by unit @FILE.json, or such a file scaled to another mean, @FILE.json:5%; or "
+        "all.",
     ),
 ]
 Ratio = Annotated[

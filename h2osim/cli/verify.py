@@ -15,8 +15,8 @@ from h2osim.cli.common import (
     Share,
     budgets_of,
     checked_traces,
-    parse_budgets,
     parse_integers,
+    parse_numbers,
     parse_policies,
     progress_bar,
 )
@@ -75,7 +75,7 @@ def verify(
     from h2osim.guarantees import verify as module
     from h2osim.report import figures
 
-    wanted = parse_budgets(budgets_of(context, budgets, ratio))
+    wanted = parse_numbers(budgets_of(context, budgets, ratio))
     if wanted == "all":
         raise UserError("--budgets: all is too many to verify; expected a few")
     chosen = parse_policies(policies) if policies else list(module.POLICIES)

@@ -15,8 +15,8 @@ from h2osim.closed_loop.study import Arrays, Item, Masks, Place, Plan
 from h2osim.policies.declaration import Configured, Policy
 from h2osim.policies.text import parse
 from h2osim.replays import results
-from h2osim.replays.budget_file import UnitBudgets
 from h2osim.replays.budgets import Budget, budget_facts, budget_labels, budget_tokens
+from h2osim.replays.unit_budgets import UnitBudgets
 from h2osim.support.errors import UserError
 from h2osim.traces.manifest import SHARES
 
@@ -125,10 +125,9 @@ def check_asked(budgets: Sequence[Any], texts: Mapping[str, Text], share: str) -
     """All that can be wrong about budgets, texts and sharing before a model is loaded."""
     if not budgets:
         raise UserError("no budget given; expected tokens (64) or fractions of n (0.05)")
-    names = [b.name if isinstance(b, UnitBudgets) else b for b in budgets]
-    if len(set(names)) < len(names):
-        raise UserError(f"budgets: {names}: each may be given once")
     plain = [b for b in budgets if not isinstance(b, UnitBudgets)]
+    if len(set(plain)) < len(plain):
+        raise UserError(f"budgets: {plain}: each may be given once")
     for budget in plain:
         budget_tokens(budget, 2**31, 1)  # its form; whether it fits is each text's question
     budget_labels(plain)

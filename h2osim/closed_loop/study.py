@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2osim.policies.declaration import Configured
-from h2osim.replays.budget_file import UnitBudgets
 from h2osim.replays.budgets import Budget, budget_tokens
+from h2osim.replays.unit_budgets import UnitBudgets
 from h2osim.support.errors import UserError
 
 if TYPE_CHECKING:
@@ -227,8 +227,7 @@ class Runner:
         """Budgets in tokens, int64 [layers, units]."""
         n, budget = self.plan.length(i), self.plan.budgets[b]
         if isinstance(budget, UnitBudgets):
-            budget.for_model(self.loaded.name, self.plan.share, layers)
-            return budget.tokens(n, layers, units[0])
+            return budget.resolve(self.loaded.name, self.plan.share, layers, units[0], n)
         slots = budget_tokens(budget, n, self.plan.items[i].prompt_len)
         return np.full((len(layers), max(units)), slots, np.int64)
 

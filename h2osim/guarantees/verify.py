@@ -23,7 +23,7 @@ from h2osim.guarantees.results import Result, Verdict
 from h2osim.optima.solving import optimum
 from h2osim.policies.declaration import Configured, Policy
 from h2osim.policies.text import parse
-from h2osim.replays.budgets import Budget, Budgets, decode_start
+from h2osim.replays.budgets import Budget, decode_start
 from h2osim.replays.replaying import replay
 from h2osim.support.errors import UserError
 from h2osim.support.progress import Progress
@@ -90,7 +90,7 @@ class Line:
 def verify(
     trace: Trace,
     policies: str | Policy | Configured | Sequence[str | Policy | Configured] = POLICIES,
-    budgets: Budgets = (0.05, 0.1, 0.2),
+    budgets: float | Sequence[Budget] = (0.05, 0.1, 0.2),
     *,
     prompt_len: int | None = None,
     share: str = "group",
@@ -126,6 +126,10 @@ def verify(
         layers=layers,
         progress=progress,
     )
+    if "slots" in found:
+        raise UserError(
+            "budgets: found some by unit; statements are about one budget for all units"
+        )
     p = decode_start(trace, prompt_len)
     tokens = sorted(int(k) for k in found.budget.values)
     lines: list[Line] = []

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from h2osim.policies.declaration import Configured, Policy
 from h2osim.policies.text import parse
 from h2osim.replays import results
+from h2osim.replays.unit_budgets import share_out
 from h2osim.support.errors import UserError
 from h2osim.traces.trace import Trace
 from h2osim.traces.unit import Unit
@@ -277,7 +278,7 @@ def _by_dp(curves: Ints, slots: int) -> tuple[Ints, int]:
 
 def equal_split(slots: int, room: Ints) -> Ints:
     """As equal as whole numbers and `room` allow; the first get what does not divide."""
-    return _share(np.ones(len(room)), slots, room)
+    return share_out(np.ones(len(room)), slots, room)
 
 
 def pyramid_split(slots: int, layers: int, per_layer: int, n: int, beta: float = 20.0) -> Ints:
@@ -285,7 +286,7 @@ def pyramid_split(slots: int, layers: int, per_layer: int, n: int, beta: float =
     mean = slots / layers
     last = mean / beta
     shape = np.linspace(2 * mean - last, last, layers) if layers > 1 else np.array([mean])
-    return _share(np.repeat(shape, per_layer), slots, np.full(layers * per_layer, n))
+    return share_out(np.repeat(shape, per_layer), slots, np.full(layers * per_layer, n))
 
 
 def adakv_split(
@@ -304,7 +305,7 @@ def adakv_split(
         largest = np.bincount(order // scores.shape[1], minlength=per_layer)
         weight = (1 - floor) * largest + floor * total / per_layer
         inside = slice(at * per_layer, (at + 1) * per_layer)
-        split[inside] = _share(weight, total, np.full(per_layer, n))
+        split[inside] = share_out(weight, total, np.full(per_layer, n))
     return split
 
 
@@ -316,31 +317,3 @@ def _observed(unit: Unit, p: int, window: int) -> Ints:
     for t in range(max(0, p - window), p):
         scores[: t + 1] += unit.row(t)
     return scores
-
-
-def _share(weight: NDArray[Any], slots: int, room: Ints) -> Ints:
-    """Whole numbers in 1 … room near weight / sum(weight) * slots, adding up to `slots`.
-
-    Water-filling: a share below 1 or above the room is cut to that limit; then largest remainders,
-    the first among equals.
-    """
-    weight = np.asarray(weight, np.float64)
-    low, high = 0.0, 2.0 * slots * len(weight) / max(weight.max(), 1e-300) + 1.0
-    for _ in range(200):
-        middle = (low + high) / 2
-        filled = np.clip(weight * middle, 1, room).sum()
-        low, high = (middle, high) if filled <= slots else (low, middle)
-    ideal = np.clip(weight * low, 1, room)
-    split = np.floor(ideal).astype(np.int64)
-    for _ in range(len(weight) + 1):
-        left = slots - int(split.sum())
-        if left <= 0:
-            break
-        open_units = np.flatnonzero(split < room)
-        order = open_units[np.argsort(split[open_units] - ideal[open_units], kind="stable")]
-        if left >= len(order):
-            # weights of 0 get nothing from water-filling; the rest is shared equally
-            split[order] += np.minimum(left // len(order), room[order] - split[order])
-        else:
-            split[order[:left]] += 1
-    return split

@@ -28,7 +28,7 @@ def save_certificate(result: xarray.Dataset, trace: Trace, path: str | os.PathLi
       fixed point (multiples of 2^-24);
     * ``kept``, ``bound`` int64 [layer, unit, budget] and ``mass`` int64 [layer, unit]: the value of
       the schedule, D(λ), and all decode mass, in fixed point;
-    * ``layers``, ``budgets`` int64;
+    * ``layers``, ``budgets`` int64, the latter [layer, unit, budget] where they differ by unit;
 
     and as metadata the format, the trace it speaks of, prompt length, sharing, and a sha256 over
     everything. Raises UserError when the result has no schedules, or is of another trace.
@@ -50,7 +50,7 @@ def save_certificate(result: xarray.Dataset, trace: Trace, path: str | os.PathLi
         "bound": result["bound"].values,
         "mass": result["mass"].values,
         "layers": result["layer"].values.astype(np.int64),
-        "budgets": result["budget"].values.astype(np.int64),
+        "budgets": result["slots" if "slots" in result else "budget"].values.astype(np.int64),
     }
     facts = {
         "prompt_len": int(result.attrs["prompt_len"]),

@@ -90,8 +90,8 @@ def certify(path: str | os.PathLike[str], trace: Trace) -> list[Certified]:
     """Check a certificate against its trace; raises UserError at the first thing that is wrong."""
     name = f"certificate {Path(path)}"
     facts, tensors = _read(Path(path), name, trace)
-    layers, budgets = tensors["layers"].tolist(), tensors["budgets"].tolist()
-    for key, some in (("layers", layers), ("budgets", budgets)):
+    layers, each = tensors["layers"].tolist(), tensors["budgets"]
+    for key, some in (("layers", layers), ("budgets", each.tolist() if each.ndim == 1 else [])):
         if len(set(some)) < len(some):
             raise UserError(f"{name}: {key} has an entry twice")
     for layer in layers:
@@ -105,7 +105,7 @@ def certify(path: str | os.PathLike[str], trace: Trace) -> list[Certified]:
     n, p, share = trace.n, facts["prompt_len"], facts["share"]
     if not 1 <= p <= max(1, n - 1):
         raise UserError(f"{name}: prompt length {p!r}, expected 1 to {max(1, n - 1)}")
-    for k in budgets:
+    for k in each.ravel().tolist():
         if not 1 <= k <= n:
             raise UserError(f"{name}: budget {k}, expected 1 to {n}")
     weights = facts.get("weights", "mass")
@@ -117,6 +117,7 @@ def certify(path: str | os.PathLike[str], trace: Trace) -> list[Certified]:
         at = (layers.index(unit.layer), unit.index)
         gone, price = tensors["evicted_at"][at], tensors["price"][at]
         where = f"{name}, {unit.label}"
+        budgets = (each if each.ndim == 1 else each[at]).tolist()
         for b, k in enumerate(budgets):
             _feasible(f"{where}, budget {k}", gone[b].astype(np.int64), price[b], k, p)
         mass, kept, bound = _read_rows(unit, gone, price, budgets, p)
@@ -173,7 +174,9 @@ def _read(
             raise UserError(f"{name}: tensor {key}: found {found}, expected {expected}")
     text = metadata.get("facts", "")
     facts = parse(text.encode(), Facts, f"{name}, facts")
-    layers, budgets = (math.prod(slots[key].shape) for key in ("layers", "budgets"))
+    layers = math.prod(slots["layers"].shape)
+    by_unit = len(slots["budgets"].shape) == 3
+    budgets = slots["budgets"].shape[2] if by_unit else math.prod(slots["budgets"].shape)
     for key, count, most in (("layers", layers, len(trace.layers)), ("budgets", budgets, trace.n)):
         if not 1 <= count <= most:
             raise UserError(f"{name}: {key}: found {count} of them, expected 1 to {most}")
@@ -181,7 +184,7 @@ def _read(
     block = (layers, units, budgets)
     shapes = {
         "evicted_at": (*block, trace.n), "price": (*block, trace.n), "kept": block, "bound": block,
-        "mass": block[:2], "layers": block[:1], "budgets": block[2:],
+        "mass": block[:2], "layers": block[:1], "budgets": block if by_unit else block[2:],
     }  # fmt: skip
     for key, shape in shapes.items():
         if slots[key].shape != shape:

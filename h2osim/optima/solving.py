@@ -24,8 +24,8 @@ from h2osim.optima.bracket import CLOSING, narrow
 from h2osim.optima.exact import optimal_curve, running_cost
 from h2osim.optima.weighing import weighed
 from h2osim.replays import results
-from h2osim.replays.budgets import Budgets
 from h2osim.replays.found import quotient
+from h2osim.replays.unit_budgets import Budgets, columns_of
 from h2osim.support.errors import UserError
 from h2osim.support.machine import cores
 from h2osim.traces.trace import Trace
@@ -77,7 +77,9 @@ def optimum(
     trace
         A :class:`~h2osim.trace.Trace`, or several of the same layers and heads.
     budgets
-        Tokens (64), fractions of n (0.05), or ``"all"`` for 1 … n, as in :func:`h2osim.replay`.
+        Tokens (64), fractions of n (0.05), ``"all"`` for 1 … n, or budgets by unit, as in
+        :func:`h2osim.replay`. By unit, the sums of ``kept`` and ``bound`` over the units are the
+        optimum of all under that split.
     prompt_len, share, layers
         As in :func:`h2osim.replay`.
     method
@@ -115,7 +117,8 @@ def optimum(
         * ``evicted_at[..., token]`` int32: the step after which a token leaves, n if never;
         * ``price[..., step]``: λ_t in units of attention mass: what one more cache slot in step t
           would be worth; ``price_fixed`` int64: the same in fixed point;
-        * ``output_error``, ``output_error_abs``: as in :func:`h2osim.replay`, of the schedule.
+        * ``output_error``, ``output_error_abs``: as in :func:`h2osim.replay`, of the schedule;
+        * ``slots``: as there, where budgets differ by unit.
 
     Raises
     ------
@@ -123,7 +126,7 @@ def optimum(
         A budget, prompt length, layer, share, method, weights or gap out of range; no values.
     """
 
-    from h2osim.replays.budgets import budget_list, chosen_layers, decode_start
+    from h2osim.replays.budgets import chosen_layers, decode_start
     from h2osim.replays.measures import variables_of
     from h2osim.replays.several import over_traces
 
@@ -155,8 +158,14 @@ def optimum(
             traces, budgets, prompt_len=prompt_len, share=share, layers=layers, progress=progress,
         )  # fmt: skip
     p = decode_start(trace, prompt_len)
-    tokens = budget_list(budgets, trace.n, p)
     chosen = chosen_layers(trace, layers)
+    plain = [u for u in trace.units(share) if u.layer in chosen]
+    columns = columns_of(budgets, [trace], [p], [plain], share)
+    (tokens,) = columns.tokens
+    if engine == "cuda" and columns.by_unit:
+        raise UserError(
+            "engine=cuda brackets all units at one budget; budgets by unit are engine=numba's"
+        )
     if schedules is None:
         schedules = not isinstance(budgets, str)
     if engine == "cuda":
@@ -165,28 +174,32 @@ def optimum(
         every = isinstance(budgets, str)
         method = "exact" if every or trace.n <= EXACT_N else "bracket"
     units = [u for u in weighed(trace, share, weights) if u.layer in chosen]
-    plain = [u for u in trace.units(share) if u.layer in chosen]
     if names and not schedules:
         raise UserError("output error: it is that of a schedule; ask for schedules, or few budgets")
     for layer in chosen:
         trace.check_layer(layer)
 
     per_layer = len(units) // len(chosen)
-    shape = (len(chosen), per_layer, len(tokens))
+    shape = (len(chosen), per_layer, len(columns.labels))
     kept, bound = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     mass = np.zeros(shape[:2], np.int64)
     gone = np.zeros((*shape, trace.n), np.int32) if schedules else None
     price = np.zeros((*shape, trace.n), np.int64) if schedules else None
     errors = {name: np.zeros(shape) for name in names}
 
-    def work(unit: Unit) -> list[Bracket]:
-        return _solve(unit, tokens, p, 0.0 if method == "exact" else gap, method, bool(schedules))
+    def work(at: int) -> list[Bracket]:
+        unit, mine = units[at], tokens[at].tolist()
+        return _solve(unit, mine, p, 0.0 if method == "exact" else gap, method, bool(schedules))
 
     def measured(at: int, one: Bracket) -> Mapping[str, Any]:
         assert one.evicted_at is not None
         return schedule_errors(plain[at], one.evicted_at, p, names).of
 
-    solved = _on_gpu(units, tokens, p, gap) if engine == "cuda" else _each(units, work)
+    solved = (
+        _on_gpu(units, tokens[0].tolist(), p, gap)
+        if engine == "cuda"
+        else _each(range(len(units)), work)
+    )
     for done, (at, found) in enumerate(solved):
         where = divmod(at, per_layer)
         for b, one in enumerate(found):
@@ -210,13 +223,14 @@ def optimum(
         "evicted_at": gone,
         "price": None if price is None else price * UNIT,
         "price_fixed": price,
+        "slots": columns.slots(0, len(chosen)),
         **errors,
     }
     coords = {
         "layer": chosen,
         "unit": np.arange(per_layer),
-        "budget": tokens,
-        "fraction": np.array(tokens) / trace.n,
+        **columns.coordinates(),
+        "fraction": columns.labels / trace.n,
         "step": np.arange(trace.n),
         **results.token_facts(trace),
     }
@@ -233,7 +247,7 @@ def optimum_curves(
     """OPT(k) of several units: kept int64 [units, n+1] (budgets 0 … n), and their mass [units]."""
     kept = np.zeros((len(units), units[0].n + 1), np.int64)
     mass = np.zeros(len(units), np.int64)
-    work = _each(units, lambda unit: optimal_curve(unit, prompt_len))
+    work = _each(range(len(units)), lambda at: optimal_curve(units[at], prompt_len))
     for done, (i, found) in enumerate(work):
         kept[i], mass[i] = found.kept, found.whole
         if progress:
@@ -278,11 +292,11 @@ def _on_gpu(
     yield from enumerate(map(list, zip(*found, strict=True)))
 
 
-def _each(units: Sequence[Unit], work: Callable[[Unit], Any]) -> Iterable[tuple[int, Any]]:
+def _each(places: Sequence[int], work: Callable[[int], Any]) -> Iterable[tuple[int, Any]]:
     """Work on all units on all cores; yields (index, result) as they come."""
-    pool = ThreadPoolExecutor(min(cores(), len(units)))
+    pool = ThreadPoolExecutor(min(cores(), len(places)))
     try:
-        waiting = {pool.submit(work, unit): i for i, unit in enumerate(units)}
+        waiting = {pool.submit(work, i): i for i in places}
         for future in as_completed(waiting):
             yield waiting[future], future.result()
     finally:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import Literal
 
 import numpy as np
 
@@ -17,21 +16,7 @@ from h2osim.support.errors import UserError
 from h2osim.traces.trace import Trace
 
 Budget = float | str
-Budgets = float | Sequence[Budget] | Literal["all"]
 _OF_PROMPT = "%prompt"
-
-
-def budget_list(budgets: Budgets, n: int, p: int) -> list[int]:
-    """Budgets in tokens, as given and each once; ``"all"`` is 1 … n."""
-    if isinstance(budgets, str):
-        if budgets != "all":
-            raise UserError(f"budgets {budgets!r}: expected a list of budgets, or 'all'")
-        return list(range(1, n + 1))
-    given = np.atleast_1d(np.asarray(budgets, object))
-    tokens = list(dict.fromkeys(budget_tokens(b, n, p) for b in given))
-    if not tokens:
-        raise UserError("no budget given; expected tokens (64) or fractions of n (0.05)")
-    return tokens
 
 
 def budget_labels(budgets: Sequence[Budget]) -> list[float]:
@@ -47,12 +32,10 @@ def budget_labels(budgets: Sequence[Budget]) -> list[float]:
     return [float(b if x is None else x) for b, x in zip(budgets, shares, strict=True)]
 
 
-def budget_facts(budgets: Budgets | None, labels: Sequence[float] | np.ndarray) -> dict[str, str]:
+def budget_facts(budgets: Sequence[Budget], labels: Sequence[float]) -> dict[str, str]:
     """What the attributes of a result say of its budgets: where they are shares of the prompt."""
-    if isinstance(budgets, str) or np.asarray(labels).dtype.kind != "f":
-        return {}
-    given = np.atleast_1d(np.asarray(budgets, object)).tolist()
-    return {"budget_of": "prompt"} if any(map(prompt_share, given)) else {}
+    shares = np.asarray(labels).dtype.kind == "f" and any(map(prompt_share, budgets))
+    return {"budget_of": "prompt"} if shares else {}
 
 
 def prompt_share(budget: Budget) -> Fraction | None:

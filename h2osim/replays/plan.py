@@ -11,15 +11,9 @@ import numpy as np
 
 from h2osim.engines.request import Job
 from h2osim.policies.declaration import Configured
-from h2osim.replays.budgets import (
-    Budgets,
-    budget_labels,
-    budget_list,
-    budget_tokens,
-    chosen_layers,
-    decode_start,
-)
+from h2osim.replays.budgets import chosen_layers, decode_start
 from h2osim.replays.measures import MEASURES, variables_of
+from h2osim.replays.unit_budgets import Budgets, Columns, columns_of
 from h2osim.support.errors import UserError
 from h2osim.traces.recorded import check_recorded
 from h2osim.traces.trace import Trace
@@ -132,10 +126,9 @@ class WorkPlan:
     """All the work of a replay or a sweep. Chunks are numbered row by row over (configurations,
     units).
 
-    ``budgets`` is the label of each column: tokens, or, where traces of several lengths are asked
-    for shares, the shares. ``tokens[trace]`` has each column in tokens of that trace, 0 where the
-    trace is shorter. ``one_pass`` says which runs give all their budgets at once (T7), bool
-    [configurations, units]. ``chunk`` is the shape of a chunk: configurations, units.
+    ``columns`` are what the budgets asked for come to. ``one_pass`` says which runs give all their
+    budgets at once (T7), bool [configurations, units]. ``chunk`` is the shape of a chunk:
+    configurations, units.
     ``measure`` is one of :data:`~h2osim.replays.measures.MEASURES`.
     """
 
@@ -146,8 +139,7 @@ class WorkPlan:
     units: tuple[Unit, ...]
     owner: np.ndarray
     prompt_lens: tuple[int, ...]
-    budgets: np.ndarray
-    tokens: tuple[np.ndarray, ...]
+    columns: Columns
     one_pass: np.ndarray
     chunk: tuple[int, int]
     asked: Budgets
@@ -156,7 +148,12 @@ class WorkPlan:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Configurations, units, budgets."""
-        return len(self.configured), len(self.units), len(self.budgets)
+        return len(self.configured), len(self.units), len(self.columns.labels)
+
+    @cached_property
+    def tokens(self) -> list[np.ndarray]:
+        """The budgets of each unit in tokens, 0 where its trace is shorter."""
+        return [one for some in self.columns.tokens for one in some]
 
     @property
     def errors(self) -> tuple[str, ...]:
@@ -177,12 +174,11 @@ class WorkPlan:
         """The work of a chunk."""
         i, u = self.slices(index)
         units = self.units[u]
-        owners = self.owner[u]
         return Chunk(
             self.configured[i],
             units,
-            tuple(self.prompt_lens[o] for o in owners),
-            tuple(self.tokens[o] for o in owners),
+            tuple(self.prompt_lens[o] for o in self.owner[u]),
+            self.tokens[u],
             self.one_pass[i, u],
         )
 
@@ -199,8 +195,7 @@ class WorkPlan:
     def seconds(self) -> np.ndarray:
         """float64 [configurations, units]: about how long each takes one core."""
         found = np.empty(self.shape[:2])
-        for o, (listed, n) in enumerate(self._lengths()):
-            here = self.owner == o
+        for here, (listed, n) in self.alike:
             direct = sum(run_seconds(n, k) for k in listed)
             found[:, here] = np.where(self.one_pass[:, here], run_seconds(n, None), direct)
         return found
@@ -234,16 +229,25 @@ class WorkPlan:
         states = max(
             n
             * (_STATE_BYTES + 8 * min(lag, n))
-            * (1 if self.one_pass[:, self.owner == o].all() else len(listed))
-            for o, (listed, n) in enumerate(self._lengths())
+            * (1 if self.one_pass[:, here].all() else len(listed))
+            for here, (listed, n) in self.alike
         )
         # Configurations first: they share the reading of the unit's rows.
         fitting = max(1, int(min(room / states, together)))
         c = min(configurations, fitting, most)
         return replace(self, chunk=(c, max(1, min(units, most // c))))
 
-    def _lengths(self) -> list[tuple[list[int], int]]:
-        return _lengths(self.traces, self.tokens)
+    @cached_property
+    def alike(self) -> list[tuple[list[int], tuple[list[int], int]]]:
+        """Units that share their budgets: the distinct ones of these, and the trace's length."""
+        groups: dict[int, list[int]] = {}
+        for u, tokens in enumerate(self.tokens):
+            groups.setdefault(id(tokens), []).append(u)
+        return [
+            (here, (np.unique(some[some > 0]).tolist(), self.units[here[0]].n))
+            for here in groups.values()
+            for some in [self.tokens[here[0]]]
+        ]
 
 
 def plan_work(
@@ -272,23 +276,22 @@ def plan_work(
     asked: list[Any] = [None] if layers is None else list(layers)
     if layers is None or not asked or not isinstance(asked[0], Sequence):
         asked = [None if layers is None else asked] * len(traces)
-    units: list[Unit] = []
-    owner: list[int] = []
-    for o, trace in enumerate(traces):
-        chosen = chosen_layers(trace, asked[o])
-        mine = [unit for unit in trace.units(share) if unit.layer in chosen]
-        units += mine
-        owner += [o] * len(mine)
-    labels, tokens = budget_columns(budgets, traces, starts)
-    owners = np.array(owner)
+    each = [
+        [unit for unit in trace.units(share) if unit.layer in chosen]
+        for trace, chosen in zip(traces, map(chosen_layers, traces, asked), strict=True)
+    ]
+    units = tuple(unit for some in each for unit in some)
+    columns = columns_of(budgets, traces, starts, each, share)
     heads, which = np.unique([len(unit.heads) for unit in units], return_inverse=True)
     inclusive = np.array([[one.inclusive(int(h)) for h in heads] for one in configured])
-    pays = np.array([one_pass_pays(listed, n) for listed, n in _lengths(traces, tokens)])
-    return WorkPlan(
-        tuple(configured), tuple(traces), names_of(traces), share, tuple(units), owners, starts,
-        labels, tokens, inclusive[:, which] & pays[owners], (len(configured), len(units)), budgets,
-        measure,
+    plan = WorkPlan(
+        tuple(configured), tuple(traces), names_of(traces), share, units,
+        np.repeat(np.arange(len(traces)), [len(some) for some in each]), starts, columns,
+        inclusive[:, which], (len(configured), len(units)), budgets, measure,
     )  # fmt: skip
+    for here, (listed, n) in plan.alike:
+        plan.one_pass[:, here] &= one_pass_pays(listed, n)
+    return plan
 
 
 def names_of(traces: Sequence[Trace]) -> tuple[str, ...]:
@@ -299,32 +302,3 @@ def names_of(traces: Sequence[Trace]) -> tuple[str, ...]:
         seen[trace.name] = seen.get(trace.name, 0) + 1
         names.append(trace.name if seen[trace.name] == 1 else f"{trace.name}#{seen[trace.name]}")
     return tuple(names)
-
-
-def budget_columns(
-    budgets: Budgets, traces: Sequence[Trace], starts: Sequence[int]
-) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """The label of each column, and each column in tokens of each trace (0: none).
-
-    ``starts``: each trace's first decode step.
-    """
-    sizes = [(trace.n, p) for trace, p in zip(traces, starts, strict=True)]
-    lists = [budget_list(budgets, *size) for size in sizes]
-    if isinstance(budgets, str):
-        longest = max(map(len, lists))
-        every = np.arange(1, longest + 1)
-        return every, tuple(np.where(every <= trace.n, every, 0) for trace in traces)
-    if all(tokens == lists[0] for tokens in lists):
-        return np.array(lists[0]), tuple(np.array(lists[0]) for _ in traces)
-    asked = np.atleast_1d(np.asarray(budgets, object)).tolist()
-    if {type(b) for b in asked if b == 1} >= {int, float}:
-        raise UserError("budgets 1 and 1.0: one token and all of a trace, ask for one of the two")
-    labelled = dict(zip(budget_labels(asked), asked, strict=True))
-    return np.array(list(labelled)), tuple(
-        np.array([budget_tokens(b, *size) for b in labelled.values()]) for size in sizes
-    )
-
-
-def _lengths(traces: Sequence[Trace], tokens: Sequence[np.ndarray]) -> list[tuple[list[int], int]]:
-    """The distinct budgets and the length of each trace."""
-    return [(np.unique(t[t > 0]).tolist(), one.n) for one, t in zip(traces, tokens, strict=True)]

@@ -10,12 +10,12 @@ import numpy as np
 from h2osim.policies.declaration import Configured, Policy
 from h2osim.policies.text import parse
 from h2osim.replays import results
-from h2osim.replays.budgets import Budgets
 from h2osim.replays.execute import Memory, engine_here, execute
 from h2osim.replays.found import Found, quotient
 from h2osim.replays.measures import PASSES
 from h2osim.replays.plan import plan_work
 from h2osim.replays.several import over_traces
+from h2osim.replays.unit_budgets import Budgets
 from h2osim.support.errors import UserError
 from h2osim.support.progress import Progress
 from h2osim.traces.trace import Trace
@@ -59,10 +59,11 @@ def replay(
         Policies as text (``h2o:recent=32,scores=full``), or policy objects.
     budgets
         Whole numbers are tokens (64), numbers in (0, 1] fractions of n (0.05; ``1.0`` is all of n),
-        ``"50%prompt"`` is a share of the prompt; rounded down but never below 1. ``"all"`` is every
-        budget 1 … n: one pass gives them all where the policy is inclusive (theorem T7), else they
-        run one by one. A list of budgets goes through the same pass where that is cheaper; the
-        results are the same.
+        ``"50%prompt"`` is a share of the prompt; rounded down but never below 1. An array [layers,
+        units] or a :class:`~h2osim.replays.unit_budgets.UnitBudgets` is a budget for each unit.
+        ``"all"`` is every budget 1 … n: one pass gives them all where the policy is inclusive
+        (theorem T7), else they run one by one. A list of budgets goes through the same pass where
+        that is cheaper; the results are the same.
     prompt_len
         First decode step, 1 … n-1. Default: the trace's own if it was generated, else 1.
     share
@@ -100,6 +101,8 @@ def replay(
         * ``output_error``, ``output_error_abs``, ``attention_error`` or ``residual_error``, as
           measured; with a suffix ``_step`` those of each decode step, whose mean is the run's;
         * ``step_recall[..., step]``: recall of each decode step, for steps ``prompt_len`` … n-1;
+        * ``slots[layer, unit, budget]``, where budgets differ by unit: each in tokens. ``budget``
+          is then their mean, rounded, and ``split`` beside it has the name of the budgets;
         * ``evicted_at[..., token]``: the step after which a token is never attended again, n if it
           stays.
 
@@ -168,10 +171,11 @@ def replay(
         **results.policy_facts(configured, one_pass=one_pass, engine=engines),
         "layer": chosen,
         "unit": np.arange(len(plan.units) // len(chosen)),
-        "budget": plan.budgets,
-        "fraction": plan.budgets / n,
+        **plan.columns.coordinates(),
+        "fraction": plan.columns.labels / n,
         "step": np.arange(p, n),
         **results.token_facts(trace),
     }
     data["mass"] = found.mass.reshape(len(chosen), -1)
+    data["slots"] = plan.columns.slots(0, len(chosen))
     return results.assemble("replay", data, coords, results.run_facts(trace, p, share))

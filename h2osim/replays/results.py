@@ -196,6 +196,7 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
         **_over(("optimum", "streaming"), _OPTIMUM),
         **_over(("regret", "closed", *ERRORS), _REPLAY),
         **_over([f"{name}_step" for name in ERRORS], (*_REPLAY, "step")),
+        "slots": _OPTIMUM,
     },
     "sweep": {
         **_over(("recall", "kept"), _SWEEP),
@@ -207,7 +208,7 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
         "mass": ("layer", "unit"),
         "evicted_at": (*_OPTIMUM, "token"),
         **_over(("price", "price_fixed"), (*_OPTIMUM, "step")),
-        **_over(("output_error", "output_error_abs"), _OPTIMUM),
+        **_over(("output_error", "output_error_abs", "slots"), _OPTIMUM),
     },
     "allocation": {
         **_over(("slots", "recall", "kept"), _SPLIT),
@@ -233,7 +234,7 @@ OPTIONAL = {
     "kl_step", "step_recall", "evicted_at", "price", "price_fixed", "optimum", "streaming",
     "regret", "closed", *ERRORS, *(f"{name}_step" for name in ERRORS),
     "answer_logp", "exact", "full_answer_logp", "full_exact", "agreement", "generated",
-    "full_generated",
+    "full_generated", "slots",
 }  # fmt: skip
 """Variables that a result may lack."""
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from h2osim.replays import results
-from h2osim.replays.budgets import Budgets, budget_facts, chosen_layers, decode_start
-from h2osim.replays.plan import budget_columns, names_of
+from h2osim.replays.budgets import chosen_layers, decode_start
+from h2osim.replays.plan import names_of
+from h2osim.replays.unit_budgets import Budgets, Columns, columns_of
 from h2osim.support.errors import UserError
 from h2osim.support.progress import Progress
 from h2osim.traces.trace import Trace
@@ -40,7 +41,13 @@ def over_traces(
     """
     _check_alike(traces, share, layers)
     starts = [decode_start(trace, prompt_len) for trace in traces]
-    columns = None if budgets is None else budget_columns(budgets, traces, starts)
+    columns = None
+    if budgets is not None:
+        units = [
+            [unit for unit in trace.units(share) if unit.layer in chosen_layers(trace, layers)]
+            for trace in traces
+        ]
+        columns = columns_of(budgets, traces, starts, units, share)
     found = []
     for i, trace in enumerate(traces):
 
@@ -49,8 +56,7 @@ def over_traces(
                 progress(i + done / total, len(traces), f"{word}, {i + 1} of {len(traces)} traces")
 
         found.append(one(trace, part if progress else None))
-    about = {} if columns is None else budget_facts(budgets, columns[0])
-    return _joined(found, names_of(traces), columns, about)
+    return _joined(found, names_of(traces), columns)
 
 
 def _check_alike(traces: Sequence[Trace], share: str, layers: Sequence[int] | None) -> None:
@@ -77,8 +83,7 @@ def _check_alike(traces: Sequence[Trace], share: str, layers: Sequence[int] | No
 def _joined(
     found: Sequence[xarray.Dataset],
     names: Sequence[str],
-    columns: tuple[np.ndarray, tuple[np.ndarray, ...]] | None,
-    about: dict[str, str],
+    columns: Columns | None,
 ) -> xarray.Dataset:
     import xarray
 
@@ -87,10 +92,10 @@ def _joined(
     parts = []
     for i, one in enumerate(found):
         if columns is not None:
-            labels, tokens = columns[0], columns[1][i]
-            there = tokens > 0
-            one = one.sel(budget=tokens[there]).assign_coords(budget=labels[there])
-        extra = [name for name in ("fraction", "token_text") if name in one.coords]
+            there, places = columns.places(i)
+            one = one.isel(budget=places).assign_coords(budget=there)
+        beside = ["fraction", "token_text", *(["split"] if columns is not None else [])]
+        extra = [name for name in beside if name in one.coords]
         parts.append(one.drop_vars(extra))
     fill: dict[str, Any] = {name: _NOTHING.get(name, np.nan) for name in map(str, first.data_vars)}
     joined = xarray.concat(
@@ -113,7 +118,9 @@ def _joined(
         coords[name] = [one.attrs[name] for one in found]
     coords["trace"] = list(names)
     if columns is not None:
-        coords["tokens"] = np.stack(columns[1])
+        coords |= columns.coordinates()
+        coords["tokens"] = np.stack([columns.means(i) for i in range(len(names))])
         coords["fraction"] = coords["tokens"] / np.array(coords["n"])[:, None]
-    common = {k: v for k, v in first.attrs.items() if k not in results.OF_A_TRACE} | about
+    common = {k: v for k, v in first.attrs.items() if k not in results.OF_A_TRACE}
+    common |= {} if columns is None else columns.facts
     return results.assemble(form, data, coords, common, several=True)

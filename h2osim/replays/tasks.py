@@ -177,8 +177,17 @@ def _cuda(runs: Sequence[PlannedRun], found: Found, lane: int | None, tick: Tick
     with _DEVICE_LOCKS[place]:
         results: Any
         if runs[0].one_pass:
-            budgets = found.recorded(runs[0])
-            results = cuda.curves(jobs, budgets, device=device, tick=report, errors=found.errors)
+            # Units may have other budgets: all are recorded, and each unit's are picked.
+            wanted = [found.recorded(run) for run in runs]
+            budgets = sorted(set().union(*wanted))
+            results = [
+                (replace(curve, evicted_at=curve.evicted_at[np.searchsorted(budgets, own)]), masses)
+                for (curve, masses), own in zip(
+                    cuda.curves(jobs, budgets, device=device, tick=report, errors=found.errors),
+                    wanted,
+                    strict=True,
+                )
+            ]
         else:
             results = cuda.direct(jobs, device=device, tick=report, errors=found.errors)
     for run, (result, masses) in zip(runs, results, strict=True):

@@ -22,12 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Column:
-    """A budget that is shown: its label, and its index in each unit (-1: the unit has none)."""
+    """A budget that is shown: its label, and its index in each unit (-1: the unit has none).
+
+    ``split`` is empty where all units have the same, else the name of the budgets by unit.
+    """
 
     label: str
     budget: int | float
     at: np.ndarray
     tokens: np.ndarray
+    split: str = ""
 
 
 def columns_of(results: xarray.Dataset) -> list[Column]:
@@ -45,8 +49,14 @@ def columns_of(results: xarray.Dataset) -> list[Column]:
         wanted = [np.array([budget_tokens(s, int(m), 0) for m in n]) for s in SHOWN_SHARES]
         chosen = [np.abs(tokens - w[:, None]).argmin(axis=1) for w in wanted]
     found: dict[bytes, Column] = {}
+    splits = results["split"].values if "split" in results.coords else None
     for i, at in enumerate(chosen):
         here = tokens[np.arange(len(n)), at]
+        if splits is not None and splits[at[0]] != "equal":
+            name, budget = str(splits[at[0]]), budgets[at[0]].item()
+            label = f"{100 * budget:.3g} %" if isinstance(budget, float) else f"{budget}"
+            found[at.tobytes()] = Column(f"{label} {name}", budget, at, here, name)
+            continue
         whole = bool((here == here[0]).all())
         if whole:
             label = f"{here[0]}" + (f" ({100 * here[0] / one:.3g} %)" if one else "")
@@ -194,6 +204,7 @@ def best_records(summary: Summary, most: int, by_trace: bool = False) -> list[di
         for i in order[np.isfinite(good[order])]:
             record = {
                 "budget": column.budget,
+                **({"split": column.split} if column.split else {}),
                 "rank": 1 + int((good > good[i]).sum()),
                 "policy": summary.settings[i].text,
                 "params": dict(summary.settings[i].values),

@@ -238,8 +238,12 @@ def _caption(
 def headings(part: xr.Dataset, asked: Mapping[int, float] | None, beside: bool) -> Iterator[str]:
     """The word for each budget: tokens and their share of the trace, or what of it is common."""
     several = "trace" in part.dims
-    for budget in part["budget"].values.tolist():
-        if isinstance(budget, float) and budget <= 1:
+    splits = part["split"].values if "split" in part.coords else ["equal"] * part.sizes["budget"]
+    for budget, split in zip(part["budget"].values.tolist(), splits, strict=True):
+        if split != "equal":
+            share = f"{100 * budget:.3g} %" if budget <= 1 and isinstance(budget, float) else ""
+            yield f"{share or budget}{' ' if beside else chr(10)}{split}"
+        elif isinstance(budget, float) and budget <= 1:
             yield share_word(budget, part.attrs)
         elif several and len(set(part["n"].values.tolist())) > 1:
             yield f"{budget:g}"

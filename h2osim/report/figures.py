@@ -9,7 +9,7 @@ import numpy as np
 
 from h2osim.report.comparison import cells, headings
 from h2osim.report.files import require_matplotlib
-from h2osim.report.frames import MEASURED, remark
+from h2osim.report.frames import MEASURED, remark, tokens_of
 from h2osim.report.ranking import competing
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def recall_figure(
         text = str(results["policy"].values[i])
         kind = results["kind"].values[i]
         remarks = [remark(kind)]
-        tokens = results["tokens"] if several else results["budget"]
+        tokens = tokens_of(results)
         if bool((results["held"].isel(policy=i) > tokens).any()):
             remarks.append("holds more than the budget")
         beside = ", ".join(filter(None, remarks))

@@ -79,8 +79,8 @@ def comparison_records(replayed: xr.Dataset) -> list[Record]:
     measured beside recall in any case.
     """
     columns = (
-        "trace", "policy", "params", "layer", "unit", "budget", "tokens", "recall",
-        *_BESIDE_OPTIMUM, *ERRORS,
+        "trace", "policy", "params", "layer", "unit", "budget", "split", "slots", "tokens",
+        "recall", *_BESIDE_OPTIMUM, *ERRORS,
     )  # fmt: skip
     return records(replayed, columns)
 
@@ -131,8 +131,8 @@ def optimum_records(found: xr.Dataset) -> list[Record]:
     The output error of the schedules is there too where it was measured.
     """
     columns = (
-        "trace", "layer", "unit", "budget", "tokens", "recall", "lower", "upper", "kept", "bound",
-        *ERRORS,
+        "trace", "layer", "unit", "budget", "split", "slots", "tokens", "recall", "lower", "upper",
+        "kept", "bound", *ERRORS,
     )  # fmt: skip
     rows = records(found, columns)
     for row in rows:
@@ -168,6 +168,12 @@ def shown_budgets(replayed: xr.Dataset) -> list[int]:
 def share_word(share: float, attributes: Mapping[Any, Any]) -> str:
     """A budget that is a share, in percent; a result's attributes say where it is the prompt's."""
     return f"{100 * share:.3g} %" + (" of the prompt" * (attributes.get("budget_of") == "prompt"))
+
+
+def tokens_of(replayed: xr.Dataset) -> xr.DataArray:
+    """The budgets in tokens, of each trace and unit where they differ."""
+    known = (name for name in ("slots", "tokens") if name in replayed.variables)
+    return replayed[next(known, "budget")]
 
 
 def budget_label(budget: int, n: int, asked: Mapping[int, float] | None) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from h2osim.replays.results import params_of
-from h2osim.report.frames import remark
+from h2osim.report.frames import remark, tokens_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -61,7 +61,7 @@ def ranks(keys: Sequence[float], racing: Sequence[bool]) -> list[str]:
 def _outside(one: xr.Dataset) -> list[str]:
     """Why a policy has no rank, in words; nothing where it has one."""
     words = list(filter(None, [remark(one["kind"].item())]))
-    tokens = one["tokens"] if "tokens" in one.coords else one["budget"]
+    tokens = tokens_of(one)
     held = one["held"].values
     room = tokens.broadcast_like(one["held"]).transpose(*one["held"].dims).values
     over = np.divide(held, room, out=np.zeros(held.shape), where=room > 0)

@@ -40,22 +40,24 @@ def bounds_table(
     caption += f": means; {what_intervals_say(len(traces), 0, 'trace')}"
     if any("output_error" in record for record in records):
         caption += "; | output error"
-    budgets = sorted({record["budget"] for record in records})
+    budgets = sorted(set(map(_place, records)))
     if len(budgets) > _MOST_BUDGETS:
         budgets = budgets[:: -(-len(budgets) // _MOST_BUDGETS)]
         caption += f"; {len(budgets)} budgets shown"
     table = plain_table(title, caption)
-    for column in (by, *(f"{100 * b:.3g} %" if b <= 1 and b % 1 else f"{b:g}" for b in budgets)):
-        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column(by, justify="right", no_wrap=True)
+    for b, split in budgets:
+        word = f"{100 * b:.3g} %" if b <= 1 and b % 1 else f"{b:g}"
+        table.add_column("\n".join(filter(None, (word, split))), justify="right", no_wrap=True)
 
     def add(word: str, some: Sequence[Record]) -> None:
-        columns = [[record for record in some if record["budget"] == b] for b in budgets]
+        columns = [[record for record in some if _place(record) == b] for b in budgets]
         table.add_row(word, *(_bound_cell(column) for column in columns))
 
     add("all", records)
     if len(traces) > 1:
         means = [
-            [_mean([r for r in records if (r["trace"], r["budget"]) == (t, b)]) for t in traces]
+            [_mean([r for r in records if (r["trace"], _place(r)) == (t, b)]) for t in traces]
             for b in budgets
         ]
         ends = [mean_interval(np.array(one)) for one in means]
@@ -69,6 +71,11 @@ def bounds_table(
     for word, some in rows.items():
         add(word, some)
     return table
+
+
+def _place(record: Record) -> tuple[float, str]:
+    """The column of a record: its budget, and the name of budgets by unit, if they are."""
+    return record["budget"], record.get("split", "")
 
 
 def _mean(some: Sequence[Record], name: str = "recall") -> float:
@@ -154,11 +161,11 @@ def best_table(summary: Summary, most: int, title: str, by_trace: bool = False) 
         table.add_column(header, justify="right" if right else "left", overflow="fold")
     style = ".4f" if name == "recall" else ".3g"
     records = best_records(summary, most, by_trace)
-    ranks = Counter((one["budget"], one["rank"]) for one in best_records(summary, most))
+    ranks = Counter((*_place(one), one["rank"]) for one in best_records(summary, most))
     for column in summary.columns:
         label, setting = column.label, ""
-        for one in (r for r in records if r["budget"] == column.budget):
-            tie = "=" * (ranks[one["budget"], one["rank"]] > 1)
+        for one in (r for r in records if _place(r) == (column.budget, column.split)):
+            tie = "=" * (ranks[*_place(one), one["rank"]] > 1)
             words = [f"{one['rank']}{tie}", one["policy"]]
             if one["policy"] == setting:
                 words = ["", ""]

@@ -21,6 +21,7 @@ from h2osim.replays.execute import WORTH_A_GPU, Engine, Meter, compute, engine_c
 from h2osim.replays.plan import WorkPlan, plan_work
 from h2osim.support.errors import UserError
 from h2osim.support.progress import Progress
+from h2osim.sweeps.identity import budgets_from
 from h2osim.sweeps.store import SweepStore
 from h2osim.traces.catalogue import open_trace
 from h2osim.traces.trace import Trace
@@ -165,7 +166,7 @@ def _opened(path: str, traces: tuple[str, ...]) -> tuple[WorkPlan, SweepStore]:
     plan = plan_work(
         [open_trace(trace) for trace in traces],
         [parse(text) for text in asked["policies"]],
-        asked["budgets"],
+        budgets_from(asked["budgets"]),
         prompt_len=asked["prompt_len"],
         share=asked["share"],
         layers=asked["layers"],

@@ -10,8 +10,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from h2osim.closed_loop.evaluating import (
     Text,
     check_asked,
@@ -22,8 +20,7 @@ from h2osim.closed_loop.evaluating import (
 )
 from h2osim.closed_loop.study import Arrays, Place, Runner
 from h2osim.policies.declaration import Configured, Policy
-from h2osim.replays.budget_file import UnitBudgets
-from h2osim.replays.budgets import Budget
+from h2osim.replays.unit_budgets import as_asked
 from h2osim.support.errors import UserError
 from h2osim.support.progress import Progress
 from h2osim.sweeps.passes import PassStore, evaluation_identity, run_there
@@ -80,7 +77,7 @@ def evaluate(
         cache could not show it; ``scores=cached`` is what a deployed policy sees.
     budgets
         As for :func:`h2osim.replay`, for each text's own length; or budgets by unit: an array
-        [layers, units] or :class:`~h2osim.replays.budget_file.UnitBudgets`. Several as a list.
+        [layers, units] or :class:`~h2osim.replays.unit_budgets.UnitBudgets`. Several as a list.
     prompt_len
         Tokens of the prompt. Default: a third of a text; of a question all of its context; of a
         text that the model goes on writing, all of it.
@@ -143,7 +140,7 @@ def evaluate(
     """
     if isinstance(policies, (str, Policy, Configured)):
         policies = [policies]
-    asked = _budget_list(budgets)
+    asked = as_asked(budgets)
     masks = None if mask_from is None else read_masks(Path(mask_from))
     if masks is None:
         configured = configure(policies)
@@ -230,21 +227,3 @@ def _keep(kept: PassStore | None, key: Sequence[int], one: Arrays) -> Arrays:
     if kept is not None:
         kept.put(key, one)
     return one
-
-
-def _budget_list(budgets: Any) -> list[Budget | UnitBudgets]:
-    """One budget or several; arrays [layers, units] become budgets by unit."""
-    several = isinstance(budgets, Sequence) or (np.ndim(budgets) == 1)
-    if not several or isinstance(budgets, str):
-        budgets = [budgets]
-    found: list[Budget | UnitBudgets] = []
-    for one in budgets:
-        if isinstance(one, UnitBudgets) or np.ndim(one) == 0:
-            found.append(one)
-        else:
-            try:
-                array = np.array(one)
-            except ValueError:  # rows of several lengths
-                array = np.zeros(0, int)
-            found.append(UnitBudgets(f"array {len(found)}", array))
-    return found

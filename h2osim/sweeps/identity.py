@@ -15,8 +15,8 @@ import numpy as np
 import h2osim
 from h2osim.policies.declaration import Configured, Policy
 from h2osim.policies.source import fingerprint
-from h2osim.replays.budgets import Budget, Budgets
 from h2osim.replays.plan import WorkPlan
+from h2osim.replays.unit_budgets import UnitBudgets, as_asked
 from h2osim.support.errors import UserError
 from h2osim.traces.fingerprint import layer_sha256
 from h2osim.traces.trace import Trace
@@ -39,7 +39,7 @@ def identity(plan: WorkPlan) -> dict[str, Any]:
         "share": plan.share,
         "layers": [list(one) for one in layers],
         "prompt_len": list(plan.prompt_lens),
-        "budgets": plan.asked if isinstance(plan.asked, str) else _plain(plan.asked),
+        "budgets": plan.asked if isinstance(plan.asked, str) else plain_budgets(plan.asked),
         **policies_of(plan.configured),
         "traces": [
             {"name": name, **_trace(trace, chosen)}
@@ -79,10 +79,31 @@ def check_same(
             )
 
 
-def _plain(budgets: Budgets) -> list[Budget]:
-    """Budgets as Python numbers and text."""
-    given = np.atleast_1d(np.asarray(budgets, object)).tolist()
-    return [b.item() if isinstance(b, np.generic) else b for b in given]
+def plain_budgets(budgets: Any) -> list[Any]:
+    """Budgets as Python numbers; those by unit as what makes them, but for where they come from."""
+    return [
+        {
+            "name": b.name, "budgets": b.budgets.tolist(), "layers": list(b.layers),
+            "model": b.model, "share": b.share,
+        }
+        if isinstance(b, UnitBudgets)
+        else b.item()
+        if isinstance(b, np.generic)
+        else b
+        for b in as_asked(budgets)
+    ]  # fmt: skip
+
+
+def budgets_from(plain: Any) -> Any:
+    """The budgets that :func:`plain_budgets` wrote."""
+    if isinstance(plain, str):
+        return plain
+    return [
+        UnitBudgets(**{**b, "budgets": np.array(b["budgets"]), "layers": tuple(b["layers"])})
+        if isinstance(b, dict)
+        else b
+        for b in plain
+    ]
 
 
 def _values(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,6 @@ import h2osim
 from h2osim.closed_loop.study import Arrays, Place, Plan, Runner
 from h2osim.models.loading import Model
 from h2osim.policies.text import parse
-from h2osim.replays.budget_file import UnitBudgets
 from h2osim.support.archive import read_arrays, write_arrays
 from h2osim.support.atomic import locked_file, replacing, sweep
 from h2osim.support.errors import UserError
@@ -36,7 +35,7 @@ from h2osim.support.processes import processes
 from h2osim.support.progress import Progress
 from h2osim.support.reading import json_of
 from h2osim.sweeps.cluster import connect, lanes_of
-from h2osim.sweeps.identity import check_same, policies_of
+from h2osim.sweeps.identity import check_same, plain_budgets, policies_of
 
 _IDENTITY = "study.json"
 
@@ -56,12 +55,7 @@ def evaluation_identity(plan: Plan, loaded: Model, device: str) -> dict[str, Any
             }
             for item in plan.items
         ],
-        "budgets": [
-            {"name": b.name, "sha256": _sha256(b.budgets), "layers": list(b.layers)}
-            if isinstance(b, UnitBudgets)
-            else b
-            for b in plan.budgets
-        ],
+        "budgets": plain_budgets(plan.budgets),
         "share": plan.share,
         "layers": None if plan.layers is None else list(plan.layers),
         "generate": plan.generate,

@@ -13,11 +13,11 @@ import numpy as np
 
 from h2osim.policies.declaration import Configured, Policy
 from h2osim.replays import results
-from h2osim.replays.budgets import Budgets, budget_facts
 from h2osim.replays.execute import Destination, Engine, Memory, engine_here, execute
 from h2osim.replays.found import Found
 from h2osim.replays.measures import PASSES
 from h2osim.replays.plan import WorkPlan, plan_work
+from h2osim.replays.unit_budgets import Budgets
 from h2osim.support.errors import UserError
 from h2osim.sweeps.grid import expand
 from h2osim.traces.catalogue import open_trace
@@ -97,7 +97,7 @@ def sweep(
           attributes of a replay;
         * ``budget``: tokens (``"all"``: 1 … the longest n; NaN where a trace is shorter). Where
           traces of several lengths are asked for shares, the shares as asked, with ``tokens[unit,
-          budget]`` beside them.
+          budget]`` beside them; so too where budgets differ by unit, which ``split`` names.
 
         With a store, arrays are read from it when they are used.
 
@@ -226,7 +226,7 @@ def _store_for(path: Path, plan: WorkPlan, command: str) -> SweepStore:
 
 
 def _facts(plan: WorkPlan, command: str) -> dict[str, str]:
-    return {"share": plan.share, "command": command, **budget_facts(plan.asked, plan.budgets)}
+    return {"share": plan.share, "command": command, **plan.columns.facts}
 
 
 def _coords(plan: WorkPlan) -> dict[str, Any]:
@@ -251,6 +251,6 @@ def _coords(plan: WorkPlan) -> dict[str, Any]:
         "layer": [u.layer for u in plan.units],
         "index": [u.index for u in plan.units],
         "heads": [len(u.heads) for u in plan.units],
-        "budget": plan.budgets,
-        "tokens": None if plan.budgets.dtype.kind != "f" else [plan.tokens[o] for o in plan.owner],
+        **plan.columns.coordinates(),
+        "tokens": None if plan.columns.uniform else plan.tokens,
     }
