@@ -31,7 +31,8 @@ DECLARED = [name for name in POLICIES if can_be_inclusive(all_policies()[name])]
 #: h2o-lmeval: the k - R - 1 heaviest by recorded rows and a band of R keys, both growing with k.
 #: h2o-global, h2o-hindsight: the first k - R columns of a fixed order and a window of R.
 #: nacl: the m best and the next b of a fixed noisy order, where k + 1 adds one to m or to b.
-NESTED = {"h2o-lmeval", "h2o-global", "h2o-hindsight", "nacl"}
+#: chunkkv: the first chunks of a fixed order, as many as k has room for.
+NESTED = {"h2o-lmeval", "h2o-global", "h2o-hindsight", "nacl", "chunkkv"}
 
 VIOLATIONS: list[dict[str, Any]] = json.loads(
     (Path(__file__).parent / "violations.json").read_text(encoding="utf-8")

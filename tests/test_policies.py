@@ -204,6 +204,16 @@ def test_scissorhands_drops_half_of_the_cache_by_recent_low_counts() -> None:
     assert gone(example, "scissorhands:window=400,recent=0", 4) == [4, 4, 4, 7, 7, 7, 8, 8]
     assert gone(example, "scissorhands:window=2,recent=2", 4)[:5] == [4, 4, 4, 7, 7]
     assert run(example, "scissorhands:window=2,recent=0", 4).held.values.tolist() == [4]
+    # one a step: the counts at step 4 are those above, but token 1 alone goes; at step 5 (average
+    # 10.7, rows 4 and 5) 2 and 3 have two, and token 2 goes; at step 6 (9.1) each has one, and the
+    # oldest goes
+    one = "scissorhands:window=2,recent=0,drop=one,scores=full"
+    assert gone(example, one, 4)[:3] == [6, 4, 5]
+    # by mass: rows 3 and 4 give 50, 8, 24, 24, 22, then each time the newest has least; with two
+    # sinks token 4 has the least of the rest
+    mass = "scissorhands:window=2,recent=0,drop=one,count=mass,scores=full"
+    assert gone(example, mass, 4) == [8, 4, 8, 8, 8, 5, 6, 7]
+    assert gone(example, f"{mass},sinks=2", 4) == [8, 8, 8, 8, 4, 5, 6, 7]
 
 
 def test_roco_protects_the_largest_deviations() -> None:
@@ -218,6 +228,14 @@ def test_roco_protects_the_largest_deviations() -> None:
     assert gone(example, f"{full},robust=0", 4) == [5, 5, 4, 5, 5]
     # the prompt's end is cut by the same rule: means 14, 2, 0; at step 4 13, 2 and 1.5
     assert gone(example, f"{full},robust=0", 3, p=4) == [5, 5, 3, 4, 5]
+
+
+def test_roco_protects_as_many_tokens_as_it_is_told() -> None:
+    # the example above: 3 of 5 by share; a number of tokens says the same, and all may be safe
+    example = trace((16,), (14, 2), (14, 2, 0), (12, 2, 0, 2), (9, 2, 3, 1, 1))
+    full = "roco:recent=1,scores=full"
+    assert gone(example, f"{full},robust=2", 4) == gone(example, f"{full},robust=0.5", 4)
+    assert gone(example, f"{full},robust=9", 4) == [4, 5, 5, 5, 5]
 
 
 def test_lazy_keeps_a_token_through_pauses_it_has_made_before() -> None:
@@ -291,12 +309,35 @@ def test_snapkv_pools_inside_the_borders() -> None:
     assert gone(example, "snapkv:window=64", 3, p=8)[:8] == [7, 7, 7, 7, 7, 11, 11, 11]
 
 
+def test_tova_of_kvpress_keeps_the_last_token_once() -> None:
+    # Row 3 gives its own token nothing, which stays all the same; token 2 has the most of the rest.
+    example = trace((16,), (8, 8), (4, 4, 8), (6, 2, 8, 0), (8, 8, 0, 0, 0), (16, 0, 0, 0, 0, 0))
+    assert gone(example, "tova-kvpress", 2, p=4) == [3, 3, 6, 6, 6, 6]
+    assert gone(example, "tova:when=prompt", 2, p=4) == [6, 3, 6, 3, 6, 6]
+    assert gone(example, "tova-kvpress:when=always", 2, p=4) == [3, 3, 4, 5, 6, 6]
+
+
+def test_chunkkv_keeps_chunks_whole() -> None:
+    # Chunks of 2 of a prompt of 5: tokens 0 and 1 have 6 + 1 of row 4, 2 and 3 have 4 + 4, and
+    # token 4 is the window. 3 k / 5 chunks stay: one of k = 2 and 3, two of k = 4, none goes later.
+    example = trace((16,), (16, 0), (16, 0, 0), (16, 0, 0, 0), (6, 1, 4, 4, 1), (16, 0, 0, 0, 0, 0))
+    policy = "chunkkv:chunk=2,window=1,kernel=1"
+    assert gone(example, policy, 4, p=5) == [4, 4, 6, 6, 6, 6]
+    for k in (1, 2, 3):
+        assert gone(example, policy, k, p=5) == [4, 4, 4, 4, 6, 6]
+    assert gone(example, policy, 5, p=5) == [6] * 6
+    # pooled by 3, the first chunk has 7 + 11 and the second 9 + 8 thirds of a sixteenth
+    assert gone(example, "chunkkv:chunk=2,window=1,kernel=3", 4, p=5) == [6, 6, 4, 4, 6, 6]
+    # a budget below a chunk is exceeded: the window's chunk has two tokens
+    assert gone(example, "chunkkv:chunk=3,window=1,kernel=1", 1, p=5) == [4, 4, 4, 6, 6, 6]
+
+
 def test_nacl_keeps_sinks_proxies_the_best_and_a_sample() -> None:
     # k = 6: the sink 0 and the proxy 9 are free of choice; of the other four places half go to the
     # best of the proxy's row (5 and 3), half to a sample of the rest.
     rows = [(64,), *((64, *[0] * t) for t in range(1, 9))]
     example = trace(*rows, (0, 1, 2, 16, 4, 20, 3, 5, 6, 7), (64, *[0] * 10))
-    policy = "nacl:window=1,sinks=1,random=0.5"
+    policy = "nacl:window=1,recent=1,sinks=1,random=0.5"
     scores = np.array([0, 1, 2, 16, 4, 20, 3, 5, 6, 7]) / 64
     rest = [1, 2, 4, 6, 7, 8]
     samples = set()
@@ -309,8 +350,11 @@ def test_nacl_keeps_sinks_proxies_the_best_and_a_sample() -> None:
         samples.add(tuple(drawn))
     assert len(samples) > 5
     # without the sample: the four best
-    left = gone(example, "nacl:window=1,sinks=1,random=0", 6, p=10)
+    left = gone(example, "nacl:window=1,recent=1,sinks=1,random=0", 6, p=10)
     assert [j for j in range(11) if left[j] == 11] == [0, 3, 5, 7, 8, 9, 10]
+    # the newest that stay are a number of their own
+    left = gone(example, "nacl:window=1,recent=4,sinks=1,random=0", 6, p=10)
+    assert [j for j in range(11) if left[j] == 11] == [0, 5, 6, 7, 8, 9, 10]
 
 
 def test_nacl_draws_by_softmax_of_the_score() -> None:
@@ -349,7 +393,7 @@ def test_two_speed_blends_a_slow_mean_with_a_fast_one() -> None:
     normed = trace(*rows, v_norm1=np.array([[1.0, 16.0, 1.0]]))
     for power, first in ((0, 1), (0.25, 2), (0.5, 2), (1, 2)):  # 10.7, 4.5 * 16^power, 7
         assert gone(normed, f"two-speed:recent=0,mix=0,value={power}", 2).index(2) == first
-    with pytest.raises(UserError, match="v_norm1"):
+    with pytest.raises(UserError, match="value norms"):
         leaves("value=1")
 
 
@@ -375,7 +419,7 @@ def test_vatp_weighs_the_sum_by_the_size_of_the_value() -> None:
     assert gone(example, "vatp:recent=0,sinks=0", 2) == [3, 2, 3]
     assert gone(example, "h2o:recent=0", 2) == [3, 3, 2]
     assert gone(example, "vatp:recent=0,sinks=2", 2) == [3, 3, 2]
-    with pytest.raises(UserError, match="v_norm1"):
+    with pytest.raises(UserError, match="value norms"):
         gone(trace(*rows), "vatp", 2)
 
 

@@ -21,7 +21,7 @@ def rank_cache(
     gumbel: Array,
     k: int,
     p: int,
-    window: int,
+    recent: int,
     sinks: int,
     random: float,
 ) -> None:
@@ -29,7 +29,7 @@ def rank_cache(
     free = 0
     for j in range(len(positions)):
         ranks[j] = score[j]
-        if j < sinks or j >= p - window:
+        if j < sinks or j >= p - recent:
             ranks[j] = INF
             free += 1
     top = min(len(positions), max(k, free)) - int(random * max(0, k - free))
@@ -45,7 +45,8 @@ POLICY = Policy(
     "softmax(score) of the rest",
     source="arXiv 2408.03675",
     params=(
-        shared("window", 16, doc="proxy rows: the prompt's last, which stay"),
+        shared("window", 16, doc="proxy rows: the prompt's last"),
+        shared("recent", 16, doc="the prompt's newest tokens, which stay"),
         Param("random", 0.37, "share of the free budget that is drawn at random", "float", 0, 1),
         shared("sinks", 4),
         shared("seed", 0),
@@ -55,8 +56,8 @@ POLICY = Policy(
     state=("score",),
     update=update,
     rank_cache=rank_cache,
-    notes="The source takes 1 % of the prompt as proxies and lets them see later keys, which a "
-    "causal matrix does not have; it protects 256 sinks, and acts from 2048 tokens on. The sample "
-    "is the largest of score + Gumbel noise, distributed as a draw without replacement. "
-    "Nothing is evicted later, so the cache grows while decoding.",
+    notes="The source takes 1 % of the prompt as proxies, which are not the tokens that stay, and "
+    "lets them see later keys, which a causal matrix does not have; it protects 256 sinks, and "
+    "acts from 2048 tokens on. The sample is the largest of score + Gumbel noise, distributed as a "
+    "draw without replacement. Nothing is evicted later, so the cache grows while decoding.",
 )

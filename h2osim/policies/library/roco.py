@@ -32,7 +32,7 @@ def rank_cache(
     # The robust + 1 largest deviations are no candidates (k - robust are, of k + 1 tokens). The
     # square root of the variance would not change their order.
     order = np.argsort(deviation, kind="mergesort")
-    for i in range(m - robust - 1, m):
+    for i in range(max(0, m - robust - 1), m):
         ranks[order[i]] = INF
 
 
@@ -41,7 +41,7 @@ POLICY = Policy(
     summary="evict the least mean attention among the k - robust tokens of smallest deviation",
     source="arXiv 2402.06262 (EasyKV)",
     params=(
-        Param("robust", 0.3, "tokens of largest deviation that are never evicted", "window", 0, 1),
+        Param("robust", 0.3, "tokens of largest deviation that are never evicted", "window"),
         shared("recent", 10, doc="newest tokens whose deviation counts as infinite"),
         shared("sinks", 0, doc="oldest tokens whose deviation counts as infinite"),
         shared("scores", "cached"),

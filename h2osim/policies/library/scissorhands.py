@@ -1,27 +1,27 @@
 """Scissorhands: tokens that were often below average lately are dropped, half a cache at once."""
 
-from h2osim.policies.declaration import INF, Policy
+from h2osim.policies.arithmetic import guarded_score
+from h2osim.policies.declaration import Policy
 from h2osim.policies.parameters import shared
+from h2osim.support.parameters import Param
 
 
-def update(low: float, a: float, a_old: float, t: int, age: int, heads: int, window: int) -> float:
+def update(
+    score: float, a: float, a_old: float, t: int, age: int, heads: int, window: int, count: int
+) -> float:
+    if count == 1:
+        return score + a - a_old
     if a < heads / (t + 1):
-        low = low + 1.0
+        score = score - 1.0
     if age >= window and a_old < heads / (t - window + 1):
-        low = low - 1.0
-    return low
+        score = score + 1.0
+    return score
 
 
-def rank(low: float, age: int, recent: int) -> float:
-    if age < recent:
-        return INF
-    return -low
-
-
-def keep(size: int, k: int) -> int:
-    if size > k:
+def keep(size: int, k: int, drop: int) -> int:
+    if size > k and drop == 0:
         return k - k // 2
-    return size
+    return min(size, k)
 
 
 POLICY = Policy(
@@ -33,12 +33,30 @@ POLICY = Policy(
         shared("window", 400, doc="rows whose history counts"),
         shared("recent", 10),
         shared("scores", "cached"),
+        shared("sinks", 0),
+        Param(
+            "count",
+            "low",
+            "what is added up over the window: how often a token got less than average; or mass, "
+            "what it got",
+            "choice",
+            choices=("low", "mass"),
+        ),
+        Param(
+            "drop",
+            "half",
+            "what goes when the cache overflows: half of it, or what is too many",
+            "choice",
+            choices=("half", "one"),
+        ),
     ),
-    state=("low",),
+    state=("score",),
     update=update,
-    rank=rank,
+    rank=guarded_score,
     keep=keep,
     lag="window",
     notes="The average of row t is 1 / (t + 1), a unit's attention the mean over its heads. Rows "
-    "before a token existed do not count.",
+    "before a token existed do not count. Others mean other rules by the name: cold-compress drops "
+    "one token a step (`drop=one`), VATP takes the mass of the last 400 rows "
+    "(`count=mass,drop=one`).",
 )

@@ -1,0 +1,1 @@
+"""Kept sets of other packages, and the test that compares ours with them."""

@@ -1,0 +1,104 @@
+"""What peers are shown of a case, as torch tensors, and what their answers mean."""
+
+from __future__ import annotations
+
+import ast
+import math
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cases import Case
+
+BUDGETS = (15, 30, 45)
+
+
+def attention(case: Case, n: int) -> torch.Tensor:
+    """The first n rows, float64 [1, heads, n, n]."""
+    return torch.tensor(case.rows[None, :, :n, :n].astype(np.float64))
+
+
+def identity_keys(case: Case, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float32 queries [1, heads, n, n] and keys [1, groups, n, n] that attend as the rows say.
+
+    Keys are the unit vectors, so that a query is its row's logarithms.
+    """
+    rows = attention(case, n)
+    logits = torch.where(rows > 0, rows.clamp_min(1e-12).log(), -1e4)
+    keys = torch.eye(n, dtype=torch.float64).expand(1, case.groups, n, n)
+    return (logits * math.sqrt(n)).float(), keys.contiguous().float()
+
+
+def vectors(case: Case, n: int) -> dict[str, torch.Tensor]:
+    """q, k and v of the first n tokens, float64 [1, heads or groups, n, d], and w_o."""
+    found = {name: torch.tensor(x.astype(np.float64)) for name, x in case.vectors.items()}
+    return {name: x if name == "w_o" else x[None, :, :n] for name, x in found.items()}
+
+
+def kept_keys(before: torch.Tensor, after: torch.Tensor) -> list[list[int]]:
+    """Which tokens' keys are left in each head of [1, heads, tokens, d]."""
+    found = []
+    for old, new in zip(before[0], after[0], strict=True):
+        same = (old[None] == new[:, None]).all(dim=-1)
+        assert (same.sum(dim=1) == 1).all(), "a key is not of one token"
+        found.append(sorted(same.int().argmax(dim=1).tolist()))
+    return found
+
+
+def one_set(
+    case: Case,
+    calls: str,
+    policy: str,
+    budget: int,
+    kept: Sequence[Sequence[int]],
+    *,
+    after: int | None = None,
+    p: int | None = None,
+    share: str = "group",
+) -> dict[str, Any]:
+    """A line of the data: what each unit holds after step ``after`` (the prompt's last, else)."""
+    start = case.p if p is None else p
+    return {
+        "case": case.name, "calls": calls, "policy": policy, "share": share, "budget": budget,
+        "p": start, "after": start - 1 if after is None else after,
+        "kept": [sorted(map(int, one)) for one in kept],
+    }  # fmt: skip
+
+
+Sets = Iterator[dict[str, Any]]
+
+
+def newest_of_equals() -> None:
+    """Let torch's top-k and sort take the newest of equal scores, which it leaves open.
+
+    Pooling by maximum gives neighbours the same score; without this two runs may differ.
+    """
+
+    def topk(x: torch.Tensor, k: int, dim: int = -1, largest: bool = True, **_: Any) -> Any:
+        order = torch.sort(x.flip(dim), dim=dim, descending=largest, stable=True)
+        places = x.shape[dim] - 1 - order.indices.narrow(dim, 0, k)
+        return torch.return_types.topk((order.values.narrow(dim, 0, k), places))
+
+    torch.topk = topk
+    torch.Tensor.topk = topk
+
+
+def parts_of(file: Path, names: Sequence[str], **namespace: Any) -> dict[str, Any]:
+    """Some classes and functions of a peer's file, without what the file imports."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if getattr(node, "name", None) in names]
+    space = {"torch": torch, "nn": torch.nn, "F": torch.nn.functional, "math": math} | vars(typing)
+    space |= namespace
+    exec(compile(tree, str(file), "exec", dont_inherit=True), space)
+    return space
+
+
+def cached(case: Case, t: int, held: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Row t over what each group holds and t itself, renormalised: float64 [1, heads, 1, held]."""
+    row = attention(case, case.n)[0, :, t]
+    group = case.heads // case.groups
+    parts = [row[h, held[h // group]] for h in range(case.heads)]
+    return torch.stack([part / part.sum() for part in parts])[None, :, None]

@@ -1,0 +1,88 @@
+"""What stays is what the packages that people run keep: the sets of data/*.json, compared with ==.
+
+README.md here says how the data were made. No package of theirs is needed, nor any of their code.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conformance.cases import CASES, Case
+from h2osim.policies.text import parse
+from h2osim.replays.replaying import replay
+from h2osim.traces.trace import Trace
+
+DATA = sorted((Path(__file__).parent / "data").glob("*.json"))
+PEERS: dict[str, dict[str, Any]] = {
+    file.stem: json.loads(file.read_text(encoding="utf-8")) for file in DATA
+}
+
+
+@cache
+def shown(case: Case, n: int) -> Trace:
+    """The case's first n tokens as a trace."""
+    group = case.heads // case.groups
+    if case.kind == "rows":
+        return Trace.from_scores(case.rows[:, :n, :n], group_size=group)
+    vectors = {name: x if name == "w_o" else x[None, :, :n] for name, x in case.vectors.items()}
+    return Trace.from_qk(vectors["q"], vectors["k"], v=vectors["v"], scale=case.d**-0.5)
+
+
+def kept(case: Case, one: dict[str, Any], until: int) -> np.ndarray:
+    """The step after which each token is gone, int [units, tokens], of a replay up to a step."""
+    found = replay(
+        shown(case, until + 2), one["policy"], [one["budget"]], prompt_len=one["p"],
+        share=one["share"], engine="numba",
+    )  # fmt: skip
+    left: np.ndarray = found["evicted_at"].values[0, 0, :, 0]
+    return left
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_peer_keeps_the_same_sets(
+    peer: str, record_property: Callable[[str, object], None]
+) -> None:
+    data = PEERS[peer]
+    for name, digest in data["cases"].items():
+        assert CASES[name].digest == digest, f"case {name} is not what the peer was shown"
+    runs = ("case", "policy", "share", "budget", "p")
+    count, wrong = 0, []
+    key = lambda one: [one[name] for name in runs]  # noqa: E731
+    for _, group in itertools.groupby(sorted(data["sets"], key=key), key=key):
+        sets = list(group)
+        gone = kept(CASES[sets[0]["case"]], sets[0], max(one["after"] for one in sets))
+        for one in sets:
+            ours = [
+                [int(j) for j in np.flatnonzero(left[: one["after"] + 1] > one["after"])]
+                for left in gone
+            ]
+            assert len(ours) == len(one["kept"])
+            count += len(ours)
+            wrong += [
+                f"{one['case']}, {one['calls']}, {one['policy']}, budget {one['budget']}, after "
+                f"{one['after']}, unit {unit}: {sorted({*a} ^ {*b})} differ"
+                for unit, (a, b) in enumerate(zip(ours, one["kept"], strict=True))
+                if a != b
+            ]
+    record_property(
+        "conformance", f"{data['made_by']}: {count} sets compared, {count - len(wrong)} equal"
+    )
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_data_are_of_many_policies_of_many_peers() -> None:
+    policies = {parse(one["policy"]).policy.name for data in PEERS.values() for one in data["sets"]}
+    calls = {(peer, one["calls"]) for peer, data in PEERS.items() for one in data["sets"]}
+    assert len(PEERS) >= 6
+    assert len(calls) >= 14
+    assert len(policies) >= 7
+    for data in PEERS.values():
+        assert len({one["budget"] for one in data["sets"]}) >= 3
