@@ -53,8 +53,8 @@ Every policy but `topk`, `chunkkv` and `h2o-global` takes `when`: `always` (evic
 the prompt's end on), `prompt` (at the prompt's end and never again) or `every:m` (at the prompt's
 end and then every m steps; in between the cache grows); `nacl` takes `prompt` alone. Every one
 that is shown a token's attention as one number takes `heads`, which says how the heads that share a
-cache make that number: `sum`, `mean` (the same decisions), or `max`, the largest of them times their
-number, so that thresholds mean what they do for a sum. With `heads=max` budgets run one by one,
+cache make that number: `sum`, `mean` (the same decisions), or `max`, the largest of them times
+their number, so that thresholds mean what they do for a sum. With `heads=max` budgets run one by one,
 unless each head has a cache of its own.
 """
 
