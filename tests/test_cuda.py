@@ -23,6 +23,7 @@ from cuda_cases import (
 from cuda_shim import Shim
 from hypothesis import given
 from hypothesis import strategies as st
+from policy_cases import square
 from strategies import examples, qk_traces, traces
 
 from h2osim import cuda
@@ -48,6 +49,18 @@ def test_direct_kernel_is_naive(name: str, data: st.DataObject) -> None:
     budgets = data.draw(st.sets(st.integers(1, n), min_size=1, max_size=3))
     jobs = [Job(unit, configured, k, p) for unit in trace.units(share)[:2] for k in budgets]
     check_direct(data.draw(st.sampled_from(devices())), jobs)
+
+
+@needs_compiler
+@pytest.mark.parametrize("text", ["tova", "tova:heads=max", "h2o:heads=max"])
+def test_the_heads_of_a_unit_count_by_their_sum_or_by_the_largest(text: str) -> None:
+    # row 3, in sixteenths: sums 14, 1, 10, 7; largest 8, 1, 9, 6
+    heads = [square((16,), (8, 8), row, last) for row, last in (
+        ((6, 7, 3), (8, 1, 1, 6)), ((6, 0, 10), (6, 0, 9, 1))
+    )]  # fmt: skip
+    (unit,) = Trace.from_scores(np.array(heads)).units("layer")
+    for device in devices():
+        check_direct(device, [Job(unit, parse(text), 2, 1)])
 
 
 @needs_compiler
