@@ -54,8 +54,8 @@ the prompt's end on), `prompt` (at the prompt's end and never again) or `every:m
 end and then every m steps; in between the cache grows); `nacl` takes `prompt` alone. Every one
 that is shown a token's attention as one number takes `heads`, which says how the heads that share a
 cache make that number: `sum`, `mean` (the same decisions), or `max`, the largest of them times
-their number, so that thresholds mean what they do for a sum. With `heads=max` budgets run one by one,
-unless each head has a cache of its own.
+their number, so that thresholds mean what they do for a sum. With `heads=max` budgets run one by
+one, unless each head has a cache of its own.
 """
 
 

@@ -187,7 +187,8 @@ class Trace:
 
         v: values [layers, G, n, d']. q_plain: queries before RoPE, like q. wv_norm1: L1 norms of
         values under each head's output projection [layers, H, n]. scale, softcap, window: see
-        `h2osim.attention.softmax`; the same in all layers. The group size is H/G. The rest as in `from_scores`.
+        `h2osim.attention.softmax`; the same in all layers. The group size is H/G. The rest as in
+        `from_scores`.
         """
         queries, keys = (real(x, what, axes=4, whole=True) for what, x in (("q", q), ("k", k)))
         if queries.ndim != 4 or keys.ndim != 4 or 0 in queries.shape or 0 in keys.shape:
