@@ -16,7 +16,7 @@ import coq_twins
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import examples, traces
+from strategies import traces
 
 from h2osim import replay
 from h2osim.policies.arithmetic import accumulate, guarded_score
@@ -186,15 +186,6 @@ def ask(model: Path, runs: list[list[int]]) -> list[list[str]]:
 
 
 TRACES = traces(min_n=2, max_n=16, max_layers=1)
-
-
-@needs_coq
-@examples(20)
-@given(data=st.data(), trace=TRACES)
-def test_the_model_does_what_the_naive_engine_does(
-    model: Path, data: st.DataObject, trace: Trace
-) -> None:
-    compare(model, data, trace)
 
 
 @pytest.mark.nightly

@@ -167,7 +167,7 @@ def test_where_nothing_is_decoded_there_is_no_recall() -> None:
 
 
 def test_what_a_policy_needs_must_be_in_the_trace() -> None:
-    fails("vatp", 4, "v_norm1", "h2osim record", "--values")
+    fails("vatp", 4, "value norms", "h2osim record", "--values")
 
 
 def test_broken_rows_are_refused() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from h2osim.policies.declaration import Policy
-from h2osim.report.frames import flat, remark
+from h2osim.report.frames import flat
 from h2osim.traces.recorded import in_words
 
 if TYPE_CHECKING:
@@ -54,21 +54,22 @@ def policies_table(policies: Sequence[Policy]) -> Table:
     from rich.table import Table
 
     table = Table(
-        caption="one pass: whether one pass over a trace gives every budget (theorem T7); "
-        "`h2osim policies NAME` has parameters, source and notes",
+        caption="one pass: whether one pass over a trace gives every budget (theorem T7), some by "
+        "parameters or for one head; * may hold more than the budget; `h2osim policies NAME` has "
+        "parameters, source and notes",
         caption_justify="left",
         title_justify="left",
     )
-    for header in ("policy", "rule", "one pass", "remarks"):
+    for header in ("policy", "rule", "one pass"):
         table.add_column(header, overflow="fold", no_wrap=header == "policy")
     for policy in policies:
-        remarks = [remark(policy.kind)]
-        if not policy.with_params().within_budget():
-            remarks.append("may hold more")
-        if needs := policy.with_params().needs:
-            remarks.append(f"needs {in_words(needs)}")
-        words = ", ".join(filter(None, remarks))
-        table.add_row(policy.name, policy.summary, _one_pass(policy), words)
+        more = "" if policy.with_params().within_budget() else "*"
+        needs = policy.with_params().needs
+        told = policy.kind == "online" or policy.summary.startswith(policy.kind)
+        rule = policy.summary if told else f"{policy.kind}: {policy.summary}"
+        rule += f"; needs {in_words(needs)}" if needs else ""
+        passes = _one_pass(policy)
+        table.add_row(policy.name + more, rule, passes if passes in ("yes", "no") else "some")
     return table
 
 
