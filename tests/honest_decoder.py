@@ -24,6 +24,8 @@ transformers = pytest.importorskip(
 from transformers import AttentionInterface, AttentionMaskInterface  # noqa: E402
 from transformers.masking_utils import sdpa_mask  # noqa: E402
 
+from h2osim.models.rotary import PlainQueries  # noqa: E402
+
 torch.set_num_threads(1)
 
 
@@ -90,6 +92,8 @@ class Honest:
         self.budget, self.prompt_len, self.n = budget, prompt_len, n
         self.caches: dict[int, list[list[int]]] = {}
         self.store: dict[int, dict[int, tuple[Any, Any]]] = {}
+        self.queries: dict[int, list[tuple[Any, Any]]] = {}  # after RoPE and before
+        self.plain = PlainQueries()
         self.rows: dict[int, list[Any]] = {}
         self.left: dict[tuple[int, int, int], int] = {}
         self.t = 0
@@ -104,6 +108,7 @@ class Honest:
         caches = self.caches.setdefault(layer, [[] for _ in range(units)])
         store = self.store.setdefault(layer, {})
         store[t] = (k, v)
+        self.queries.setdefault(layer, []).append((q, self.plain._last[0, :, -1]))
         scale = more.get("scaling") or q.shape[1] ** -0.5
         window = more.get("sliding_window") or self.n
         everything = range(max(0, t - window + 1), t + 1)
@@ -148,6 +153,14 @@ class Honest:
         sizes = [v.abs().sum(1).numpy() for _, v in self.store[layer].values()]
         norms = np.stack([*sizes, np.ones(heads // group)], axis=1)
         trace = Trace.from_packed(bits, group_size=group, v_norm1=norms)
+        projection = self.model.model.layers[layer].self_attn.o_proj.weight
+        trace._arrays[0] |= {
+            "k": beside([k for k, _ in self.store[layer].values()]),
+            "v": beside([v for _, v in self.store[layer].values()]),
+            "q": beside([q for q, _ in self.queries[layer]]),
+            "q_plain": beside([q for _, q in self.queries[layer]]),
+            "w_o": projection.T.reshape(heads, -1, projection.shape[0]).float().numpy(),
+        }
         for u, unit in enumerate(trace.units(self.share)):
             job = Job(unit, self.configured, self.budget, min(self.prompt_len, t + 1))
             gone, cache = naive.run(job).evicted_at, self.caches[layer][u]
@@ -161,7 +174,7 @@ class Honest:
         before = self.model.config._attn_implementation
         self.model.set_attn_implementation("honest")
         found = []
-        with torch.no_grad():
+        with torch.no_grad(), self.plain.watching(self.model):
             for self.t, token in enumerate(ids):
                 result = self.model(
                     input_ids=torch.tensor([[token]]),
@@ -171,6 +184,11 @@ class Honest:
                 found.append(torch.log_softmax(result.logits[0, -1], dim=0))
         self.model.set_attn_implementation(before)
         return torch.stack(found[self.prompt_len :])
+
+
+def beside(rows: list[Any]) -> Any:
+    """Vectors [heads, d] of tokens as float32 [heads, tokens + 1, d], the last one never read."""
+    return torch.stack([*rows, torch.ones_like(rows[0])], dim=1).float().numpy()
 
 
 def left(found: dict[int, Any]) -> dict[tuple[int, int, int], int]:

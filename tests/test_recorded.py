@@ -34,7 +34,7 @@ def test_everything_that_is_missing_is_named_once() -> None:
     assert str(error.value) == (
         "policy x: trace small has no keys, queries, queries before RoPE, key norms, norms of "
         "projected values (layer 0); record it with h2osim record … --store qk --pre-rope "
-        "--residual"
+        "--output-norms"
     )
     with pytest.raises(UserError, match=r"has no norms of projected values"):
         check_recorded(_trace(), 0, ["output_norms"], "policy x")

@@ -107,4 +107,18 @@ PAIRS = Policy(
     within_budget=False,
 )
 
-RULES = (KEYDIFF, CAOTE, ASKED, PAIRS)
+def expected(plain_query_now, output_norm, key):
+    return dot(plain_query_now[: len(key)], key) * output_norm
+
+
+EXPECTED = Policy(
+    name="expected",
+    summary="the logit of the newest query as it was before RoPE, times the projected value's size",
+    source="test",
+    vectors={"plain_query": inputs.plain_query, "key": inputs.key},
+    inputs={"output_norm": inputs.output_norm},
+    needs=("plain_queries", "keys", "output_norms"),
+    rank=expected,
+)
+
+RULES = (KEYDIFF, CAOTE, ASKED, PAIRS, EXPECTED)

@@ -53,6 +53,14 @@ def record(
         bool,
         typer.Option("--values-8bit", help="Keep them in 8 bits a number and a scale a vector."),
     ] = False,
+    pre_rope: Annotated[
+        bool,
+        typer.Option("--pre-rope", help="Keep the queries before RoPE too (with --store qk)."),
+    ] = False,
+    output_norms: Annotated[
+        bool,
+        typer.Option("--output-norms", help="Keep the norm of W_o v, a number a query head."),
+    ] = False,
     residual: Annotated[
         bool,
         typer.Option(
@@ -94,6 +102,8 @@ def record(
             layers=only_layers,
             kv_heads=only_heads,
             values="8bit" if values_8bit else values,
+            pre_rope=pre_rope,
+            output_norms=output_norms,
             residual=residual,
             generate=generate,
             sample=sample,

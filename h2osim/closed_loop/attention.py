@@ -15,8 +15,9 @@ policy sees a rounded to float16, as a recorded trace would hold it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,7 @@ from h2osim.closed_loop.caches import (
     packed,
     units_of,
 )
+from h2osim.closed_loop.queries import QueryLog
 from h2osim.models.hook import Session
 from h2osim.models.rows import (
     BLOCK_BYTES,
@@ -57,17 +59,23 @@ PROMPT_BYTES = 1 << 29
 class PromptSession(Session):
     """Runs the prompt densely, and has its rows for every pass.
 
-    called: what each layer is.
+    called: what each layer is. queries: of the prompt, those of these tensors.
     """
 
-    def __init__(self, model: str):
+    def __init__(self, model: str, queries: Collection[str] = ()):
         super().__init__(model, NoRows())
+        self.queries = QueryLog(model, queries)
         self.called: dict[int, Layer] = {}
         self._calls: dict[int, Call] = {}
         self._kept: dict[int, NDArray[np.uint16]] = {}
 
+    def watching(self, model: Any) -> AbstractContextManager[None]:
+        """See the queries that are wanted."""
+        return self.queries.watching(model)
+
     def output(self, call: Call) -> torch.Tensor:
         """Dense attention; the rows are kept while there is room for them."""
+        self.queries.add(call)
         output, index, rows = call.empty_output(), call.layer.index, []
         heads, length = call.q.shape[:2]
         room = PROMPT_BYTES - sum(some.nbytes for some in self._kept.values())
@@ -100,7 +108,8 @@ class EvictingSession(Session):
     evictions: one for each of the sequences that the model is called with; none: one sequence with
     the full cache, computed by the same operations in the same order. prompt: the one before. n:
     tokens of the whole text. layers: where the policy is in force (None: in every layer); in the
-    others nothing is evicted.
+    others nothing is evicted. projections: a layer's output projections [heads, d, D], for policies
+    that ask for norms of projected values.
 
     Sequences do not know of each other. Their policies run in as many threads as PyTorch's, while
     rows come from a GPU.
@@ -114,8 +123,11 @@ class EvictingSession(Session):
         n: int,
         share: str,
         layers: Sequence[int] | None = None,
+        projections: Callable[[Layer], NDArray[np.float32]] | None = None,
     ):
         super().__init__(model, NoRows(), seen=prompt.seen, copies=len(evictions) or 1)
+        self.queries = QueryLog(model, prompt.queries.names, self.copies, prompt.queries)
+        self._projections = projections
         self._prompt, self._evictions = prompt, evictions
         self._n, self._share, self._layers = n, share, layers
         self._caches: dict[int, list[LayerCache]] = {}
@@ -126,8 +138,13 @@ class EvictingSession(Session):
         """What the policy of one sequence has done so far, by the model's layer."""
         return {index: caches[copy].found() for index, caches in self._caches.items()}
 
+    def watching(self, model: Any) -> AbstractContextManager[None]:
+        """See the queries that are wanted."""
+        return self.queries.watching(model)
+
     def output(self, call: Call) -> torch.Tensor:
         """Attention over what the policies have left in each row."""
+        self.queries.add(call)
         output = call.empty_output()
         evicting = self._layers is None or call.layer.index in self._layers
         with ThreadPoolExecutor(min(self.copies, torch.get_num_threads())) as pool:
@@ -204,8 +221,16 @@ class EvictingSession(Session):
         return found
 
     def _jobs(self, call: Call, copy: int) -> Any:
-        one = self._evictions[copy]
-        return layer_jobs(self.model, call, copy, self._n, self._share, self._prompt_len, one)
+        index = call.layer.index
+        more: dict[str, Callable[[], Any]] = {
+            name: partial(self.queries.of, index, name, copy) for name in self.queries.names
+        }
+        if self._projections is not None:
+            more["w_o"] = partial(self._projections, call.layer)
+        return layer_jobs(
+            self.model, call, copy, self._n, self._share, self._prompt_len, self._evictions[copy],
+            more,
+        )  # fmt: skip
 
 
 def _half(p: torch.Tensor, copies: int) -> list[Callable[[], NDArray[np.uint16]]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from h2osim.engines.request import Job
 from h2osim.engines.stepper import Stepper
 from h2osim.models.rows import Call, Layer
 from h2osim.policies.declaration import Configured
+from h2osim.support.errors import UserError
 from h2osim.traces.unit import split_layer
 
 
@@ -67,7 +69,7 @@ def units_of(layer: Layer, share: str) -> int:
 class LiveLayer:
     """A layer of the running model, in the form in which a unit reads a trace.
 
-    Rules that ask for norms of keys or values read them from here; rows come block by block.
+    Rules that ask for keys, values or queries read them from here; rows come block by block.
     """
 
     path: Path | None = None
@@ -82,7 +84,7 @@ class LiveLayer:
         return tuple(self._make)
 
     def tensor(self, layer: int, name: str) -> NDArray[Any]:
-        """Keys and values float32 [KV heads, n, d]; KeyError for anything else."""
+        """Keys and values float32 [KV heads, n, d], queries [heads, n, d]; or KeyError."""
         if name not in self._made:
             self._made[name] = self._make[name]()
         return self._made[name]
@@ -100,15 +102,23 @@ class LiveLayer:
 
 
 def layer_jobs(
-    name: str, call: Call, copy: int, n: int, share: str, prompt_len: int, eviction: Eviction
+    name: str,
+    call: Call,
+    copy: int,
+    n: int,
+    share: str,
+    prompt_len: int,
+    eviction: Eviction,
+    more: Mapping[str, Callable[[], Any]],
 ) -> list[Job]:
     """The units of one pass of a call that holds several side by side, as engines know them.
 
-    Empty where the policy asks for no numbers of keys or values, which are copied to the CPU.
+    more: tensors of the layer that the call does not have, queries [heads, rows so far, d] and
+    output projections. Empty where the policy asks for no inputs, which are copied to the CPU.
     """
     configured, layer = eviction.configured, call.layer
     assert configured is not None
-    if not configured.policy.inputs:
+    if not configured.policy.given:
         return []
     here = slice(copy * layer.kv_heads, (copy + 1) * layer.kv_heads)
     alone = layer.latent and share != "head"  # all heads' keys of a token are one cached vector
@@ -119,7 +129,19 @@ def layer_jobs(
         found[:, call.origin : call.origin + x.shape[1]] = x[here].float().cpu().numpy()
         return found.transpose(1, 0, 2).reshape(1, n, -1) if alone else found
 
-    live = LiveLayer(name, {"k": lambda: whole(call.k), "v": lambda: whole(call.v)})
+    def queries(make: Callable[[], Any]) -> NDArray[np.float32]:
+        found, rows = np.zeros((layer.heads, n, layer.head_dim), np.float32), make()
+        found[:, : rows.shape[1]] = rows.float().cpu().numpy()
+        return found
+
+    if alone and "output_norms" in configured.needs:
+        raise UserError(
+            f"policy {configured.text}: layer {layer.index} of {name} caches one vector for all "
+            "heads, which has no norms behind W_o"
+        )
+    tensors = {"k": lambda: whole(call.k), "v": lambda: whole(call.v)}
+    tensors |= {x: make if x == "w_o" else partial(queries, make) for x, make in more.items()}
+    live = LiveLayer(name, tensors)
     caches = range(1 if alone else layer.kv_heads)
     units = split_layer(live, layer.index, range(layer.heads), caches, n, share)
     budgets = eviction.of(layer.index, len(units))
@@ -158,7 +180,7 @@ class PolicyLayer(LayerCache):
     """The policy on the units of one layer, fed with the prompt's rows, then with decode rows.
 
     jobs: what is known of the units, of the tokens that there are so far, where the policy asks for
-    numbers of keys or values. heads: of each unit.
+    inputs. heads: of each unit.
     """
 
     def __init__(
@@ -171,11 +193,11 @@ class PolicyLayer(LayerCache):
     ):
         super().__init__()
         # The stepper gets the list, not this object: a cycle would keep a GPU's keys and values.
-        self.jobs, self.asks = list(jobs), bool(configured.policy.inputs)
+        self.jobs, self.asks = list(jobs), bool(configured.policy.given)
         self._hides = configured.policy.visible is not None
         self._stepper = Stepper(
             configured, budgets, prompt_len=prompt_len, heads=heads,
-            inputs={name: _numbers(self.jobs, name) for name in configured.policy.inputs},
+            inputs={name: _numbers(self.jobs, name) for name in configured.policy.given},
         )  # fmt: skip
 
     def feed(self, rows: NDArray[np.uint16], start: int, first: int) -> None:

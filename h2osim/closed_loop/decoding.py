@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 
 from h2osim.closed_loop.attention import EvictingSession, PromptSession
 from h2osim.closed_loop.caches import Eviction, LayerFound, units_of
+from h2osim.closed_loop.queries import TENSORS
 from h2osim.models.hook import Session, hooked
 from h2osim.models.layers import call, probe
 from h2osim.models.loading import Model, quiet
+from h2osim.models.residual import Residual, find
+from h2osim.models.rows import Layer
 from h2osim.support.errors import UserError
 
 _ROWS = {"cpu": 64, "cuda": 1024}  # rows of log-probabilities that are compared at a time
@@ -105,6 +108,7 @@ class Prompt:
         self.loaded, self.share, self.length = loaded, share, len(ids)
         self.ids = torch.tensor([list(ids)], device=loaded.model.device)
         session = PromptSession(loaded.name)
+        self._projections: Mapping[int, Residual] = {}
         self._layers = probe(loaded, list(ids))
         for layer in self._layers:
             if layer.cache_of is not None:
@@ -163,8 +167,28 @@ class Prompt:
     def session(
         self, evictions: Sequence[Eviction], n: int, layers: Sequence[int] | None
     ) -> EvictingSession:
-        """A session that goes on after the prompt, for texts of n tokens in all."""
-        return EvictingSession(self.loaded.name, self.read, evictions, n, self.share, layers)
+        """A session that goes on after the prompt, for texts of n tokens in all.
+
+        The prompt is read again where a policy is the first that asks for queries, or for output
+        projections.
+        """
+        asked = {need for one in evictions if one.configured for need in one.configured.needs}
+        names = {TENSORS[need] for need in asked & set(TENSORS)} | self.read.queries.names
+        if names > self.read.queries.names:
+            again = PromptSession(self.loaded.name, names)
+            self.run(again, self.ids, None)
+            self.read.queries = again.queries
+        if "output_norms" in asked and not self._projections:
+            self._projections = find(self.loaded, self.ids[0].tolist(), self._layers)
+        return EvictingSession(
+            self.loaded.name, self.read, evictions, n, self.share, layers,
+            self.projections if self._projections else None,
+        )  # fmt: skip
+
+    def projections(self, layer: Layer) -> NDArray[np.float32]:
+        """A layer's output projections, float32 [heads, d, residual size]."""
+        weights = self._projections[layer.index].weights(layer.heads, layer.value_dim)
+        return weights if layer.order is None else weights[list(layer.order)]
 
     def generate(
         self,

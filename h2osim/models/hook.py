@@ -10,7 +10,7 @@ session that is running, and returns the attention output.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -92,6 +92,10 @@ class Session:
         self._new = new_tokens
         self._called.clear()
         self._masks.clear()
+
+    def watching(self, model: Any) -> AbstractContextManager[None]:
+        """A block around the model's calls."""
+        return nullcontext()
 
     def refuse(self, why: str) -> UserError:
         """The error that says by name why this model is not recorded."""
@@ -330,7 +334,8 @@ def hooked(model: Any, session: Session) -> Iterator[None]:
         if HOOK not in (model.config._attn_implementation, text_config._attn_implementation):
             raise session.refuse(f"{NO_INTERFACE} (model type {model.config.model_type})")
         model.eval()
-        yield
+        with session.watching(model):
+            yield
     finally:
         _session = None
         model.train(training)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ class Wanted:
     layers: Sequence[int] | None
     kv_heads: Sequence[int] | None
     values: bool | str
+    pre_rope: bool
+    output_norms: bool
     residual: bool
     generate: int
     sample: bool
@@ -93,9 +96,9 @@ def _record(loaded: models.Model, wanted: Wanted, writer: TraceWriter) -> None:
         )
     layers = probe(loaded, ids)
     plan, first = _plan(loaded, wanted, n, layers)
-    if wanted.residual:
+    if wanted.residual or wanted.output_norms:
         found = find(loaded, ids, layers)
-        plan = replace(plan, residuals={index: found[index] for index in plan.layers})
+        plan = replace(plan, projected={index: found[index] for index in plan.layers})
     sink = TraceSink(writer, plan, wanted.progress, hold=wanted.generate > 0)
     block_bytes = wanted.block_bytes or BLOCK_BYTES
     session = Session(loaded.name, sink, block_bytes=block_bytes, layers=layers)
@@ -126,7 +129,9 @@ def _record(loaded: models.Model, wanted: Wanted, writer: TraceWriter) -> None:
         },
     )
     try:
-        with hooked(model, session), watching(plan.residuals, sink.norms):
+        streams = plan.projected if plan.residual else {}
+        turning = sink.plain.watching(model) if plan.pre_rope else nullcontext()
+        with hooked(model, session), watching(streams, sink.norms), turning:
             if wanted.generate:
                 ids = _decode(loaded, wanted, session, ids)
             else:
@@ -186,7 +191,8 @@ def _plan(
                 f"layers: layer {index} of {loaded.name} has {_shape(layer)}, layer {first.index} "
                 f"has {_shape(first)}; record them apart"
             )
-        if layer.latent and (wanted.values or "qk" in wanted.stores):
+        vectors = wanted.values or wanted.output_norms or "qk" in wanted.stores
+        if layer.latent and vectors:
             raise UserError(
                 f"layer {index} of {loaded.name}: its heads make their keys and values from one "
                 f"cached vector a token, which a trace cannot keep; expected store scores, without "
@@ -210,6 +216,7 @@ def _plan(
         raise UserError("kv-heads: found none, expected at least one")
     group = first.heads // first.caches
     plan = RecordingPlan(
+        model=loaded.name,
         n=n,
         order=tuple(facts),
         layers=frozenset(chosen),
@@ -217,6 +224,8 @@ def _plan(
         caches=tuple(caches),
         stores=wanted.stores,
         values=wanted.values,
+        pre_rope=wanted.pre_rope,
+        residual=wanted.residual,
     )
     return plan, first
 

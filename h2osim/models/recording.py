@@ -35,6 +35,8 @@ def record(
     layers: Iterable[SupportsIndex] | None = None,
     kv_heads: Iterable[SupportsIndex] | None = None,
     values: bool | str = False,
+    pre_rope: bool = False,
+    output_norms: bool = False,
     residual: bool = False,
     generate: SupportsIndex = 0,
     sample: bool = False,
@@ -71,6 +73,8 @@ def record(
         O(n d) bytes) or "both". Scores come with each row's log-sum-exp and its sum before the
         rounding, and every store with the norms of keys (L2) and values (L1, L2); `values` adds
         the values themselves, in float32 (True) or in 8 bits and a scale a vector ("8bit").
+    pre_rope: keep the queries before RoPE too; needs the store of queries and keys.
+    output_norms: keep |W_o v|_1 of each query head's value, as the head adds it to the stream.
     residual: keep what the residual error takes: each layer's output projection W_o (float32, 4
         bytes a weight) and the norm of the residual stream before it, a number a token; and values.
     layers, kv_heads: indices to record, all by default; a KV head brings all its query heads.
@@ -96,6 +100,8 @@ def record(
         raise UserError(f"store: found {store!r}, expected one of {', '.join(STORES)}")
     if values not in (False, True, "8bit"):
         raise UserError(f"values: found {values!r}, expected False, True or '8bit'")
+    if pre_rope and "qk" not in STORES[store]:
+        raise UserError(f"pre-rope: found store {store!r}, expected qk or both, which keep queries")
     if sample and not 0 < float(temperature) < inf:
         raise UserError(f"temperature: found {temperature}, expected a finite number above 0")
     digest = None
@@ -120,6 +126,8 @@ def record(
             layers=_all_whole("layers", layers),
             kv_heads=_all_whole("kv-heads", kv_heads),
             values=values or residual,
+            pre_rope=pre_rope,
+            output_norms=output_norms,
             residual=residual,
             generate=whole("generate", generate),
             sample=sample,

@@ -31,6 +31,11 @@ class Residual:
     projection: Any
     block: Any
 
+    @property
+    def width(self) -> int:
+        """The residual stream's size."""
+        return len(_matrix(self.projection))
+
     def weights(self, heads: int, size: int) -> NDArray[np.float32]:
         """W_o, float32 [heads, size, residual size]: o of head h adds o @ W_o[h] to the stream."""
         w = _matrix(self.projection)

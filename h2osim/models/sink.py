@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from h2osim.attention.triangle import pack, tri
 from h2osim.models.residual import Residual
+from h2osim.models.rotary import PlainQueries
 from h2osim.models.rows import Layer, RowBlock
 from h2osim.support.errors import UserError
 from h2osim.support.progress import Progress
 from h2osim.traces.eight_bit import to_eight_bits
+from h2osim.traces.unit import projected_norms
 from h2osim.traces.writer import LayerWriter, TraceWriter
 
 
@@ -25,10 +27,13 @@ class RecordingPlan:
     """What is written: n rows of some heads in some layers.
 
     order: the layers as the model calls them. layers: the ones recorded. heads: places of the heads
-    among those of a layer. caches: which of the caches that the heads share. residuals: where the
-    output projection and the norms of the residual stream are recorded too, what to take them from.
+    among those of a layer. caches: which of the caches that the heads share. pre_rope: whether
+    queries before RoPE are recorded. projected: what to take the layers' output projections from,
+    where norms of projected values are recorded, or (`residual`) the projections themselves and the
+    norms of the residual stream.
     """
 
+    model: str
     n: int
     order: tuple[int, ...]
     layers: frozenset[int]
@@ -36,7 +41,20 @@ class RecordingPlan:
     caches: tuple[int, ...]
     stores: tuple[str, ...]
     values: bool | str
-    residuals: Mapping[int, Residual] = field(default_factory=dict)
+    pre_rope: bool = False
+    residual: bool = False
+    projected: Mapping[int, Residual] = field(default_factory=dict)
+
+
+    def projections(self, layer: Layer) -> NDArray[np.float32]:
+        """The output projections of the recorded heads, [heads, d, residual size]."""
+        order = layer.order or range(layer.heads)
+        weights = self.projected[layer.index].weights(layer.heads, layer.value_dim)
+        return weights[[order[head] for head in self.heads]]
+
+    def taken(self, plain: PlainQueries, layer: Layer, rows: int) -> torch.Tensor:
+        """The queries before RoPE of the recorded heads, [heads, rows, d]."""
+        return plain.take(self.model, layer, 1, rows)[list(self.heads)]
 
 
 class Enough(Exception):
@@ -59,7 +77,7 @@ class TraceSink:
     Without `hold` every layer comes once, whole: its file is closed at its end, and the pass is
     ended after the last one. With it the files stay open for the rows of later calls.
     windows: each layer's window, known for certain after its last row. norms: of the residual
-    stream before a layer, of the rows that are being computed.
+    stream before a layer, of the rows that are being computed; plain: their queries before RoPE.
     """
 
     writer: TraceWriter
@@ -68,6 +86,7 @@ class TraceSink:
     hold: bool
     windows: dict[int, int | None] = field(default_factory=dict)
     norms: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    plain: PlainQueries = field(default_factory=PlainQueries)
     _open: dict[int, _LayerFile] = field(default_factory=dict)
     _whole: set[int] = field(default_factory=set)
     _done: int = 0
@@ -116,14 +135,20 @@ class TraceSink:
         if start != opened.rows:
             raise UserError(f"layer {layer.index}: found row {start}, expected row {opened.rows}")
         opened.rows += rows
+        here = slice(start, start + rows)
         if not layer.latent:
-            self._write_vectors(opened.file, slice(start, start + rows), q, k, v)
-        if residual := self.plan.residuals.get(layer.index):
-            opened.file["x_norm"][start : start + rows] = self.norms.pop(layer.index)
+            self._write_vectors(opened.file, here, q, k, v)
+        if self.plan.pre_rope:
+            plain = self.plan.taken(self.plain, layer, rows)
+            opened.file["q_plain"][:, here] = plain.float().cpu().numpy()
+        if self.plan.residual:
+            opened.file["x_norm"][here] = self.norms.pop(layer.index)
             if start == 0:
-                weights = residual.weights(layer.heads, layer.value_dim)
-                order = layer.order or range(layer.heads)
-                opened.file["w_o"][...] = weights[[order[head] for head in self.plan.heads]]
+                opened.file["w_o"][...] = self.plan.projections(layer)
+        elif self.plan.projected:
+            values = v[[head // layer.group_size for head in self.plan.heads]].float()
+            norms = projected_norms(values.cpu().numpy(), self.plan.projections(layer))
+            opened.file["wv_norm1"][:, here] = norms
         if self.hold:
             return
         self._end(layer.index)
@@ -192,10 +217,14 @@ class TraceSink:
             tensors["v_scale"] = ("F32", (caches, n))
         elif self.plan.values:
             tensors["v"] = ("F32", (caches, n, layer.value_dim))
-        if residual := self.plan.residuals.get(layer.index):
-            width = residual.weights(layer.heads, layer.value_dim).shape[2]
+        if self.plan.pre_rope:
+            tensors["q_plain"] = ("F32", (heads, n, layer.head_dim))
+        if self.plan.residual:
+            width = self.plan.projected[layer.index].width
             tensors["w_o"] = ("F32", (heads, layer.value_dim, width))
             tensors["x_norm"] = ("F32", (n,))
+        elif self.plan.projected:
+            tensors["wv_norm1"] = ("F32", (heads, n))
         facts: dict[str, Any] = {} if layer.cache_of is None else {"cache_of": layer.cache_of}
         if layer.sink:
             facts["sink"] = True

@@ -30,7 +30,7 @@ RECORDED = {
     "key_norms": _any("key norms", "--store qk", "k_norm2", "k"),
     "value_norms": _any("value norms", "--values", "v_norm1", "v", "v_q8+v_scale"),
     "output_norms": _any(
-        "norms of projected values", "--residual", "wv_norm1", "w_o+v", "w_o+v_q8+v_scale"
+        "norms of projected values", "--output-norms", "wv_norm1", "w_o+v", "w_o+v_q8+v_scale"
     ),
 }
 """Names of recorded data; norms are also those of recorded vectors."""

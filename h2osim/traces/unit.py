@@ -221,7 +221,7 @@ class Unit:
 
         def compute() -> NDArray[np.float64]:
             if "wv_norm1" in self.trace.tensors(self.layer):
-                norms = self._heads_of("wv_norm1", "--residual").astype(np.float64)
+                norms = self._heads_of("wv_norm1", "--output-norms").astype(np.float64)
             else:
                 size = len(self.heads) // len(self.kv)
                 values = np.repeat(self.values(), size, axis=0)
