@@ -20,6 +20,10 @@ from strategies import examples, qk_traces, traces
 import h2osim
 from h2osim.attention.fixed_point import UNIT
 from h2osim.policies.registry import all_policies
+from h2osim.policies.text import parse
+from h2osim.replays import execute
+from h2osim.replays.measures import PASSES
+from h2osim.replays.plan import plan_work
 from h2osim.replays.replaying import replay
 from h2osim.replays.results import ERRORS, check
 from h2osim.support.errors import UserError
@@ -360,3 +364,21 @@ def test_compare_ranks_by_what_was_measured(run: Run, tmp_path: Path) -> None:
     fails(run(*bare, "error"), "has no values", "attention-error")
     assert run(*bare, "attention-error").code == 0
     fails(run(*words, "--measure", "both", "--target-recall", "0.9"), "--target-recall")
+
+
+def test_chunks_are_as_long_as_the_measure_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured sets the size of a sweep's chunks, and progress goes to their sum."""
+    trace = h2osim.open_trace("prose")
+    many = [parse(f"decay:gamma=0.{g}") for g in range(100, 356)]
+    recall, error = (plan_work([trace], many, [0.1], measure=m) for m in ("recall", "error"))
+    assert np.array_equal(error.seconds, PASSES["error"] * recall.seconds)
+    numba = execute.ENGINES["numba"]
+    chunks = numba.cut(error, 1)
+    assert max(map(chunks.chunk_seconds, range(chunks.chunks))) <= numba.seconds
+    monkeypatch.setattr(execute, "_REPORT", 0.0)
+    heard: list[float] = []
+    h2osim.replay(
+        BARE, "h2o", [1, 2], measure="attention-error",
+        progress=lambda done, total, word: heard.append(done / total),
+    )  # fmt: skip
+    assert heard[-2] == pytest.approx(1, rel=1e-9)  # the last before the end, a float64 sum

@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Protocol
 
 from h2osim.replays.found import Found
+from h2osim.replays.measures import PASSES
 from h2osim.replays.plan import Chunk, WorkPlan
 from h2osim.replays.tasks import Task, Tick, refused_by_cuda, tasks_of
 from h2osim.support.errors import UserError
@@ -246,7 +247,7 @@ def execute(
     def tick(share: float, task: Task) -> None:
         if stop.is_set():
             raise Stopped
-        meter.add(share * task.seconds)
+        meter.add(share * task.seconds * PASSES[plan.measure])
 
     def check(unit: Unit) -> None:
         if stop.is_set():

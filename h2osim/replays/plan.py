@@ -12,7 +12,7 @@ import numpy as np
 from h2osim.engines.request import Job
 from h2osim.policies.declaration import Configured
 from h2osim.replays.budgets import chosen_layers, decode_start
-from h2osim.replays.measures import MEASURES, variables_of
+from h2osim.replays.measures import MEASURES, PASSES, variables_of
 from h2osim.replays.unit_budgets import Budgets, Columns, columns_of
 from h2osim.support.errors import UserError
 from h2osim.traces.recorded import check_recorded
@@ -193,12 +193,12 @@ class WorkPlan:
 
     @cached_property
     def seconds(self) -> np.ndarray:
-        """float64 [configurations, units]: about how long each takes one core."""
+        """float64 [configurations, units]: about how long each takes one core, with the measure."""
         found = np.empty(self.shape[:2])
         for here, (listed, n) in self.alike:
             direct = sum(run_seconds(n, k) for k in listed)
             found[:, here] = np.where(self.one_pass[:, here], run_seconds(n, None), direct)
-        return found
+        return found * PASSES[self.measure]
 
     def chunk_seconds(self, index: int) -> float:
         """About how long a chunk takes one core."""

@@ -12,7 +12,6 @@ from h2osim.policies.text import parse
 from h2osim.replays import results
 from h2osim.replays.execute import Memory, engine_here, execute
 from h2osim.replays.found import Found, quotient
-from h2osim.replays.measures import PASSES
 from h2osim.replays.plan import plan_work
 from h2osim.replays.several import over_traces
 from h2osim.replays.unit_budgets import Budgets
@@ -79,7 +78,7 @@ def replay(
         What to measure beside recall. ``error`` (or ``both``, which is the same here): the output
         error, for which the trace needs values. ``attention-error``: needs scores only.
         ``residual-error``: needs values, output projections and norms of the residual stream. See
-        :mod:`h2osim.engines.errors` for the formulas. CUDA does not measure the residual error.
+        :mod:`h2osim.engines.errors` for the formulas.
     step_errors
         Whether to return the errors of every step too (not from one pass over all budgets).
     step_recall, evictions
@@ -143,7 +142,7 @@ def replay(
             traces, budgets, prompt_len=prompt_len, share=share, layers=layers, progress=progress,
         )  # fmt: skip
     errors = plan.errors
-    kind = engine_here(engine, float(plan.seconds.sum()) * PASSES[measure])
+    kind = engine_here(engine, float(plan.seconds.sum()))
     each = step_recall or bool(errors and step_errors)
     if each or kind.name == "naive":
         plan = plan.budget_by_budget()

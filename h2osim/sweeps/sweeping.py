@@ -15,7 +15,6 @@ from h2osim.policies.declaration import Configured, Policy
 from h2osim.replays import results
 from h2osim.replays.execute import Destination, Engine, Memory, engine_here, execute
 from h2osim.replays.found import Found
-from h2osim.replays.measures import PASSES
 from h2osim.replays.plan import WorkPlan, plan_work
 from h2osim.replays.unit_budgets import Budgets
 from h2osim.support.errors import UserError
@@ -117,7 +116,7 @@ def sweep(
         opened, configured, budgets, prompt_len=prompt_len, share=share, layers=layers,
         measure=measure,
     )
-    seconds = float(plan.seconds.sum()) * PASSES[measure]
+    seconds = float(plan.seconds.sum())
     if dask is None:
         kind = engine_here(engine, seconds)
         plan = _cut(plan, kind, kind.lanes(), chunk)
