@@ -49,6 +49,7 @@ HOMES = {
     "typer": {"cli"},
     "distributed": {"sweeps"},
     "zarr": {"sweeps"},
+    "optuna": {"studies"},
 }
 # These may not be loaded by importing the package or by asking the command for help.
 NOT_AT_START = {
@@ -64,6 +65,7 @@ NOT_AT_START = {
     "pyarrow",
     "distributed",
     "zarr",
+    "optuna",
 }
 
 

@@ -58,7 +58,7 @@ class Plan:
 
     budgets: tokens, shares of each text's n or prompt, or budgets by unit. layers: where policies
     are in force, None: in all. generate: how many tokens the model writes after each text (0: it
-    reads).
+    reads). only: the pairs of a policy and a budget, by their places, that are run; None: all.
     """
 
     items: tuple[Item, ...]
@@ -69,6 +69,7 @@ class Plan:
     generate: int = 0
     choice: Choice | None = None
     masks: Masks | None = None
+    only: frozenset[tuple[int, int]] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -80,7 +81,8 @@ class Plan:
     def places(self) -> list[Place]:
         """Every pass, texts varying slowest."""
         texts, policies, budgets = map(range, self.shape)
-        return list(itertools.product(texts, policies, budgets))
+        every = itertools.product(texts, policies, budgets)
+        return [at for at in every if self.only is None or at[1:] in self.only]
 
     def length(self, i: int) -> int:
         """Tokens of a text, with those the model is to write."""

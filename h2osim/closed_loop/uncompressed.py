@@ -167,7 +167,7 @@ def _trace(prompt: Prompt, found: Uncompressed) -> Trace:
         )
         for call in found.calls
     ]
-    values = np.stack([call.v.float().numpy() for call in found.calls])
+    values = np.stack([call.v.float().cpu().numpy() for call in found.calls])
     layer = found.calls[0].layer
     return Trace.from_packed(
         np.stack(bits), group_size=layer.group_size, prompt_len=prompt.length,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import tempfile
@@ -46,6 +47,7 @@ def evaluate(
     seed: int = 0,
     temperature: float = 1.0,
     mask_from: str | os.PathLike | None = None,
+    only: Iterable[tuple[int, int]] | None = None,
     steps: bool = False,
     device: str = "cpu",
     batch: int | None = None,
@@ -95,6 +97,9 @@ def evaluate(
     mask_from
         A saved replay (NetCDF with ``evicted_at``) of the one text: what it evicted is masked, step
         by step, whatever the rows are now. Policies, budgets, prompt length and sharing are its.
+    only
+        Which policies run at which budgets, by their places: pairs (policy, budget). The rest of
+        the results is NaN. Default: every policy at every budget.
     steps
         Return KL of every step too.
     device
@@ -183,6 +188,7 @@ def evaluate(
         layers=None if layers is None else list(layers), generate=generate,
         choice=Choice(sample, seed, temperature) if generate else None, masks=masks,
     )  # fmt: skip
+    plan = plan if only is None else dataclasses.replace(plan, only=frozenset(only))
     runner = Runner(placed(loaded, device), plan, batch)
     with ExitStack() as stack:
         if store is None and jobs > 1:

@@ -19,7 +19,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 
 from h2osim.policies.declaration import Configured, Policy
@@ -70,7 +70,8 @@ def _configurations(one: Wanted) -> Iterator[Configured]:
             yield from _product(text)
 
 
-def _product(text: str) -> Iterator[Configured]:
+def axes(text: str) -> tuple[str, Policy, dict[str, list[str]]]:
+    """A policy's name, the policy, and what each parameter that the text names is to be."""
     name, given = split_call(text, "policy")
     if _number(name) is not None:
         raise UserError(
@@ -80,17 +81,25 @@ def _product(text: str) -> Iterator[Configured]:
     policy = find(name)
     if name.endswith(".py"):  # other processes may run in another folder
         name = os.path.abspath(name)
-    axes = {
+    return name, policy, {
         key: _values(named(policy.takes, key, f"policy {policy.name}"), values, policy.name)
         for key, values in given.items()
-    }
-    if math.prod(map(len, axes.values())) > MOST:
+    }  # fmt: skip
+
+
+def setting(name: str, policy: Policy, chosen: Mapping[str, str]) -> Configured:
+    """A policy with these parameters, called as a user would write it."""
+    written = ",".join(f"{key}={value}" for key, value in chosen.items())
+    values = policy.with_params(**chosen).values
+    return Configured(policy, values, f"{name}:{written}" if written else name)
+
+
+def _product(text: str) -> Iterator[Configured]:
+    name, policy, found = axes(text)
+    if math.prod(map(len, found.values())) > MOST:
         raise UserError(f"policy {text!r}: more than {MOST:,} configurations; check the steps")
-    for point in itertools.product(*axes.values()):
-        chosen = dict(zip(axes, point, strict=True))
-        configured = policy.with_params(**chosen)
-        written = ",".join(f"{key}={value}" for key, value in chosen.items())
-        yield Configured(policy, configured.values, f"{name}:{written}" if written else name)
+    for point in itertools.product(*found.values()):
+        yield setting(name, policy, dict(zip(found, point, strict=True)))
 
 
 def _values(param: Param, text: str, policy: str) -> list[str]:

@@ -1,0 +1,124 @@
+"""The open-loop stage of a search: what every unit loses at every budget, on uncompressed runs.
+
+A text is run once by a process, and kept; policies are then replayed on its attention, all budgets
+and units together, and what their evictions cost is measured.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack, closing, contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from h2osim.support.machine import cores
+from h2osim.support.processes import processes
+from h2osim.sweeps.cluster import connect
+
+if TYPE_CHECKING:
+    from h2osim.closed_loop.uncompressed import Uncompressed
+
+Numbers = NDArray[np.float64]
+
+SHARES = (
+    0.01, 0.015, 0.02, 0.03, 0.045, 0.07, 0.1, 0.14, 0.2, 0.3, 0.45, 0.7,
+)  # fmt: skip
+"""Budgets of a unit's curve, as shares of a text."""
+PROBES = 4
+"""Backward passes a text."""
+MEASURES = {
+    "first-order": "",
+    "error": "output_error",
+    "error-abs": "output_error_abs",
+    "attention-error": "attention_error",
+    "recall": "recall",
+}
+"""What is added up over the units, and the variable of a replay that it is."""
+
+
+def curves(
+    model: str, device: str, ids: tuple[int, ...], prompt_len: int, policies: Sequence[str], by: str
+) -> NDArray[np.float32]:
+    """Losses on one text, [policies, budgets, layers, units]; by: one of MEASURES."""
+    from h2osim.closed_loop.first_order import unit_kl
+    from h2osim.replays.budgets import budget_tokens
+    from h2osim.replays.replaying import replay
+
+    run = _run(model, device, ids, prompt_len)
+    assert run.trace is not None
+    measure = {"first-order": "recall", "error-abs": "error"}.get(by, by)
+    tokens = [budget_tokens(share, len(ids), prompt_len) for share in SHARES]
+    found = replay(run.trace, list(policies), sorted(set(tokens)), measure=measure)
+    found = found.sel(budget=tokens)
+    if by != "first-order":
+        loss = found[MEASURES[by]].transpose("policy", "budget", "layer", "unit").values
+        return np.asarray(1 - loss if by == "recall" else loss, np.float32)
+    gone = found.evicted_at.transpose("policy", "budget", "layer", "unit", "token").values
+    flat = unit_kl(run, list(gone.reshape(-1, *gone.shape[2:])))
+    return flat.reshape(*gone.shape[:2], *flat.shape[1:]).astype(np.float32)
+
+
+@lru_cache(maxsize=64)
+def _run(model: str, device: str, ids: tuple[int, ...], prompt_len: int) -> Uncompressed:
+    from h2osim.closed_loop import uncompressed
+    from h2osim.closed_loop.decoding import Prompt
+
+    prompt = Prompt(_placed(model, device), ids[:prompt_len])
+    return uncompressed.run(prompt, ids[prompt_len:], PROBES)
+
+
+@lru_cache(maxsize=1)
+def _placed(model: str, device: str) -> Any:
+    from h2osim.closed_loop.decoding import placed
+    from h2osim.models import loading
+
+    return placed(loading.load(model), device)
+
+
+Measure = Callable[[Sequence[str]], NDArray[np.float32]]
+
+
+@contextmanager
+def measuring(
+    model: str,
+    device: str,
+    texts: Mapping[str, tuple[int, ...]],
+    prompt_len: int,
+    by: str,
+    jobs: int,
+    dask: str | None,
+) -> Iterator[Measure]:
+    """What gives the losses of policies, [policies, texts, budgets, layers, units].
+
+    Here, in ``jobs`` processes or on a Dask cluster; each text stays with one process, which runs
+    it once.
+    """
+    with ExitStack() as stack:
+        homes: list[Executor] = []
+        if dask is not None:
+            client = stack.enter_context(closing(connect(dask)))
+            homes = [
+                client.get_executor(workers=[one], pure=False) for one in sorted(client.nthreads())
+            ]
+        elif jobs > 1:
+            count = min(jobs, len(texts))
+            threads = cores() // count or 1
+            homes = [stack.enter_context(processes(1, threads)) for _ in range(count)]
+
+        def measure(policies: Sequence[str]) -> NDArray[np.float32]:
+            every = texts.values()
+            if not homes:
+                found = [curves(model, device, ids, prompt_len, policies, by) for ids in every]
+                return np.stack(found, axis=1)
+            futures = [
+                home.submit(curves, model, device, ids, prompt_len, tuple(policies), by)
+                for home, ids in zip(itertools.cycle(homes), every, strict=False)
+            ]
+            return np.stack([future.result() for future in futures], axis=1)
+
+        yield measure

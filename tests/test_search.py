@@ -1,0 +1,159 @@
+"""Sharing out budgets, the open-loop stage and its store, and the page of a search."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from commands import Run, fails
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import examples
+
+from h2osim.optima.sharing import lost, split_budget
+from h2osim.studies import searching, which_policy
+from h2osim.studies.open_loop import SHARES
+from h2osim.studies.searching import Search, Trial, shared
+from h2osim.support.errors import UserError
+from h2osim.sweeps.grid import axes
+
+optuna = pytest.importorskip("optuna", reason="a search needs the extra `search` (optuna)")
+
+WINNER = "two-speed:gamma=0.99,mix=0.5,value=1,recent=0.25,heads=max,join=max"
+
+
+@st.composite
+def convex(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Convex curves at tenths below 1, whole numbers, [budgets, units]."""
+    shares = np.arange(1, 10) / 10
+    units = draw(st.integers(1, 3))
+    steps = draw(st.lists(st.lists(st.integers(0, 9), min_size=9, max_size=9),
+                          min_size=units, max_size=units))  # fmt: skip
+    falls = np.sort(np.array(steps, float).T, axis=0)[::-1]  # the steepest first
+    return np.cumsum(falls[::-1], axis=0)[::-1], shares
+
+
+@examples(60)
+@given(convex(), st.integers(1, 10))
+def test_budgets_are_shared_out_so_that_least_is_lost(
+    made: tuple[np.ndarray, np.ndarray], tenths: int
+) -> None:
+    losses, shares = made
+    units = losses.shape[1]
+    split = split_budget(losses, shares, tenths / 10)
+    assert split.mean() == pytest.approx(tenths / 10)  # sums of tenths in float64
+    assert (split >= 0.1 - 1e-12).all() and (split <= 1 + 1e-12).all()
+    every = itertools.product(range(1, 11), repeat=units)
+    least = min(
+        lost(losses, shares, np.array(one) / 10) for one in every if sum(one) == tenths * units
+    )
+    assert lost(losses, shares, split) == pytest.approx(least, abs=1e-9)  # the same
+
+
+def test_what_lies_above_the_hull_is_not_stopped_at() -> None:
+    # Unit 0 gains nothing before 0.4, and then all; unit 1 gains a little with every tenth.
+    shares = np.array([0.1, 0.2, 0.3, 0.4])
+    losses = np.array([[10, 6], [10, 5], [10, 4], [0, 3]], float)
+    assert split_budget(losses, shares, 0.25).tolist() == pytest.approx([0.4, 0.1])
+    assert split_budget(losses, shares, 0.4).tolist() == pytest.approx([0.4, 0.4])
+
+
+def test_each_text_counts_by_what_equal_budgets_lose() -> None:
+    """A text of a thousand times the losses does not decide alone."""
+    falling = np.linspace(1, 0.1, len(SHARES))
+    one = np.stack([falling, 0 * falling], axis=1)
+    losses = np.stack([1000 * one, one[:, ::-1]])[:, :, None, :]
+    trial = shared("made", losses, [0.3])
+    assert trial.splits[0].shape == (1, 2)
+    assert trial.splits[0].sum() == pytest.approx(0.6)
+    again = shared("made", losses[::-1] * np.array([1, 1e-3])[:, None, None, None], [0.3])
+    assert np.sort(again.splits[0]) == pytest.approx(np.sort(trial.splits[0]))
+
+
+def test_settings_are_proposed_measured_once_and_kept(tmp_path: Path) -> None:
+    asked = Search("made", ("decay:gamma=0.5..0.9:0.1,recent=0|4", "tova"), trials=30, batch=5)
+    calls: list[str] = []
+
+    def measure(policies: Sequence[str]) -> np.ndarray:
+        calls.extend(policies)
+        worth = [2.0 if p == "tova" else 1 + abs(float(p[12:15]) - 0.7) for p in policies]
+        curve = np.linspace(1, 0.1, len(SHARES))[:, None, None]
+        return np.array([[w * curve] for w in worth], np.float32)
+
+    choices = [axes(space) for space in asked.spaces]
+    found = searching._open_loop(asked, choices, measure, tmp_path / "open", None)
+    assert len(found) == 30 and len(calls) == len(set(calls))
+    assert min(found, key=lambda t: t.value).policy.startswith("decay:gamma=0.7")
+    first, calls[:] = list(calls), []
+    again = searching._open_loop(asked, choices, measure, tmp_path / "open", None)
+    assert [t.policy for t in again] == [t.policy for t in found] and not calls
+
+    damaged = tmp_path / "open" / "00005.npz"
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    searching._open_loop(asked, choices, measure, tmp_path / "open", None)
+    assert calls and set(calls) < set(first)
+
+
+def table() -> pd.DataFrame:
+    """A made search: the winner loses a fifth of what h2o does, and KL goes with 1 over memory."""
+    draw, rows = np.random.default_rng(0), []
+    totals = (0.05, 0.1, 0.2)
+    texts = [f"text {i}" for i in range(6)]
+    level = {text: float(draw.lognormal()) for text in texts}
+    for stage in ("train", "held out", "answers", "check writing"):
+        for policy, split, factor in (
+            ("h2o", "equal", 1.0), ("tova", "equal", 1.5), (WINNER, "shared", 0.2),
+            (WINNER, "equal", 0.9),
+        ):  # fmt: skip
+            for budget in (*totals, 0.4):
+                for text in texts:
+                    kl = factor * level[text] * 0.05 / budget
+                    rows.append({
+                        "stage": stage, "text": text, "genre": "law", "tokens": 768,
+                        "prompt_len": 256, "policy": policy, "split": split, "budget": budget,
+                        "kl": kl, "exact": float(factor < 1), "full_exact": 1.0,
+                        "answer_logp": -factor, "agreement": 10 / factor,
+                    })  # fmt: skip
+    for name in (WINNER, "two-speed:mix=0"):
+        some = {"stage": "open loop", "policy": name}
+        rows += [some | {"budget": b, "predicted": b} for b in totals]
+    trial = Trial(WINNER, 0.0, [], [np.full((3, 2), total) for total in totals])
+    rows += searching._split_rows(Search("made"), trial)
+    made = pd.DataFrame(rows)
+    return made.assign(model="made", winner=WINNER, command="h2osim search made")
+
+
+def test_the_page_says_what_the_table_says(tmp_path: Path) -> None:
+    page = tmp_path / "which-policy.md"
+    which_policy.write(table(), page)
+    text = page.read_text(encoding="utf-8")
+    assert "| 10 % | 0.2 [0.2, 0.2] | 0.36, reached |" in text
+    assert "| 10 % | 5 % | 0.4 [0.4, 0.4] |" in text  # half the memory: twice the KL of a fifth
+    assert "a = max(row[h][j]" in text and "max(lasting[j], current[j]) * l1_norm" in text
+    assert {path.name for path in (tmp_path / "which-policy").iterdir()} == {
+        "memory.png", "split.png",
+    }  # fmt: skip
+    few = table()
+    with pytest.raises(UserError, match="fewer than two held-out texts"):
+        which_policy.write(few[few["text"].isin(["text 0"])], page)
+
+
+def test_mistakes_are_one_line(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("words", encoding="utf-8")
+    where = ["--store", "s", "-o", "t.csv", "--split", "b.json"]
+    fails(run("search", "smollm2"), "--texts")
+    fails(run("search", "smollm2", "--texts", "missing", *where), "missing", "NAME.txt")
+    words = ["search", "smollm2", "--texts", str(folder), *where]
+    fails(run(*words, "--train", "b"), "text 'b'", "some of a")
+    fails(run(*words, "-b", "64"), "shares of a text")
+    fails(run(*words, "--by", "luck", "--held", "a"), "--by", "first-order")
+    fails(run(*words, "-p", "two-speed:mix=2", "--held", "a"), "mix=2")
+    fails(run(*words, "-p", "future", "--held", "a"), "future", "knows the future")
+    fails(run(*words, "--held", "a"), "text a", "trained on")
+    assert not (tmp_path / "s").exists()
