@@ -134,3 +134,11 @@ def test_policies_of_installed_packages(
             find("gone")
     finally:
         registry.plugins.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["h2o", "streaming"])
+def test_a_policy_that_is_one_of_those_compared_with(run: Run, name: str) -> None:
+    """`policies h2o --check` said that each policy may be given once."""
+    ended = run("policies", name, "--check")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.endswith("naive and numba evict the same tokens in every case tried\n")

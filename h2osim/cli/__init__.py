@@ -96,6 +96,8 @@ def run(args: Sequence[str]) -> int:
         return _say("interrupted", INTERRUPTED)
     except UserError as error:
         return _say(str(error), USER_ERROR)
+    except MemoryError as error:
+        return _say(f"not enough memory: {error}".removesuffix(": "), USER_ERROR)
     except BrokenPipeError:
         # The reader (head, less) has closed the pipe. The rest of the buffer is discarded, so that
         # the interpreter's own flush at exit raises nothing.

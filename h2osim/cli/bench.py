@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from h2osim.cli.common import checked_trace, parse_batch, parse_numbers, read_text
+from h2osim.cli.common import checked_trace, parse_batch, parse_numbers, read_text, whole_of
 from h2osim.cli.options import BatchOption, DeviceOption
 from h2osim.cli.output import console, notice, print_json
 from h2osim.support.errors import UserError
@@ -159,7 +159,7 @@ def closed_loop(
 
 def _grid(text: str) -> list[int]:
     """16x12x5 as numbers; none of an empty text."""
-    found = [int(word) for word in text.split("x") if word.isascii() and word.isdecimal()]
+    found = [number for word in text.split("x") if (number := whole_of(word)) is not None]
     if text and (len(found) != 3 or not (found[0] >= 1 <= found[1] <= 12 and 1 <= found[2] <= 5)):
         raise UserError(
             f"--grid: found {text!r}, expected TEXTSxPOLICIESxBUDGETS, up to 12 policies and 5 "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 import time
@@ -16,6 +17,7 @@ from h2osim.cli.output import console, notice
 from h2osim.support.errors import UserError
 from h2osim.support.given import decode, printable
 from h2osim.support.progress import Progress
+from h2osim.support.reading import text_of
 
 if TYPE_CHECKING:
     import typer
@@ -136,8 +138,8 @@ def parse_budget(word: str, option: str = "--budgets") -> Budget:
             value: int | float = float(word.removesuffix("%prompt")) / 100
         elif word.endswith("%"):
             value = float(word[:-1]) / 100
-        elif word.isdecimal():
-            value = int(word)
+        elif (whole := whole_of(word)) is not None:
+            value = whole
         else:
             value = float(word)
     except ValueError:
@@ -152,13 +154,18 @@ def parse_budget(word: str, option: str = "--budgets") -> Budget:
     )
 
 
+def whole_of(word: str) -> int | None:
+    """A whole number written in up to 18 of the digits 0 to 9; None for any other text."""
+    return int(word) if re.fullmatch("[0-9]{1,18}", word) else None
+
+
 def parse_integers(text: str | None, option: str) -> list[int] | None:
     """Read ``0,9,16``; None stays None. ``option`` is named in the error."""
     if text is None:
         return None
     words = [word.strip() for word in text.split(",")]
     for word in words:
-        if not (word.isascii() and word.isdecimal()):
+        if whole_of(word) is None:
             raise UserError(f"{option}: {word!r} is no index; expected whole numbers like 0,9,16")
     return [int(word) for word in words]
 
@@ -167,7 +174,7 @@ def parse_batch(text: str) -> int | None:
     """Read ``auto`` (None) or a number of passes."""
     if text == "auto":
         return None
-    if not (text.isascii() and text.isdecimal() and int(text)):
+    if not whole_of(text):
         raise UserError(f"--batch: found {text!r}, expected auto or a number from 1 on")
     return int(text)
 
@@ -238,10 +245,7 @@ def read_bytes(path: Path, option: str) -> bytes:
 
     Says on standard error when the text begins with a byte-order mark, which no model should read.
     """
-    try:
-        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{option} {path}: {error.strerror}") from None
+    data = text_of(path, f"{option} {path}")
     if decode(data, f"{option} {path}")[1]:
         notice(f"{option} {path}: a byte-order mark at its start is left out")
     return data

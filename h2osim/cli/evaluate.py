@@ -17,6 +17,7 @@ from h2osim.cli.common import (
     parse_policies,
     progress_bar,
     read_text,
+    whole_of,
 )
 from h2osim.cli.options import (
     BatchOption,
@@ -124,7 +125,7 @@ def evaluate(
         raise UserError("--budgets: all: expected a list, every budget is a pass of the model")
     usual = [] if mask_from else ["h2o,streaming,tova"]
     chosen = parse_policies(policies or usual) if policies or usual else []
-    if prompt_len != "auto" and not (prompt_len.isascii() and prompt_len.isdecimal()):
+    if prompt_len != "auto" and whole_of(prompt_len) is None:
         raise UserError(f"--prompt-len: found {prompt_len!r}, expected a number of tokens or auto")
     only = parse_integers(layers, "--layers")
     check_files(plot, output, (".nc",))

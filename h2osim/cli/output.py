@@ -94,6 +94,11 @@ def output_path(path: Path, option: str, suffixes: Sequence[str] = ()) -> None:
             raise UserError(f"{option} {path}: found a folder or device, expected a file name")
         if not path.parent.is_dir():
             raise UserError(f"{option} {path}: the folder {path.parent} does not exist")
+        real = path.resolve()
+        if (real.parent / "trace.json").is_file() and (
+            real.name == "trace.json" or real.suffix == ".safetensors"
+        ):
+            raise UserError(f"{option} {path}: found a trace's own file, expected another place")
         try_writing(path)
     except OSError as error:
         raise UserError(f"{option} {path}: cannot be written: {error.strerror}") from None

@@ -45,6 +45,8 @@ def synth(
     from h2osim.traces.synthetic import synth as make
 
     if name is None:
+        if n is not None or out is not None or params:
+            raise UserError("synth: found no generator's name; h2osim synth alone lists them")
         from h2osim.report.pages import generators_table
 
         console().print(generators_table(list(GENERATORS.values())))

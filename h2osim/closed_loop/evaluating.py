@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from h2osim.closed_loop.prompts import Question, Task
 from h2osim.closed_loop.study import Arrays, Item, Masks, Place, Plan
 from h2osim.policies.declaration import Configured, Policy
-from h2osim.policies.text import parse
+from h2osim.policies.text import parse, parse_all
 from h2osim.replays import results
 from h2osim.replays.budgets import Budget, budget_facts, budget_labels, budget_tokens
 from h2osim.replays.unit_budgets import UnitBudgets
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 Text = str | Sequence[int] | Question | Task
 
 
-def configure(policies: Sequence[str | Policy | Configured]) -> list[Configured]:
+def configure(policies: Any) -> list[Configured]:
     """The policies, which a running model must be able to follow."""
-    configured = [parse(p) for p in policies]
+    configured = parse_all(policies)
     names = [c.text for c in configured]
     if not configured:
         raise UserError("no policy given; expected at least one (`h2osim policies` lists them)")

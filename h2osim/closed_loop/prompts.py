@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 
 from h2osim.support.errors import UserError
 from h2osim.support.given import decode
-from h2osim.support.reading import parse
+from h2osim.support.reading import parse, text_of
 
 TASKS = ("needle", "pairs", "facts")
 REPEATS = 3  # how often a fact is stated
@@ -157,10 +157,7 @@ def read_questions(path: Path) -> dict[str, Question]:
     A line is ``{"prompt": "…", "answer": "…"}``; ``"question"``, which is read after the prompt,
     and ``"name"`` may be there. UserError in one line that names the line.
     """
-    try:
-        lines = decode(path.read_bytes(), f"--prompts {path}")[0].split("\n")
-    except OSError as error:
-        raise UserError(f"--prompts {path}: {error.strerror}") from None
+    lines = decode(text_of(path, f"--prompts {path}"), f"--prompts {path}")[0].split("\n")
     found: dict[str, Question] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -22,10 +22,11 @@ from h2osim.guarantees.history import Rows, Schedule, follow_all
 from h2osim.guarantees.results import Result, Verdict
 from h2osim.optima.solving import optimum
 from h2osim.policies.declaration import Configured, Policy
-from h2osim.policies.text import parse
+from h2osim.policies.text import parse, parse_all
 from h2osim.replays.budgets import Budget, decode_start
 from h2osim.replays.replaying import replay
 from h2osim.support.errors import UserError
+from h2osim.support.given import whole_numbers
 from h2osim.support.progress import Progress
 from h2osim.traces.trace import Trace
 
@@ -112,10 +113,9 @@ def verify(
     than all the rest on long traces). Lines come policy by policy, layer by layer, unit by unit,
     budgets rising. UserError as in `replay`.
     """
-    given = [policies] if isinstance(policies, str | Policy | Configured) else policies
-    configured = {one.text: one for one in map(parse, given)}
+    configured = {one.text: one for one in parse_all(policies)}
     chosen = list(configured)
-    layers = None if layers is None else list(layers)
+    layers = whole_numbers("layers", layers)
     found = replay(
         trace,
         list(configured.values()),

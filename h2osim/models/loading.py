@@ -215,14 +215,18 @@ def _weights_sha256(folder: Path) -> str | None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Let transformers say nothing on standard error but errors."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub = hub_logging.get_verbosity()
     logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()  # it tells of every try without a network
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
+        hub_logging.set_verbosity(hub)
         if bars:
             logging.enable_progress_bar()

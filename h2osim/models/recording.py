@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from hashlib import sha256
-from math import inf
 from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
 
 from h2osim.support.errors import UserError
-from h2osim.support.given import decode, whole
+from h2osim.support.given import decode, temperature_of, whole, whole_numbers
 from h2osim.support.progress import Progress
 
 __all__ = ["STORES", "record"]
@@ -102,8 +101,6 @@ def record(
         raise UserError(f"values: found {values!r}, expected False, True or '8bit'")
     if pre_rope and "qk" not in STORES[store]:
         raise UserError(f"pre-rope: found store {store!r}, expected qk or both, which keep queries")
-    if sample and not 0 < float(temperature) < inf:
-        raise UserError(f"temperature: found {temperature}, expected a finite number above 0")
     digest = None
     if text is not None:
         digest = sha256(text.encode() if isinstance(text, str) else text).hexdigest()
@@ -120,11 +117,11 @@ def record(
             path=Path(out),
             text=text,
             text_sha256=digest,
-            tokens=_all_whole("tokens", tokens),
+            tokens=whole_numbers("tokens", tokens),
             n_tokens=None if n_tokens is None else whole("tokens", n_tokens, 1),
             stores=STORES[store],
-            layers=_all_whole("layers", layers),
-            kv_heads=_all_whole("kv-heads", kv_heads),
+            layers=whole_numbers("layers", layers),
+            kv_heads=whole_numbers("kv-heads", kv_heads),
             values=values or residual,
             pre_rope=pre_rope,
             output_norms=output_norms,
@@ -132,7 +129,7 @@ def record(
             generate=whole("generate", generate),
             sample=sample,
             seed=whole("seed", seed, 0, 2**64 - 1),
-            temperature=float(temperature),
+            temperature=temperature_of(temperature) if sample else 1.0,
             tokenizer=tokenizer,
             text_name=text_name,
             text_license=text_license,
@@ -143,7 +140,3 @@ def record(
             block_bytes=block_bytes,
         ),
     )
-
-
-def _all_whole(what: str, numbers: Iterable[SupportsIndex] | None) -> list[int] | None:
-    return None if numbers is None else [whole(what, number) for number in numbers]

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2osim.policies.declaration import Configured, Policy
-from h2osim.policies.text import parse
+from h2osim.policies.text import parse_all
 from h2osim.replays import results
 from h2osim.replays.unit_budgets import share_out
 from h2osim.support.errors import UserError
+from h2osim.support.given import whole_numbers
 from h2osim.traces.trace import Trace
 from h2osim.traces.unit import Unit
 
@@ -94,14 +95,14 @@ def allocate(
     from h2osim.optima.solving import optimum_curves
     from h2osim.replays.budgets import chosen_layers, decode_start
     from h2osim.replays.replaying import replay
-    from h2osim.replays.several import over_traces
+    from h2osim.replays.several import over_traces, traces_of
 
-    layers = None if layers is None else list(layers)
-    configured = [parse(one) for one in policies]
+    layers = whole_numbers("layers", layers)
+    configured = parse_all(policies)
     if any(one.text == OPTIMUM for one in configured):
         raise UserError(f"policy {OPTIMUM}: this is what the offline optimum is called here")
     is_number = isinstance(slots, (int, np.integer)) and not isinstance(slots, bool)
-    for each in [trace] if isinstance(trace, Trace) else trace:
+    for each in traces_of(trace):
         chosen = chosen_layers(each, layers)
         units = [unit for unit in each.units(share) if unit.layer in chosen]
         count, n = len(units), each.n

@@ -27,6 +27,7 @@ from h2osim.replays import results
 from h2osim.replays.found import quotient
 from h2osim.replays.unit_budgets import Budgets, columns_of
 from h2osim.support.errors import UserError
+from h2osim.support.given import whole_numbers
 from h2osim.support.machine import cores
 from h2osim.traces.trace import Trace
 from h2osim.traces.unit import Unit
@@ -128,16 +129,16 @@ def optimum(
 
     from h2osim.replays.budgets import chosen_layers, decode_start
     from h2osim.replays.measures import variables_of
-    from h2osim.replays.several import over_traces
+    from h2osim.replays.several import over_traces, traces_of
 
-    layers = None if layers is None else list(layers)
+    layers = whole_numbers("layers", layers)
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}; expected {', '.join(METHODS)}")
     if engine not in ("numba", "cuda"):
         raise UserError(f"unknown engine {engine!r}; expected numba or cuda")
     if engine == "cuda" and (method == "exact" or isinstance(budgets, str)):
         raise UserError("engine=cuda brackets listed budgets; the exact optimum is engine=numba's")
-    traces = [trace] if isinstance(trace, Trace) else list(trace)
+    traces = traces_of(trace)
     for one in traces:
         if engine == "cuda" and "scores" not in one.stores:
             raise UserError(

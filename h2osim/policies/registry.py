@@ -6,6 +6,8 @@ import importlib
 import importlib.util
 import linecache
 import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -52,15 +54,24 @@ def _load(file: Path, changed: int) -> Policy:
     spec = importlib.util.spec_from_file_location(f"h2osim_user_{file.stem}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    try:
+    with _code_of_others(f"policy file {file}"):
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises, it is one line to the user
-        raise UserError(f"policy file {file}: {type(error).__name__}: {error}") from error
     policy = getattr(module, "POLICY", None)
     if not isinstance(policy, Policy):
         raise UserError(f"policy file {file}: expected a module-level POLICY = Policy(…)")
     refuse(policy)
     return policy
+
+
+@contextmanager
+def _code_of_others(where: str) -> Iterator[None]:
+    """Whatever it raises is one line to the user; it must not end this program by sys.exit."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise UserError(f"{where}: {type(error).__name__}: {error}") from error
 
 
 @cache
@@ -77,10 +88,8 @@ def plugins() -> dict[str, EntryPoint]:
 def _plugin(name: str) -> Policy:
     point = plugins()[name]
     where = f"policy {name}: entry point {point.value}"
-    try:
+    with _code_of_others(where):
         policy = point.load()
-    except Exception as error:  # whatever the package raises, it is one line to the user
-        raise UserError(f"{where}: {type(error).__name__}: {error}") from error
     if not isinstance(policy, Policy) or policy.name != name:
         found = f"policy {policy.name}" if isinstance(policy, Policy) else type(policy).__name__
         raise UserError(f"{where}: found {found}, expected a Policy called {name}")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from typing import Any
 
 from h2osim.policies.declaration import Configured, Policy
 from h2osim.policies.registry import all_policies, find
+from h2osim.support.errors import UserError
 from h2osim.support.parameters import split_call
 
 
@@ -15,9 +18,18 @@ def parse(text: str | Policy | Configured) -> Configured:
         return text
     if isinstance(text, Policy):
         return text.with_params()
+    if not isinstance(text, str):
+        raise UserError(f"policy {text!r}: expected a text like h2o:recent=32, or a Policy")
     name, given = split_call(text, "policy")
     configured = find(name).with_params(**given)
     return Configured(configured.policy, configured.values, text.strip())
+
+
+def parse_all(policies: Any) -> list[Configured]:
+    """One policy or several, as texts or objects."""
+    if isinstance(policies, str) or not isinstance(policies, Iterable):
+        policies = [policies]
+    return [parse(one) for one in policies]
 
 
 def split_policies(text: str) -> list[str]:

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from h2osim.policies.declaration import Configured, Policy
-from h2osim.policies.text import parse
+from h2osim.policies.text import parse_all
 from h2osim.replays import results
 from h2osim.replays.execute import Memory, engine_here, execute
 from h2osim.replays.found import Found, quotient
 from h2osim.replays.plan import plan_work
-from h2osim.replays.several import over_traces
+from h2osim.replays.several import over_traces, traces_of
 from h2osim.replays.unit_budgets import Budgets
 from h2osim.support.errors import UserError
+from h2osim.support.given import whole_numbers
 from h2osim.support.progress import Progress
 from h2osim.traces.trace import Trace
 
@@ -116,9 +117,7 @@ def replay(
         Unknown policy, parameter, engine, layer or share; a budget or prompt length out of range;
         data that a policy or measure needs and the trace lacks; a trace with broken rows.
     """
-    if isinstance(policies, (str, Policy, Configured)):
-        policies = [policies]
-    configured = [parse(p) for p in policies]
+    configured = parse_all(policies)
     if not configured:
         raise UserError("no policy given; expected at least one (`h2osim policies` lists them)")
     names = [c.text for c in configured]
@@ -126,8 +125,8 @@ def replay(
         raise UserError(f"policies: {', '.join(names)}: each may be given once")
     if evictions is None:
         evictions = not isinstance(budgets, str)
-    traces = [trace] if isinstance(trace, Trace) else list(trace)
-    layers = None if layers is None else list(layers)
+    traces = traces_of(trace)
+    layers = whole_numbers("layers", layers)
     plan = plan_work(
         traces, configured, budgets, prompt_len=prompt_len, share=share, layers=layers,
         measure=measure,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,18 @@ if TYPE_CHECKING:
 
 #: What stands where a trace has no such budget, step or token, by variable; else NaN.
 _NOTHING = {"kept": -1, "held": 0, "evicted_at": -1, "bound": -1, "price_fixed": 0}
+
+
+def traces_of(trace: Any) -> list[Trace]:
+    """One trace or several as a list; UserError for what is none."""
+    several = isinstance(trace, Iterable) and not isinstance(trace, str | bytes)
+    found = list(trace) if several else [trace]
+    for one in found:
+        if not isinstance(one, Trace):
+            raise UserError(
+                f"trace: found {repr(one)[:60]}, expected a Trace, as h2osim.open_trace gives"
+            )
+    return found
 
 
 def over_traces(

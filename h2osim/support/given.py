@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
+from math import inf
 from typing import Any
 
 from h2osim.support.errors import UserError
@@ -21,6 +23,22 @@ def whole(what: str, value: Any, least: int = 0, most: int | None = None) -> int
     if isinstance(value, bool) or number < least or (most is not None and number > most):
         raise UserError(f"{what}: found {value}, expected {expected}")
     return number
+
+
+def whole_numbers(what: str, values: Any) -> list[int] | None:
+    """Several whole numbers, from 0 on, or None; UserError naming what they are for."""
+    if values is None:
+        return None
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise UserError(f"{what}: found {values!r}, expected whole numbers, as in [0, 9]")
+    return [whole(what, value) for value in values]
+
+
+def temperature_of(value: Any) -> float:
+    """A temperature as a float; UserError where logits divided by it are no finite float32."""
+    if not 1e-6 <= float(value) < inf:
+        raise UserError(f"temperature: found {value}, expected a finite number, 1e-6 or more")
+    return float(value)
 
 
 def printable(name: str) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 import stat
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +21,9 @@ from h2osim.support.errors import UserError
 Index = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}\\Z")]
+
+MOST_TEXT = 1 << 28
+"""Bytes of a text, at most."""
 
 
 def regular(path: Path, where: object) -> int:
@@ -34,6 +39,24 @@ def regular(path: Path, where: object) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{where}: cannot be read: expected a regular file")
     return status.st_size
+
+
+def text_of(path: Path, where: object) -> bytes:
+    """The bytes of a text, also from a pipe or, for ``-``, standard input.
+
+    UserError where there are more than :data:`MOST_TEXT`: some devices never end.
+    """
+    piped = str(path) == "-"
+    if piped and sys.stdin is None:  # it was closed from the start
+        raise UserError(f"{where}: found standard input closed, expected a text")
+    try:
+        with nullcontext(sys.stdin.buffer) if piped else path.open("rb") as file:
+            data = file.read(MOST_TEXT + 1)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{where}: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > MOST_TEXT:
+        raise UserError(f"{where}: found more than {MOST_TEXT} bytes, expected a text")
+    return data
 
 
 def json_of(path: Path, schema: Any, most: int) -> Any:

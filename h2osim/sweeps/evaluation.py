@@ -23,6 +23,7 @@ from h2osim.closed_loop.study import Arrays, Place, Runner
 from h2osim.policies.declaration import Configured, Policy
 from h2osim.replays.unit_budgets import as_asked
 from h2osim.support.errors import UserError
+from h2osim.support.given import temperature_of, whole, whole_numbers
 from h2osim.support.progress import Progress
 from h2osim.sweeps.passes import PassStore, evaluation_identity, run_there
 
@@ -143,8 +144,6 @@ def evaluate(
         Unknown policy, budget above n, an oracle or a bound; a text too short for its prompt; a
         model that cannot be run; a store of another study: all before the first evicted pass.
     """
-    if isinstance(policies, (str, Policy, Configured)):
-        policies = [policies]
     asked = as_asked(budgets)
     masks = None if mask_from is None else read_masks(Path(mask_from))
     if masks is None:
@@ -157,16 +156,12 @@ def evaluate(
         check_asked(masks.facts["budget"], texts, share)
         if len(texts) != 1:
             raise UserError(f"--mask-from: {len(texts)} texts, expected the one of the replay")
-    if (
-        generate < 0
-        or not temperature > 0
-        or seed < 0
-        or min(jobs, 1 if batch is None else batch) < 1
-    ):
-        raise UserError(
-            f"generate {generate}, temperature {temperature:g}, seed {seed}, jobs {jobs}, batch "
-            f"{batch}: expected 0, above 0, 0, 1 and 1 or more"
-        )
+    for word, number, least in (
+        ("generate", generate, 0), ("seed", seed, 0), ("jobs", jobs, 1),
+        ("batch", 1 if batch is None else batch, 1),
+    ):  # fmt: skip
+        whole(word, number, least)
+    temperature = temperature_of(temperature)
     if (jobs > 1 or dask) and not isinstance(model, str):
         raise UserError("a model in memory runs in one process; give its name or folder")
     if dask and store is None:
@@ -175,8 +170,11 @@ def evaluate(
     from h2osim.models import loading
 
     loading.require()
-    from h2osim.closed_loop.decoding import Choice, placed
+    from h2osim.closed_loop.decoding import Choice, check_device, placed
 
+    check_device(device)
+    if store is not None and Path(store).exists() and not Path(store).is_dir():
+        raise UserError(f"--store {store}: found a file, expected a folder")
     if isinstance(model, str):
         if progress:
             progress(0, 0, f"loading {model}")
@@ -185,7 +183,7 @@ def evaluate(
         loaded = loading.given(model, tokenizer)
     plan = make_plan(
         loaded, texts, configured, asked, prompt_len=prompt_len, share=share, n_tokens=n_tokens,
-        layers=None if layers is None else list(layers), generate=generate,
+        layers=whole_numbers("layers", layers), generate=generate,
         choice=Choice(sample, seed, temperature) if generate else None, masks=masks,
     )  # fmt: skip
     plan = plan if only is None else dataclasses.replace(plan, only=frozenset(only))

@@ -16,6 +16,7 @@ from h2osim.attention.fixed_point import ONE_BITS, round_to_bits
 from h2osim.attention.triangle import pack, tri
 from h2osim.support.errors import UserError
 from h2osim.support.given import whole
+from h2osim.support.machine import memory
 from h2osim.support.parameters import split_call
 from h2osim.support.wording import near
 from h2osim.traces.generator import Generator, RandomSource
@@ -67,6 +68,11 @@ def synth(
         heads, group_size = fixed, group_size or fixed
     heads = whole(f"generator {name}: heads", 1 if heads is None else heads, 1)
     group_size = whole(f"generator {name}: group_size", group_size or 1, 1)
+    if (needed := layers * heads * tri(n) * 2) > memory():
+        raise UserError(
+            f"generator {name}: {layers} layers of {heads} heads, n={n} take {needed:.3g} bytes, "
+            f"expected at most the {memory():.3g} of this machine's memory"
+        )
     bits = np.empty((layers, heads, tri(n)), dtype=np.uint16)
     sums = np.empty((layers, heads, n), dtype=np.float32)
     for layer in range(layers):
