@@ -131,7 +131,7 @@ def test_standard_input_may_be_interrupted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("call", ["replay", "optimum", "allocate"])
 def test_what_is_no_trace(call: str, what: Any) -> None:
     more = {"replay": ("tova", 2), "optimum": (2,), "allocate": (2,)}[call]
-    with pytest.raises(UserError, match="trace: found .*, expected a Trace, as h2osim.open_trace"):
+    with pytest.raises(UserError, match=r"trace: found .*, expected a Trace, as h2osim.open_trace"):
         getattr(h2osim, call)(what, *more)
 
 
@@ -149,7 +149,7 @@ def test_what_is_no_list_of_layers(layers: Any) -> None:
         lambda: h2osim.optimum(trace, 2, layers=layers),
         lambda: h2osim.allocate(trace, 2, layers=layers),
     ):
-        with pytest.raises(UserError, match="layers: found .*, expected"):
+        with pytest.raises(UserError, match=r"layers: found .*, expected"):
             call()
     for good in ([0], (np.int32(0),), {0}, iter([0])):
         assert h2osim.replay(trace, "tova", 2, layers=good).sizes["unit"] == 1

@@ -17,7 +17,6 @@ from h2osim.cli.output import console, notice
 from h2osim.support.errors import UserError
 from h2osim.support.given import decode, printable
 from h2osim.support.progress import Progress
-from h2osim.support.reading import text_of
 
 if TYPE_CHECKING:
     import typer
@@ -245,6 +244,8 @@ def read_bytes(path: Path, option: str) -> bytes:
 
     Says on standard error when the text begins with a byte-order mark, which no model should read.
     """
+    from h2osim.support.reading import text_of
+
     data = text_of(path, f"{option} {path}")
     if decode(data, f"{option} {path}")[1]:
         notice(f"{option} {path}: a byte-order mark at its start is left out")

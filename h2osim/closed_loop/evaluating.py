@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from h2osim.closed_loop.prompts import Question, Task
 from h2osim.closed_loop.study import Arrays, Item, Masks, Place, Plan
-from h2osim.policies.declaration import Configured, Policy
+from h2osim.policies.declaration import Configured
 from h2osim.policies.text import parse, parse_all
 from h2osim.replays import results
 from h2osim.replays.budgets import Budget, budget_facts, budget_labels, budget_tokens
