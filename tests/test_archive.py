@@ -59,3 +59,16 @@ def test_a_file_that_was_cut_or_flipped_counts_as_not_there(tmp_path: Path) -> N
         path.write_bytes(damaged)
         assert read_arrays(path) is None
     assert read_arrays(tmp_path / "none.npz") is None
+
+
+def test_a_file_of_another_place_counts_as_not_there(tmp_path: Path) -> None:
+    """A file of a store that was copied over another was whole, and its numbers were wrong."""
+    one, other = tmp_path / "one.npz", tmp_path / "other.npz"
+    write_arrays(one, ARRAYS, "study 1, one")
+    found = read_arrays(one, "study 1, one")
+    assert found is not None and found.keys() == ARRAYS.keys()
+    other.write_bytes(one.read_bytes())
+    assert read_arrays(other, "study 1, other") is None
+    assert read_arrays(one, "study 2, one") is None
+    write_arrays(one, ARRAYS)  # of a store that is older than places
+    assert read_arrays(one, "study 1, one") is not None

@@ -316,7 +316,10 @@ def test_the_command_takes_tasks_prompts_files_and_writes(
         (["--text", text, "-b", "@none.json"], "none.json: cannot be read: No such file"),
         (["--text", text, "--mask-from", "none.nc"], "--mask-from none.nc"),
         (["--text", text, "--device", "cuda:9"], "device cuda:9: "),
-        (["--text", text, "--sample", "--temperature", "0", "--generate", "2"], "temperature: found 0"),
+        (
+                ["--text", text, "--sample", "--temperature", "0", "--generate", "2"],
+                "temperature: found 0",
+            ),
     ):
         ended = run("evaluate", "any", *more)
         assert ended.code == 2 and said in ended.err and ended.err.count("\n") == 1, ended.err

@@ -62,7 +62,8 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path: Path, counted: list[str]
     (left / "0-0-0.npz").write_bytes(b"half")
     damaged = store / "passes" / "0-0-0.npz"
     content = bytearray(damaged.read_bytes())
-    content[len(content) // 3] ^= 1
+    third = len(content) // 3
+    content[third : third + 64] = bytes(64)  # a bit may be one that means nothing
     damaged.write_bytes(content)
     counted.clear()
     assert same(run(), expected)
@@ -116,6 +117,24 @@ def test_a_file_of_a_store_that_is_no_archive_is_computed_again(
         else:
             file.write_bytes(content)
         assert same(h2osim.evaluate(MODEL, IDS, "h2o", 6, store=store), expected)
+
+
+def test_files_that_were_copied_over_others_are_computed_again(tmp_path: Path) -> None:
+    """Each is whole; the numbers of one policy, budget, text or study came out as another's."""
+    store, foreign = tmp_path / "s", tmp_path / "f"
+    texts = {"a": IDS["a"], "b": list(reversed(IDS["a"]))}
+    expected = h2osim.evaluate(MODEL, texts, ["h2o", "tova"], [6, 0.5], store=store)
+    h2osim.evaluate(MODEL, {"a": texts["b"], "b": texts["a"]}, ["h2o", "tova"], [6, 0.5],
+                    store=foreign)  # fmt: skip
+    for source, target in (
+        (store / "passes/0-1-0.npz", "passes/0-0-0.npz"),
+        (store / "passes/0-0-1.npz", "passes/0-0-0.npz"),
+        (store / "texts/1.npz", "texts/0.npz"),
+        (foreign / "passes/0-0-0.npz", "passes/0-0-0.npz"),
+    ):
+        (store / target).write_bytes(source.read_bytes())
+        found = h2osim.evaluate(MODEL, texts, ["h2o", "tova"], [6, 0.5], store=store)
+        assert same(found, expected), target
 
 
 def test_a_rule_that_changed_is_another_study(tmp_path: Path) -> None:

@@ -103,7 +103,10 @@ def record(
         raise UserError(f"pre-rope: found store {store!r}, expected qk or both, which keep queries")
     digest = None
     if text is not None:
-        digest = sha256(text.encode() if isinstance(text, str) else text).hexdigest()
+        try:
+            digest = sha256(text.encode() if isinstance(text, str) else text).hexdigest()
+        except UnicodeEncodeError as error:
+            raise UserError(f"text: character {error.start} is half of a surrogate pair") from None
         if isinstance(text, bytes):
             text, _ = decode(text, f"text {text_name}" if text_name else "text")
     from h2osim.models import loading as models

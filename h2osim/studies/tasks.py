@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -98,9 +99,11 @@ class Study(ABC):
         rows = []
         for name, text in texts.items():
             found: dict[str, Any] = {}
-            for part in self.parts():
-                found |= read_arrays(store / f"{name}-{part}.npz") or {}
             item = self._item(name, text)
+            for part in self.parts():
+                if (some := self._kept(store, item, part)) is None:
+                    raise UserError(f"{store}: part {part} of {name} was damaged meanwhile")
+                found |= some
             model = loaded(self.model)
             known = {"model": model.name, "model_sha256": model.sha256 or ""}
             known |= {"tokens": len(item.ids), "prompt_len": item.prompt_len, "text": name}
@@ -112,6 +115,14 @@ class Study(ABC):
 
         tokens, prompt_len = self.tokens, self.prompt_len if isinstance(text, str) else None
         return make_item(loaded(self.model), name, text, tokens, prompt_len, 0)
+
+    def _place(self, item: Item, part: str) -> str:
+        """Which part of which text of which study."""
+        whose = [h2osim.__version__, asdict(self), loaded(self.model).sha256, item.sha256]
+        return f"{sha256(json.dumps(whose).encode()).hexdigest()} {item.name}-{part}"
+
+    def _kept(self, store: Path, item: Item, part: str) -> dict[str, Any] | None:
+        return read_arrays(store / f"{item.name}-{part}.npz", self._place(item, part))
 
     def _open_store(self, store: Path, texts: Mapping[str, str | Task]) -> None:
         identity = {
@@ -144,12 +155,11 @@ class Study(ABC):
         self, texts: Mapping[str, str | Task], store: Path, jobs: int, progress: Progress | None
     ) -> None:
         tasks = [(name, part) for name in texts for part in self.parts()]
-        files = {task: store / f"{'-'.join(task)}.npz" for task in tasks}
-        todo = [task for task in tasks if read_arrays(files[task]) is None]
+        items = {name: self._item(name, text) for name, text in texts.items()}
+        todo = [(name, p) for name, p in tasks if self._kept(store, items[name], p) is None]
         with processes(jobs, threads=1) as pool:
             if todo:
                 list(pool.map(partial(_compile, measure=self.measure), self.policies))
-            items = {name: self._item(name, text) for name, text in texts.items()}
             waiting = {pool.submit(_task, self, items[name], part, store) for name, part in todo}
             while waiting:
                 if progress:
@@ -208,7 +218,7 @@ def _task(study: Study, item: Item, part: str, store: Path) -> None:
         found = study.ask(part, decoder, item.ids, item.answer)
     else:
         found = study.work(part, decoder, item.ids)
-    write_arrays(store / f"{item.name}-{part}.npz", found)
+    write_arrays(store / f"{item.name}-{part}.npz", found, study._place(item, part))
 
 
 # --- tables ---------------------------------------------------------------------------------

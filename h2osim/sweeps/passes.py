@@ -116,7 +116,7 @@ class PassStore:
 
     def get(self, key: Sequence[int]) -> Arrays | None:
         """What is kept of a text (one place) or of a pass (three); None if nothing whole is."""
-        return read_arrays(self._file(key))
+        return read_arrays(self._file(key), self._place(key))
 
     def has(self, key: Sequence[int]) -> bool:
         """Whether there is a file; it may be damaged."""
@@ -124,7 +124,12 @@ class PassStore:
 
     def put(self, key: Sequence[int], found: Arrays) -> None:
         """Keep a text or a pass."""
-        write_arrays(self._file(key), found)
+        write_arrays(self._file(key), found, self._place(key))
+
+    def _place(self, key: Sequence[int]) -> str:
+        """Which text or pass of which study."""
+        study = hashlib.sha256((self.path / _IDENTITY).read_bytes()).hexdigest()
+        return f"{study} {self._file(key).name}"
 
     def _file(self, key: Sequence[int]) -> Path:
         folder = self.path / ("texts" if len(key) == 1 else "passes")
