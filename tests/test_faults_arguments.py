@@ -151,6 +151,7 @@ def test_what_is_no_list_of_layers(layers: Any) -> None:
     ):
         with pytest.raises(UserError, match=r"layers: found .*, expected"):
             call()
+    good: Any
     for good in ([0], (np.int32(0),), {0}, iter([0])):
         assert h2osim.replay(trace, "tova", 2, layers=good).sizes["unit"] == 1
 
