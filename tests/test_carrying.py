@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -146,3 +148,25 @@ def test_soft_capping_is_refused() -> None:
         uncompressed.run(other.prompt, IDS[P:], 1)
     with pytest.raises(UserError, match="soft-capped"):
         carrying.measure(other, IDS, [dict(enumerate(np.full((2, 2, N), N, np.int32)))])
+
+
+def test_few_processes_are_on_a_gpu_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one waits until a place is free, and places of two GPUs are different ones."""
+    monkeypatch.setattr(carrying.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(carrying, "PROCESSES", 2)
+    waited: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        first.close()
+
+    monkeypatch.setattr(carrying.time, "sleep", wait)
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(carrying._place("cuda:0"))
+        second.enter_context(carrying._place("cuda:0"))
+        with carrying._place("cuda:1"), carrying._place("cpu"):
+            assert not waited
+        with carrying._place("cuda:0"):
+            assert waited == [carrying.WAIT]

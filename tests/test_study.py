@@ -186,8 +186,11 @@ def test_the_page_is_made_of_the_saved_table(tmp_path: Path, run: Run) -> None:
     write_table(table(), tmp_path / "results.csv.gz")
     target = tmp_path / "fidelity.md"
     words = ["study", "fidelity", "--from", str(tmp_path / "results.csv.gz"), "--page", str(target)]
+    again = ["-o", str(tmp_path / "results.csv.gz"), "--made", "On a Monday, in one sitting."]
+    assert run(*words, *again).code == 0  # how it was made stays in the table
     assert run(*words).code == 0
     written = target.read_text(encoding="utf-8")
+    assert "On a Monday, in one sitting." in written
     assert "`residual_error`, reaches 0.95 at every budget" in written
     for name in ("scatter.png", "correlation.png"):
         assert (tmp_path / "fidelity" / name).read_bytes()[:4] == b"\x89PNG"

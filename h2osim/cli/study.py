@@ -40,6 +40,11 @@ Page = Annotated[
     Path | None, typer.Option("--page", help="Write the page: .md; figures go beside it.")
 ]
 
+Made = Annotated[
+    str | None,
+    typer.Option("--made", help="How the table was made, in words; kept in it, for the page."),
+]
+
 
 @study.command("texts")
 def texts(folder: Annotated[Path, typer.Argument(help="Where the excerpts go.")]) -> None:
@@ -62,6 +67,7 @@ def fidelity(
     output: Output = None,
     from_: From = None,
     page: Page = None,
+    made: Made = None,
     device: DeviceOption = "cpu",
 ) -> None:
     """Which measure of the uncompressed run predicts the KL of the closed loop."""
@@ -79,6 +85,7 @@ def fidelity(
         output,
         from_,
         page,
+        made,
     )
 
 
@@ -92,12 +99,13 @@ def h2o(
     output: Output = None,
     from_: From = None,
     page: Page = None,
+    made: Made = None,
 ) -> None:
     """What the H2O paper found about attention and eviction, measured on this model."""
     from h2osim.studies.h2o import H2OFindings
     from h2osim.studies.h2o_page import write
 
-    _run("h2o", H2OFindings(model), write, texts_, only, jobs, store, output, from_, page)
+    _run("h2o", H2OFindings(model), write, texts_, only, jobs, store, output, from_, page, made)
 
 
 def _run(
@@ -111,6 +119,7 @@ def _run(
     output: Path | None,
     from_: Path | None,
     page: Path | None,
+    made: str | None,
 ) -> None:
     """Run a study or read its table, and save the table, the page or both."""
     from h2osim.report.files import require_matplotlib
@@ -134,6 +143,8 @@ def _run(
         require()
         with progress_bar() as bar:
             table = asked.run(found, store, jobs, bar or (lambda done, total, what: notice(what)))
+    if made is not None:
+        table = table.assign(made=made)
     if output is not None:
         write_table(table, output)
         notice(f"wrote {output}")

@@ -8,9 +8,13 @@ derivative of its attention, and the tangent of the logits is J d, exact to firs
 
 from __future__ import annotations
 
+import getpass
 import os
+import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +28,12 @@ from h2osim.closed_loop.uncompressed import known_attention
 from h2osim.models.hook import Session, hooked
 from h2osim.models.loading import Model, quiet
 from h2osim.models.rows import BLOCK_BYTES, Call, softmax_blocks
+from h2osim.support.atomic import locked_file
+
+PROCESSES = 6
+"""Processes on a GPU at a time: each takes some 2.5 GB for SmolLM2, and more are no faster."""
+WAIT = 0.2
+"""Seconds until a process looks for a place again."""
 
 
 class _Session(Session):
@@ -77,14 +87,33 @@ def _mixed(a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 def decoder_on(device: str, model: Model, ids: Sequence[int], prompt_len: int) -> Iterator[Decoder]:
     """A decoder on a device, the model back on the CPU afterwards.
 
-    ``cuda``: of several GPUs one by this process's number, so that processes spread over them.
+    ``cuda``: of several GPUs one by this process's number, so that processes spread over them. At
+    most ``PROCESSES`` are on a GPU at a time, whatever studies they belong to; the others wait.
     """
     if device == "cuda":
         device = f"cuda:{os.getpid() % max(1, torch.cuda.device_count())}"
-    try:
-        yield Decoder(placed(model, device), ids, prompt_len)
-    finally:
-        placed(model, "cpu")
+    with _place(device):
+        try:
+            yield Decoder(placed(model, device), ids, prompt_len)
+        finally:
+            placed(model, "cpu")
+
+
+@contextmanager
+def _place(device: str) -> Iterator[None]:
+    """Hold one of a GPU's places, which are locked files of this user; on a CPU none is needed."""
+    if device == "cpu":
+        yield
+        return
+    name = f"h2osim-{getpass.getuser()}-{device.replace(':', '-')}"
+    files = [Path(tempfile.gettempdir()) / f"{name}-{i}" for i in range(PROCESSES)]
+    while True:
+        for file in files:
+            with locked_file(file) as mine:
+                if mine:
+                    yield
+                    return
+        time.sleep(WAIT)
 
 
 def measure(

@@ -150,7 +150,7 @@ h2osim study fidelity --from {results} --page docs/{folder}.md
 The first two lines make the table (`--device cpu` does it without a GPU, in some hours), the third
 this page from it.
 
-## In short
+{markdown.made(frame)}## In short
 
 Correlation with KL over the good policies, mean over texts on which nothing was chosen or fitted:
 

@@ -82,6 +82,8 @@ def text(frame: pandas.DataFrame, found: Findings, folder: str) -> str:
     shares = [f"{100 * budget:g} %" for budget in found.budgets]
     draws = int(frame["draw"].max()) + 1
     results = f"docs/{folder}/results.csv.gz"
+    every = len(found.texts) == len(sources.listed())
+    only = "" if every else " --only " + ",".join(found.texts)
     pooled, possible = found.pooled_tail(), int((found.plausible > PLAUSIBLE).sum())
     future = found.against(LOCAL, (HINDSIGHT, GLOBAL))
     rules = found.against("h2o", (RECENT, HEAVY, SINKS))
@@ -98,17 +100,17 @@ that were not run, larger ones and longer texts among them.
 
 ```sh
 h2osim study texts study-texts
-h2osim study h2o smollm2 --texts study-texts --only {",".join(found.texts)} \\
+h2osim study h2o smollm2 --texts study-texts{only} \\
     --jobs 16 --store study-store -o {results}
 h2osim study h2o --from {results} --page docs/{folder}.md
 ```
 
-A mean is over texts, with a bootstrap interval of level .95 in brackets. KL and output error are
-averaged as logarithms. Two runs are compared on the same texts (sign-flip test, Holm's correction
-within a table); where p is .05 or more they are called a *tie*. Where the paper measures the
-accuracy of answers, this page measures KL of the next token's prediction, full cache against
-evicted cache, which also sees changes that leave an answer as it was: a *no* there does not say
-that answers get worse.
+{markdown.made(frame)}A mean is over texts, with a bootstrap interval of level .95 in brackets. KL
+and output error are averaged as logarithms. Two runs are compared on the same texts (sign-flip
+test, Holm's correction within a table); where p is .05 or more they are called a *tie*. Where the
+paper measures the accuracy of answers, this page measures KL of the next token's prediction, full
+cache against evicted cache, which also sees changes that leave an answer as it was: a *no* there
+does not say that answers get worse.
 
 {_claims(found, future, rules, removed)}
 
@@ -248,11 +250,11 @@ def _claims(
             _agrees(found, [future[name][at] for name in future], "more tie"),
         ],
         [
-            "recent tokens alone are far worse than H2O", "5 (Table 2)",
+            "recent tokens alone are far worse than H2O", "5.1 (Tables 1, 2)",
             f"KL {_range(rules[RECENT])}", _agrees(found, rules[RECENT]),
         ],
         [
-            "heavy hitters alone are worse than H2O", "5 (Table 9)",
+            "heavy hitters alone are worse than H2O", "5.3 (Table 9)",
             f"KL {_range(rules[HEAVY])}", _agrees(found, rules[HEAVY]),
         ],
         [

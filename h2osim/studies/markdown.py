@@ -12,6 +12,7 @@ from h2osim.report.files import save_figure
 from h2osim.support.atomic import replacing
 
 if TYPE_CHECKING:
+    import pandas
     from matplotlib.figure import Figure
 
 
@@ -19,6 +20,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of cells that are already text."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def made(frame: pandas.DataFrame) -> str:
+    """How a study's table was made, where its column ``made`` says so."""
+    return f"{frame['made'].iloc[0]}\n\n" if "made" in frame else ""
 
 
 def wrapped(text: str) -> str:
