@@ -134,6 +134,19 @@ def test_swapped_chunks_are_seen(small: Path, tmp_path: Path) -> None:
         open_sweep(path)
 
 
+def test_chunks_of_another_sweep_are_seen(small: Path, tmp_path: Path) -> None:
+    """Results and mark of another trace's sweep: whole, and of a store that is laid out alike."""
+    path, other = tmp_path / "s.zarr", tmp_path / "other.zarr"
+    expected = sweep(small, GRID, [2, 9], path).load()
+    sweep(random_trace(seed=1), GRID, [2, 9], other)
+    for name in ("recall", "kept", "held", "mass", "done"):
+        shutil.rmtree(path / name / "c")
+        shutil.copytree(other / name / "c", path / name / "c")
+    with pytest.raises(UserError, match="chunk 0 is damaged"):
+        open_sweep(path)
+    same(sweep(small, GRID, [2, 9], path), expected)
+
+
 @pytest.mark.parametrize("way", ["deleted", "cut", "bit"])
 @pytest.mark.parametrize(
     "name", ["zarr.json", "recall/zarr.json", "done/zarr.json", "policy/c/0", ".h2osim/layout.json"]

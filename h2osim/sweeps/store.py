@@ -123,6 +123,7 @@ class SweepStore:
         self.path = path
         with understood(path):
             self._metadata = _check_layout(path)
+            self._whose = _sha256(path / _LAYOUT)
             self._arrays = zarr.open_group(DurableStore(path), mode="r+", use_consolidated=True)
             self.identity: dict[str, Any] = self._arrays.attrs[KEY]["identity"]
             self._shape: tuple[int, ...] = self._arrays["recall"].shape
@@ -208,8 +209,8 @@ class SweepStore:
         return self._file("done", index)
 
     def _digest(self, index: int) -> bytes:
-        """A sha256 of a chunk's files and its number; OSError where one is missing."""
-        total = hashlib.sha256(str(index).encode())
+        """A sha256 of a chunk's files, its number and its sweep; OSError where a file is missing."""
+        total = hashlib.sha256(f"{index} {self._whose}".encode())
         for name in self._results:
             total.update(hashlib.sha256(self._file(name, index).read_bytes()).digest())
         return total.digest()
