@@ -167,3 +167,19 @@ def test_numbers_of_an_evaluation(word: str, value: Any) -> None:
     """A temperature of 1e-320 overflowed, and the first token was chosen."""
     with pytest.raises(UserError, match=rf"{word}: found {value}, expected"):
         evaluate("no-model", {"a": "b"}, "tova", 2, **{word: value})
+
+
+@pytest.mark.parametrize("word", ["text", "name", "text_name", "text_license"])
+def test_texts_that_are_no_utf8(word: str, tmp_path: Path) -> None:
+    """The licence was written after the recording, and ended it with a traceback."""
+    given = {"text": "words", word: "half \ud800"}
+    with pytest.raises(UserError, match=r"found '\\ud800', expected characters that UTF-8 has"):
+        h2osim.record("no-model", out=tmp_path / "new", **given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_is_refused_before_the_recording(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="a recording needs the extra `record` (torch)")
+    with pytest.raises(UserError, match=r"new: field name: found \"a\\nb\", expected"):
+        h2osim.record("no-model", out=tmp_path / "new", text="words", name="a\nb")
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -220,6 +221,20 @@ def test_mistakes_are_told_in_a_line(tmp_path: Path, run: Run) -> None:
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     fails(run("study", "fidelity", "--from", str(tmp_path / "t.csv"), *out), "without column")
     assert not (tmp_path / "s").exists()
+
+
+def test_tables_that_are_damaged_or_never_end(tmp_path: Path, run: Run) -> None:
+    """A bit of a packed table came out as zlib's own error; a device took all memory."""
+    table = Path(__file__).parent.parent / "docs" / "fidelity" / "results.csv.gz"
+    content = bytearray(table.read_bytes())
+    content[len(content) // 2] ^= 255
+    (tmp_path / "t.csv.gz").write_bytes(content)
+    out = ["-o", str(tmp_path / "a.csv")]
+    fails(run("study", "fidelity", "--from", tmp_path / "t.csv.gz", *out), "--from", "t.csv.gz: ")
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(bytes(1 << 29), 1))
+    fails(run("study", "fidelity", "--from", tmp_path / "t.csv.gz", *out), "unpacks to more than")
+    fails(run("study", "fidelity", "--from", "/dev/zero", *out), "found more than")
+    assert not (tmp_path / "a.csv").exists()
 
 
 def test_prompts_are_of_every_kind_and_at_every_depth() -> None:

@@ -18,6 +18,7 @@ from h2osim.replays import results
 from h2osim.replays.budgets import Budget, budget_facts, budget_labels, budget_tokens
 from h2osim.replays.unit_budgets import UnitBudgets
 from h2osim.support.errors import UserError
+from h2osim.support.given import utf8
 from h2osim.traces.manifest import SHARES
 
 if TYPE_CHECKING:
@@ -192,9 +193,15 @@ def make_item(
     if isinstance(text, Question | Task) and loaded.tokenizer is None:
         raise UserError(f"model {loaded.name}: has no tokenizer; give token ids, not texts")
     if isinstance(text, Task):
+        if loaded.context is not None and text.length > loaded.context:
+            raise UserError(
+                f"task {text.kind}: length {text.length}, expected at most the context of "
+                f"{loaded.name}, {loaded.context}"
+            )
         text = text.question(count)
     if isinstance(text, Question):
-        digest = hashlib.sha256("\0".join((text.context, text.question, text.answer)).encode())
+        parts = "\0".join((text.context, text.question, text.answer))
+        digest = hashlib.sha256(utf8(parts, f"prompt {name}"))
         read = text_ids(loaded, name, text.context + text.question, None)
         answer = loaded.tokenizer(text.answer, add_special_tokens=False)["input_ids"]
         ids = text_ids(loaded, name, [*read, *answer], None)
@@ -206,7 +213,9 @@ def make_item(
                 f"{len(read)} tokens and an answer of {len(answer)}"
             )
         return Item(name, tuple(ids), p, digest.hexdigest(), len(answer))
-    digest = hashlib.sha256(text.encode() if isinstance(text, str) else repr(list(text)).encode())
+    digest = hashlib.sha256(
+        utf8(text, f"text {name}") if isinstance(text, str) else repr(list(text)).encode()
+    )
     ids = text_ids(loaded, name, text, n_tokens)
     if not generate:
         return Item(name, tuple(ids), first_step(name, len(ids), prompt_len), digest.hexdigest())

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
 
 from h2osim.support.errors import UserError
-from h2osim.support.given import decode, temperature_of, whole, whole_numbers
+from h2osim.support.given import decode, temperature_of, utf8, whole, whole_numbers
 from h2osim.support.progress import Progress
 
 __all__ = ["STORES", "record"]
@@ -101,12 +101,11 @@ def record(
         raise UserError(f"values: found {values!r}, expected False, True or '8bit'")
     if pre_rope and "qk" not in STORES[store]:
         raise UserError(f"pre-rope: found store {store!r}, expected qk or both, which keep queries")
+    for what, said in (("name", name), ("text's name", text_name), ("licence", text_license)):
+        utf8(said or "", what)
     digest = None
     if text is not None:
-        try:
-            digest = sha256(text.encode() if isinstance(text, str) else text).hexdigest()
-        except UnicodeEncodeError as error:
-            raise UserError(f"text: character {error.start} is half of a surrogate pair") from None
+        digest = sha256(utf8(text, "text") if isinstance(text, str) else text).hexdigest()
         if isinstance(text, bytes):
             text, _ = decode(text, f"text {text_name}" if text_name else "text")
     from h2osim.models import loading as models

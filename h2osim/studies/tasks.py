@@ -8,7 +8,10 @@ Each leaves one file in the study's store, so a killed study loses the tasks in 
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
@@ -26,7 +29,7 @@ from h2osim.support.atomic import locked_file, replacing, sweep
 from h2osim.support.errors import UserError
 from h2osim.support.processes import processes
 from h2osim.support.progress import Progress
-from h2osim.support.reading import json_of
+from h2osim.support.reading import MOST_TEXT, json_of, text_of
 from h2osim.sweeps.identity import check_same
 
 if TYPE_CHECKING:
@@ -244,9 +247,14 @@ def read_table(path: Path, columns: frozenset[str]) -> pandas.DataFrame:
     """A saved table; UserError where it is none, or lacks one of these columns."""
     import pandas
 
+    data = text_of(path, f"--from {path}")
     try:
-        table = pandas.read_csv(path)
-    except (OSError, ValueError, EOFError) as error:
+        if path.suffix == ".gz":
+            data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(MOST_TEXT + 1)
+            if len(data) > MOST_TEXT:
+                raise ValueError(f"it unpacks to more than {MOST_TEXT} bytes")
+        table = pandas.read_csv(io.BytesIO(data))
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise UserError(f"--from {path}: {str(error).splitlines()[0]}") from None
     if missing := {"model", "text", *columns} - set(table.columns):
         raise UserError(f"--from {path}: without column {min(missing)}, expected a study's table")

@@ -46,6 +46,15 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
+def utf8(text: str, what: str) -> bytes:
+    """The UTF-8 bytes of a text; UserError where it holds half of a surrogate pair."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        found = ascii(text[error.start])
+        raise UserError(f"{what}: found {found}, expected characters that UTF-8 has") from None
+
+
 def decode(data: bytes, where: str) -> tuple[str, bool]:
     """The UTF-8 text of a file's bytes, line ends as they are, and whether a byte-order mark was
     left out in front of it.

@@ -209,7 +209,7 @@ class SweepStore:
         return self._file("done", index)
 
     def _digest(self, index: int) -> bytes:
-        """A sha256 of a chunk's files, its number and its sweep; OSError where a file is missing."""
+        """A sha256 of a chunk's files, its number and sweep; OSError where a file is missing."""
         total = hashlib.sha256(f"{index} {self._whose}".encode())
         for name in self._results:
             total.update(hashlib.sha256(self._file(name, index).read_bytes()).digest())

@@ -21,6 +21,7 @@ SHARES = ("head", "group", "layer")
 MOST_BYTES = 1 << 26
 """A larger trace.json is refused unread: that of a million tokens takes half of it."""
 
+Name = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]+\Z")]
 Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
 Store = Annotated[str, Meta(pattern=rf"^({'|'.join(STORES)})\Z")]
 
@@ -66,7 +67,7 @@ class Tokens(Struct):
 class Manifest(Struct, kw_only=True):
     """The fields of a trace; None is for what is not known."""
 
-    name: Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]+\Z")]
+    name: Name
     n: Count
     group_size: Count
     heads: Annotated[list[Index], Meta(min_length=1)]

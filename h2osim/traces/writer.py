@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2osim.attention.triangle import rows_in, tri
+from h2osim.support import reading
 from h2osim.support.atomic import flush, hidden_folder, take_place
 from h2osim.support.errors import UserError
 from h2osim.support.given import printable
@@ -131,6 +132,7 @@ class TraceWriter:
         self._made: list[Path] = []
 
     def __enter__(self) -> TraceWriter:
+        reading.check(self.manifest["name"], manifest.Name, f"{self.path}: field name")
         try:
             self._refuse_existing()
             parent = self.path.absolute().parent
