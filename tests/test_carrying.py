@@ -154,7 +154,7 @@ def test_few_processes_are_on_a_gpu_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another one waits until a place is free, and places of two GPUs are different ones."""
-    monkeypatch.setattr(carrying.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(carrying, "PROCESSES", 2)
     waited: list[float] = []
 
@@ -162,7 +162,7 @@ def test_few_processes_are_on_a_gpu_at_a_time(
         waited.append(seconds)
         first.close()
 
-    monkeypatch.setattr(carrying.time, "sleep", wait)
+    monkeypatch.setattr("time.sleep", wait)
     with ExitStack() as first, ExitStack() as second:
         first.enter_context(carrying._place("cuda:0"))
         second.enter_context(carrying._place("cuda:0"))
