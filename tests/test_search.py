@@ -152,6 +152,7 @@ def test_mistakes_are_one_line(run: Run, tmp_path: Path) -> None:
     words = ["search", "smollm2", "--texts", str(folder), *where]
     fails(run(*words, "--train", "b"), "text 'b'", "some of a")
     fails(run(*words, "-b", "64"), "shares of a text")
+    fails(run(*words, "--checks", "all", "--held", "a"), "--checks", "writing")
     fails(run(*words, "--by", "luck", "--held", "a"), "--by", "first-order")
     fails(run(*words, "-p", "two-speed:mix=2", "--held", "a"), "mix=2")
     fails(run(*words, "-p", "future", "--held", "a"), "future", "knows the future")

@@ -63,8 +63,9 @@ def search(
         int, typer.Option("--prompt-len", min=1, help="Tokens of its prompt.")
     ] = 256,
     checks: Annotated[
-        bool, typer.Option("--checks", help="Also other prompts, lengths, cuts, and writing.")
-    ] = False,
+        str | None,
+        typer.Option("--checks", help="Run also, of these: prompts,cuts,lengths,writing."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the proposals.")] = 0,
     device: DeviceOption = "cpu",
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes.")] = 1,
@@ -118,7 +119,8 @@ def search(
     asked = Search(
         model, tuple(policies or [SPACE]), tuple(totals), by=by,
         objective=objective, trials=trials, batch=at_once, finalists=finalists, tokens=tokens,
-        prompt_len=prompt_len, seed=seed, checks=checks, device=device,
+        prompt_len=prompt_len, seed=seed, device=device,
+        checks=tuple(checks.split(",") if checks else ()),
     )  # fmt: skip
     with progress_bar() as bar:
         result = run(

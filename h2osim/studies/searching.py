@@ -53,6 +53,7 @@ SPACE = (
     "heads=sum|max"
 )
 OBJECTIVES = ("kl", "answers", "open-loop")
+CHECKS = ("prompts", "cuts", "lengths", "writing")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Search:
     loop, one of ``open_loop.MEASURES``. objective: what chooses among the ``finalists``: ``kl`` of
     the closed loop on the training texts, ``answers``: the log-probability that training prompts'
     answers lose, ``open-loop``: nothing but the first stage. batch: settings measured at a time.
-    checks: whether other lengths, prompts, cuts of the texts and generation are run too.
+    checks: what else is run of the held-out texts, some of CHECKS.
     """
 
     model: str
@@ -79,7 +80,7 @@ class Search:
     prompt_len: int = 256
     seed: int = 0
     task_seeds: int = 2
-    checks: bool = False
+    checks: tuple[str, ...] = ()
     device: str = "cpu"
 
 
@@ -122,6 +123,8 @@ def search(
         if given not in names:
             raise UserError(f"--{word}: found {given!r}, expected one of {', '.join(names)}")
     configure([*asked.baselines, *(setting(name, p, {}) for name, p, _ in choices)])
+    if unknown := set(asked.checks) - set(CHECKS):
+        raise UserError(f"--checks: {min(unknown)!r}, expected some of {', '.join(CHECKS)}")
     if both := set(train.values()) & set(held.values()):
         name = next(name for name, text in held.items() if text in both)
         raise UserError(f"text {name}: held out and trained on; expected other texts")
@@ -371,14 +374,16 @@ class _Stages:
             starts = range(first, len(chain) - length + 1, length)[:most]
             return {f"tokens {i} on": chain[i : i + length] for i in starts}
 
-        for stage, texts, prompt_len, generate in (
-            ("check prompt 64", pieces(n, 8), 64, 0),
-            ("check prompt 512", pieces(n + 256, 8), 512, 0),
-            ("check other cuts", pieces(n, 16, n // 2), p, 0),
-            ("check 2048 tokens", pieces(2048, 6), p, 0),
-            ("check 4096 tokens", pieces(4096, 3), p, 0),
-            ("check writing", pieces(p, 8), p, 64),
+        for check, stage, texts, prompt_len, generate in (
+            ("prompts", "check prompt 64", pieces(n, 8), 64, 0),
+            ("prompts", "check prompt 512", pieces(n + 256, 8), 512, 0),
+            ("cuts", "check other cuts", pieces(n, 12, n // 2), p, 0),
+            ("lengths", "check 2048 tokens", pieces(2048, 4), p, 0),
+            ("lengths", "check 4096 tokens", pieces(4096, 2), p, 0),
+            ("writing", "check writing", pieces(p, 4), p, 64),
         ):
+            if check not in self.asked.checks:
+                continue
             yield from self.run(stage, texts, [winner], prompt_len=prompt_len, generate=generate)
 
 
