@@ -97,6 +97,10 @@ def test_settings_are_proposed_measured_once_and_kept(tmp_path: Path) -> None:
     searching._open_loop(asked, choices, measure, tmp_path / "open", None)
     assert calls and set(calls) < set(first)
 
+    calls.clear()  # another search's files count as not there
+    searching._open_loop(asked, choices, measure, tmp_path / "open", None, "another")
+    assert sorted(calls) == sorted(first)
+
 
 def table() -> pd.DataFrame:
     """A made search: the winner loses a fifth of what h2o does, and KL goes with 1 over memory."""

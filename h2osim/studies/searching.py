@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 
 Numbers = NDArray[np.float64]
 
-BASELINES = ("h2o", "tova", "streaming:sinks=4", "snapkv:window=16")
+BASELINES = ("h2o", "tova", "streaming:sinks=4", "snapkv:window=16,when=always")
+"""SnapKV in every step: as published it evicts once, and then holds more than the budget."""
 SPACE = (
     "two-speed:gamma=0.95|0.98|0.985|0.99|0.995|1,fast=0|0.5|0.8|0.9|0.95,mix=0..0.75:0.125,"
     "join=sum|max,prior=0|4|16|64,value=0|0.5|1,recent=0.1|0.15|0.2|0.25|0.3|0.4,sinks=0|1|4,"
@@ -148,6 +149,7 @@ def search(
         "rules": policies_of([setting(name, p, {}) for name, p, _ in choices]),
     }  # fmt: skip
     _open(store, identity)
+    key = sha256(json.dumps(identity).encode()).hexdigest()
     with locked_file(store / "lock") as mine:
         if not mine:
             raise UserError(f"{store}: another search is running into it")
@@ -156,7 +158,7 @@ def search(
         with measuring(
             asked.model, asked.device, texts, asked.prompt_len, asked.by, jobs, dask
         ) as measure:
-            trials = _open_loop(asked, choices, measure, store / "open", progress)
+            trials = _open_loop(asked, choices, measure, store / "open", progress, key)
         best = sorted({t.policy: t for t in trials}.values(), key=lambda t: t.value)
         stages = _Stages(asked, store, jobs, dask, progress)
         rows = list(_trial_rows(asked, best))
@@ -210,9 +212,12 @@ def _open(store: Path, identity: Mapping[str, Any]) -> None:
 
 def _open_loop(
     asked: Search, choices: Sequence[Any], measure: Measure, folder: Path,
-    progress: Progress | None,
+    progress: Progress | None, key: str = "",
 ) -> list[Trial]:  # fmt: skip
-    """All trials: those of the store are told to Optuna again, then it proposes the others."""
+    """All trials: those of the store are told to Optuna again, then it proposes the others.
+
+    key: of the search, so that another's files are not taken for its own.
+    """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -232,10 +237,10 @@ def _open_loop(
         names = [_propose(one, choices) for one in waiting]
         new = list(dict.fromkeys(name for name in names if name not in measured))
         path = folder / f"{len(done):05d}.npz"
-        kept = read_arrays(path)
+        kept = read_arrays(path, f"{key} {path.stem}")
         if new and (kept is None or kept["policies"].tolist() != new):
             kept = {"policies": np.array(new), "losses": measure(new)}
-            write_arrays(path, kept)
+            write_arrays(path, kept, f"{key} {path.stem}")
         if new and kept is not None:
             for name, losses in zip(new, kept["losses"].astype(np.float64), strict=True):
                 measured[name] = shared(name, losses, asked.totals)
