@@ -23,6 +23,7 @@ __all__ = [
     "all_policies",
     "allocate",
     "budget_for_recall",
+    "budgets_of",
     "certify",
     "evaluate",
     "open_sweep",
@@ -39,7 +40,7 @@ __all__ = [
 if TYPE_CHECKING:
     from h2osim.engines.stepper import Stepper
     from h2osim.models.recording import record
-    from h2osim.optima.allocating import allocate
+    from h2osim.optima.allocating import allocate, budgets_of
     from h2osim.optima.certifying import certify
     from h2osim.optima.solving import optimum
     from h2osim.policies.declaration import Policy
@@ -69,6 +70,7 @@ _PUBLIC = {
     "all_policies": "h2osim.policies.registry",
     "allocate": "h2osim.optima.allocating",
     "budget_for_recall": "h2osim.replays.curves",
+    "budgets_of": "h2osim.optima.allocating",
     "certify": "h2osim.optima.certifying",
     "evaluate": "h2osim.sweeps.evaluation",
     "open_sweep": "h2osim.sweeps.sweeping",

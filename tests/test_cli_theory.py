@@ -73,7 +73,7 @@ def test_a_bracket_holds_the_exact_optimum(run: Run, folder: Path) -> None:
         assert other["gap"] <= 0.01
 
 
-@pytest.mark.parametrize("words", [("optimum", "-b", "6,12"), ("allocate", "--slots", "40")])
+@pytest.mark.parametrize("words", [("optimum", "-b", "6,12")])
 def test_optimum_and_allocate_save_what_compare_saves(
     run: Run, folder: Path, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
@@ -108,18 +108,42 @@ def test_optimum_of_every_budget_and_what_it_refuses(
 
 def test_allocate_splits_exactly_the_slots(run: Run, folder: Path, tmp_path: Path) -> None:
     plot = tmp_path / "slots.png"
-    words = ("allocate", folder, "--slots", "30", "-p", "recency", "--share", "head")
+    words = ("allocate", folder, "--slots", "30", "-p", "optimum,recency", "--share", "head")
     records = json.loads(run(*words, "--format", "json", "--plot", plot).out)
     assert plot.stat().st_size
     overall = {}
     for policy in ("optimum", "recency"):
-        for rule in ("best", "equal", "pyramid", "adakv"):
-            rows = [r for r in records if (r["policy"], r["rule"]) == (policy, rule)]
+        for rule in ("best", "equal", "pyramid", "reverse-pyramid", "adakv"):
+            rows = [r for r in records if (r["policy"], r["split"]) == (policy, rule)]
             assert sum(row["slots"] for row in rows) == 30
             overall[policy, rule] = rows[0]["overall"]
-        assert overall[policy, "best"] == max(overall[policy, r] for _, r in overall)
+        assert overall[policy, "best"] == min(overall[policy, r] for _, r in overall)
     assert "best" in run(*words).out
-    fails(run("allocate", folder, "--slots", "1"), "slots 1", "expected")
+    fails(run("allocate", folder, "--total", "1"), "total 1", "expected")
+
+
+def test_allocate_writes_budgets_that_the_other_commands_take(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    path = tmp_path / "b.json"
+    words = ("allocate", folder, "--total", "20%,40%", "-p", "tova")
+    ended = run(*words, "-o", path)
+    assert ended.code == 0 and f"wrote {path}: best, 2 totals" in ended.err
+    assert max(map(len, ended.out.splitlines())) <= 80
+    written = h2osim.read_budgets(path)
+    assert [one.mean for one in written] == [0.2, 0.4]
+    records = [r for r in json.loads(run(*words, "-f", "json").out) if r["split"] == "best"]
+    rows = json.loads(run("compare", folder, "-p", "tova", "-b", f"@{path}", "-f", "json").out)
+    assert sorted(r["slots"] for r in rows) == sorted(r["slots"] for r in records)
+    lost = {(r["layer"], r["unit"], r["slots"]): r["loss"] for r in records}
+    for row in rows:
+        assert lost[row["layer"], row["unit"], row["slots"]] == 1 - row["recall"]
+    assert run(*words, "--split", "equal", "-o", path).code == 0
+    assert all(len(set(one.budgets.ravel())) == 1 for one in h2osim.read_budgets(path))
+    fails(run("allocate", folder, "-p", "tova,h2o", "-o", path), "found 2 policies, expected one")
+    fails(run("allocate", folder, "--total", "x"), "--total", "is no budget")
+    fails(run("allocate", folder, "--by", "error"), "values")
 
 
 def test_verify_shows_the_trap_and_finds_nothing_violated(

@@ -220,7 +220,7 @@ def test_what_is_no_whole_number_is_refused_by_a_run(number: Any) -> None:
         h2osim.replay(trace, "h2o", 8, prompt_len=number)
     with pytest.raises(UserError, match="prompt length"):
         h2osim.optimum(trace, 8, prompt_len=number)
-    with pytest.raises(UserError, match="slots"):
+    with pytest.raises(UserError, match="total"):
         h2osim.allocate(trace, number)
     with pytest.raises(UserError, match="budget"):
         h2osim.replay(trace, "h2o", number)

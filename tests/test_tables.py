@@ -103,18 +103,20 @@ def test_bounds_are_means_over_units_then_traces(run: Run, full: Path) -> None:
 
 
 def test_slots_of_layers_are_those_of_their_units(run: Run, full: Path) -> None:
-    found = h2osim.allocate(h2osim.open_trace(full / "first"), 900, policies=["tova"])
-    out = run("allocate", full / "first", "--slots", "900", "-p", "tova").out
+    policies = ["optimum", "tova"]
+    found = h2osim.allocate(h2osim.open_trace(full / "first"), 900, policies=policies)
+    found = found.isel(budget=0)
+    out = run("allocate", full / "first", "--slots", "900", "-p", "optimum,tova").out
     rows = [line.split("│")[1:-1] for line in out.splitlines()]
     layers = {
         row[0].strip(): [int(x) for x in row[1:]]
         for row in rows
-        if len(row) == 6 and row[0].strip().isdecimal()
+        if len(row) == 7 and row[0].strip().isdecimal()
     }
     assert len(layers) == LAYERS
     of = found["slots"].sum("unit")
     best = [of.sel(policy=name, split="best", layer=7).item() for name in ("optimum", "tova")]
-    rules = ("equal", "pyramid", "adakv")
+    rules = ("equal", "pyramid", "reverse-pyramid", "adakv")
     rest = [of.sel(policy="optimum", split=rule, layer=7).item() for rule in rules]
     assert layers["7"] == best + rest
 
@@ -123,7 +125,14 @@ def test_allocate_and_info_and_verify_take_several(run: Run, full: Path) -> None
     two = json.loads(run("allocate", full, "--slots", "900", "-f", "json").out)
     for name in ("first", "second"):
         one = json.loads(run("allocate", full / name, "--slots", "900", "-f", "json").out)
-        assert [{"trace": name} | row for row in one] == [r for r in two if r["trace"] == name]
+        own = [r for r in two if r["trace"] == name]
+        assert [r["slots"] for r in one if r["split"] == "best"] == [
+            r["slots"] for r in own if r["split"] == "oracle"
+        ]
+        for rule in ("equal", "adakv"):
+            assert [{"trace": name} | r for r in one if r["split"] == rule] == [
+                r for r in own if r["split"] == rule
+            ]
     facts = json.loads(run("info", full, "-f", "json").out)
     assert [one["name"] for one in facts] == ["first", "second"]
     words = ("-b", "4", "--layers", "0", "-f", "json")
@@ -135,7 +144,7 @@ def test_allocate_and_info_and_verify_take_several(run: Run, full: Path) -> None
     slots = ("allocate", full, "--slots", "900")
     fails(run(*slots, "--plot", full / "x.png"), "expected one")
     short = synth("powerlaw", 5, heads=9, group_size=3, layers=LAYERS).save(full.parent / "short")
-    fails(run("allocate", full / "first", short, "--slots", "900"), "slots 900", "to 450")
+    fails(run("allocate", full / "first", short, "--slots", "900"), "total 900", "to 450")
 
 
 def test_what_the_optimum_is_of_is_said(run: Run, full: Path) -> None:

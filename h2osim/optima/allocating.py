@@ -1,320 +1,288 @@
-"""Splitting a total of cache slots over the units of a trace.
-
-For the offline optimum, OPT(k) of every unit is concave in k (it is the value of a linear program
-as a function of its right-hand side, proofs/12-optimum-concave-in-budget.md), so giving each next
-slot to the unit that gains most by it is optimal. The curve of a policy need not be concave; its
-best split is found by dynamic programming, or on the concave hulls of the curves, with a bound on
-what that loses.
-"""
+"""Splitting a total of cache slots over the units of a model, by what each loses at each budget."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from fractions import Fraction
-from itertools import pairwise
+import math
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from h2osim.optima.allocation_curves import BY, loss_curves, units_of
+from h2osim.optima.split_rules import adakv_split, equal_split, pyramid_split
+from h2osim.optima.splitting import EXACT_STEPS, best_split
 from h2osim.policies.declaration import Configured, Policy
-from h2osim.policies.text import parse_all
+from h2osim.policies.text import parse
 from h2osim.replays import results
-from h2osim.replays.unit_budgets import share_out
+from h2osim.replays.budgets import Budget, budget_tokens, chosen_layers, decode_start
+from h2osim.replays.measures import variables_of
+from h2osim.replays.plan import names_of
+from h2osim.replays.several import check_alike, traces_of
+from h2osim.replays.unit_budgets import UnitBudgets
 from h2osim.support.errors import UserError
 from h2osim.support.given import whole_numbers
+from h2osim.support.progress import Progress
 from h2osim.traces.trace import Trace
-from h2osim.traces.unit import Unit
 
 if TYPE_CHECKING:
     import xarray
 
 Ints = NDArray[np.int64]
 OPTIMUM = "optimum"
-RULES = ("best", "equal", "pyramid", "adakv")
-EXACT_STEPS = 2 * 10**9  # sums that dynamic programming may take before `auto` uses the hulls
+#: How slots are split.
+RULES = ("best", "equal", "pyramid", "reverse-pyramid", "adakv", "oracle")
 
 
 def allocate(
-    trace: Trace | Sequence[Trace],
-    slots: int,
+    traces: Trace | Sequence[Trace],
+    totals: Budget | Sequence[Budget],
     *,
-    policies: Sequence[str | Policy | Configured] = (),
+    policies: str | Policy | Configured | Sequence[str | Policy | Configured] = OPTIMUM,
+    by: str = "recall",
     prompt_len: int | None = None,
     share: str = "group",
     layers: Iterable[int] | None = None,
     method: str = "auto",
+    least: float = 0.0,
+    most: float | None = None,
+    points: int = 64,
     beta: float = 20.0,
     floor: float = 0.2,
-    window: int = 32,
-    progress: Callable[[float, float, str], None] | None = None,
+    engine: str = "auto",
+    progress: Progress | None = None,
 ) -> xarray.Dataset:
-    """Split `slots` cache slots over all units, for the offline optimum and for policies.
+    """Split cache slots over all units so that as little as possible is lost.
 
-    Every unit gets 1 … n slots. What is compared is the recall over all units together,
-    sum of kept mass / sum of mass.
+    Every unit has a curve, what it loses at each number of slots, the mean over the traces. The
+    best split of a total of slots is the one whose losses add up to least.
 
-    Rules
-    -----
-    * ``best``: the split that keeps most, from the curve's own values (see `method`);
+    Splits
+    ------
+    * ``best``: by the curves; one for all traces;
     * ``equal``: the same for every unit, what does not divide goes to the first ones;
-    * ``pyramid``: PyramidKV (arXiv 2406.02069): layer budgets fall linearly from the first layer to
-      the last, which gets the mean / `beta`; equal within a layer;
-    * ``adakv``: Ada-KV (arXiv 2407.11550): layers equal; in a layer, `floor` of the equal share is
-      safe for every unit and the rest goes to the units with the most entries among the layer's
-      largest scores. Scores are the mass that the last `window` prompt rows give. Where we differ:
-      without a prompt (of at least 2 tokens) all rows count, in hindsight, since there is no
-      window to observe; the window's own tokens compete as all others do.
+    * ``pyramid``, ``reverse-pyramid``: PyramidKV's rule and the same upside down
+      (:func:`~h2osim.optima.split_rules.pyramid_split`);
+    * ``adakv``: Ada-KV's, of each trace's own prompt
+      (:func:`~h2osim.optima.split_rules.adakv_split`);
+    * ``oracle``: of several traces the best split of each, from its own curves.
 
     Parameters
     ----------
-    trace
-        A trace, or several of the same layers and heads, each with its own split.
-    slots
-        Slots in all, from one per unit to n per unit.
+    traces
+        A trace, or several of one model, whose curves are averaged. Lengths may differ: slots are
+        then counted on the shortest, and a longer text takes them in proportion.
+    totals
+        One or several: numbers in (0, 1] are the mean budget as a share of n, and come to the slots
+        that equal budgets have; whole numbers are slots over all units.
     policies
-        Policies, as text or objects, whose curves are split too; each is replayed at every budget.
+        Whose curves are split: policies, as text or objects, or ``optimum``, the offline optimum.
+    by
+        What is lost: ``recall`` (mass), ``log-recall`` (-ln recall), ``value`` (attention times
+        |v - o|), ``error``, ``error-abs``, ``attention-error``, ``residual-error`` (the variables
+        of :func:`h2osim.replay`). Of the optimum only the first three; mass is exact, in integers.
     method
-        For policies: ``dp`` is exact; ``hull`` splits the concave hulls, and reports what it may
-        lose; ``auto`` takes dp where it is affordable. The optimum is always exact.
+        ``dp`` is exact; ``hull`` splits the lower convex hulls of the losses; ``auto`` takes dp
+        where it is affordable. Convex losses, such as the optimum's, are split exactly in any case.
+    least, most
+        Every unit gets at least, and at most, so many times the mean budget.
+    points
+        At how many budgets a policy is replayed that has no one pass for all.
+    beta, floor
+        Of PyramidKV and of Ada-KV.
 
     Returns
     -------
     xarray.Dataset
-        ``slots``, ``kept`` (int64 fixed point) and ``recall``, each [policy, split, layer, unit];
-        ``overall[policy, split]``, the recall over all units; ``mass[layer, unit]``; and
-        ``bound[policy]`` (int64) and ``upper[policy]``, the same as a recall: no split has a larger
-        one (equal to that of ``best`` unless hulls lost something). ``split`` names the rules
-        above; ``policy`` begins with ``optimum``.
+        Over policy, split, budget (each total as a mean share of n), layer and unit, of several
+        traces ``trace`` before them: ``slots`` in tokens, ``slots_share`` of n, ``loss``;
+        ``overall`` over policy, split and budget, the mean loss of the units (of masses what all
+        lose together); ``least`` over policy and budget: no split of the trace's own curves has a
+        smaller one. :func:`h2osim.budgets_of` takes the budgets out.
 
     Raises
     ------
     UserError
-        A number of slots out of range, a policy named ``optimum``, and as `optimum` and `replay`.
+        A total out of range, a policy or measure that is not there, traces of unlike shape, and as
+        :func:`h2osim.replay`.
     """
-    from h2osim.optima.solving import optimum_curves
-    from h2osim.replays.budgets import chosen_layers, decode_start
-    from h2osim.replays.replaying import replay
-    from h2osim.replays.several import over_traces, traces_of
-
+    several = not isinstance(traces, Trace)
+    some = traces_of(traces)
     layers = whole_numbers("layers", layers)
-    configured = parse_all(policies)
-    if any(one.text == OPTIMUM for one in configured):
-        raise UserError(f"policy {OPTIMUM}: this is what the offline optimum is called here")
-    is_number = isinstance(slots, (int, np.integer)) and not isinstance(slots, bool)
-    for each in traces_of(trace):
-        chosen = chosen_layers(each, layers)
-        units = [unit for unit in each.units(share) if unit.layer in chosen]
-        count, n = len(units), each.n
-        if not is_number or not count <= slots <= count * n:
-            raise UserError(
-                f"slots {slots}: expected {count} (one for each of {count} units) to {count * n}"
-            )
+    check_alike(some, share, layers)
+    if by not in BY:
+        raise UserError(f"by {by!r}: expected one of {', '.join(BY)}")
+    variables_of(BY[by][0], some)
     if method not in ("auto", "dp", "hull"):
         raise UserError(f"unknown method {method!r}; expected auto, dp, hull")
-    if not (beta >= 1 and 0 <= floor <= 1 and window >= 1):
+    if not (beta >= 1 and 0 <= floor <= 1 and points >= 2):
         raise UserError(
-            f"beta {beta:g}, floor {floor:g}, window {window}: expected at least 1, 0 to 1, "
-            "at least 1"
+            f"beta {beta:g}, floor {floor:g}, points {points}: expected at least 1, 0 to 1, at "
+            "least 2"
         )
-    if not isinstance(trace, Trace):
-        return over_traces(
-            lambda one, part: allocate(
-                one, slots, policies=policies, prompt_len=prompt_len, share=share, layers=layers,
-                method=method, beta=beta, floor=floor, window=window, progress=part,
-            ),
-            trace, prompt_len=prompt_len, share=share, layers=layers, progress=progress,
+    if isinstance(policies, (str, Policy, Configured)):
+        policies = [policies]
+    configured = [None if one == OPTIMUM else parse(one) for one in policies]
+    names = [OPTIMUM if one is None else one.text for one in configured]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"policies: {', '.join(names) or 'none'}: expected each once")
+    starts = [decode_start(one, prompt_len) for one in some]
+    units = [units_of(one, share, layers) for one in some]
+    chosen, count, m = chosen_layers(some[0], layers), len(units[0]), min(t.n for t in some)
+    means, asked = _totals(totals, count, [one.n for one in some])
+    limits = [_limits(slots, count, m, least, most) for slots in asked]
+    for one in some:
+        for layer in chosen:
+            one.check_layer(layer)
+
+    rules = RULES if several else RULES[:-1]
+    shape = (len(some), len(names), len(rules), len(asked))
+    grid = np.zeros((*shape, count), np.int64)  # slots of the shortest trace
+    loss, overall, bound = np.zeros(grid.shape), np.zeros(shape), np.zeros((*shape[:2], shape[3]))
+    for j, policy in enumerate(configured):
+        curves = loss_curves(
+            some, policy, by, prompt_len=prompt_len, share=share, layers=layers, points=points,
+            engine=engine, progress=progress,
         )  # fmt: skip
-    p, per_layer = decode_start(trace, prompt_len), count // len(chosen)
-    for layer in chosen:
-        trace.check_layer(layer)
+        for b, (slots, ends) in enumerate(zip(asked, limits, strict=True)):
+            best, limit = best_split(curves.gains(range(len(some))), slots, method, *ends)
+            fixed = {
+                "equal": equal_split(slots, np.full(count, m)),
+                "pyramid": pyramid_split(slots, len(chosen), count // len(chosen), m, beta),
+                "reverse-pyramid": pyramid_split(
+                    slots, len(chosen), count // len(chosen), m, beta, reverse=True
+                ),
+            }
+            for o, one in enumerate(some):
+                own = best
+                if several:
+                    # A quarter of the steps: there is one split for each trace.
+                    quick = count * slots * m * 4 > EXACT_STEPS and method == "auto"
+                    gains = curves.gains([o])
+                    own, limit = best_split(gains, slots, "hull" if quick else method, *ends)
+                bound[o, j, b] = curves.bound(o, limit)
+                of_text = {"best": best, "oracle": own}
+                if j == 0:  # the others do not look at the policy
+                    window = max(1, round(32 * m / one.n))
+                    of_text["adakv"] = adakv_split(
+                        units[o], slots, len(chosen), starts[o], m, floor, window
+                    )
+                for r, rule in enumerate(rules):
+                    split = (fixed | of_text).get(rule, grid[o, 0, r, b])
+                    grid[o, j, r, b], loss[o, j, r, b] = split, curves.at(o, split)
+                    overall[o, j, r, b] = curves.overall(o, split)
 
-    fixed = {
-        "equal": equal_split(slots, np.full(count, n)),
-        "pyramid": pyramid_split(slots, len(chosen), per_layer, n, beta),
-        "adakv": adakv_split(units, slots, len(chosen), p, floor, window),
-    }
-    kept, mass = optimum_curves(units, p, progress=progress)
-    curves = {"optimum": kept}
-    if policies:
-        found = replay(
-            trace, configured, "all", prompt_len=p, share=share, layers=chosen,
-            progress=progress,
-        )  # fmt: skip
-        for one, curve in zip(configured, found["kept"].values, strict=True):
-            curves[one.text] = np.pad(curve.reshape(count, n), ((0, 0), (1, 0)))
-
-    names, whole = list(curves), int(mass.sum())
-    split = np.zeros((len(names), len(RULES), count), np.int64)
-    value = np.zeros(split.shape, np.int64)
-    bound = np.zeros(len(names), np.int64)
-    for i, name in enumerate(names):
-        curve = curves[name]
-        best, limit = best_split(curve, slots, method)
-        for r, rule in enumerate(RULES):
-            split[i, r] = best if rule == "best" else fixed[rule]
-            value[i, r] = curve[np.arange(count), split[i, r]]
-        bound[i] = limit
-
-    shape = (len(names), len(RULES), len(chosen), per_layer)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        recall = value / mass
-        overall = value.sum(axis=-1) / (whole or np.nan)
+    shares = np.zeros(grid.shape)
+    tokens = np.zeros_like(grid)
+    for at in np.ndindex(*shape):
+        # Equal budgets round down; shares have the mean that was asked for.
+        one_split = UnitBudgets("split", grid[at][None] / m).scaled(means[at[-1]])
+        shares[at] = one_split.budgets[0]
+        n = some[at[0]].n
+        tokens[at] = grid[at] if n == m else one_split.resolve("", "", [0], count, n)[0]
+    by_unit = (*shape, len(chosen), count // len(chosen))
     data = {
-        "slots": split.reshape(shape), "recall": recall.reshape(shape),
-        "kept": value.reshape(shape), "mass": mass.reshape(shape[2:]), "overall": overall,
-        "bound": bound, "upper": bound / (whole or np.nan),
+        "slots": tokens.reshape(by_unit), "slots_share": shares.reshape(by_unit),
+        "loss": loss.reshape(by_unit), "overall": overall, "least": bound,
     }  # fmt: skip
-    # The optimum is listed among the policies, as an oracle.
-    proof = "proofs/11-offline-optimum-is-an-assignment.md"
-    best_of_all = Policy(OPTIMUM, "offline optimum", proof, lambda: 0.0, oracle=True)
+    known = [one or _optimum_policy().with_params() for one in configured]
     coords = {
-        **results.policy_facts([best_of_all.with_params(), *configured]),
-        "split": RULES, "layer": chosen, "unit": np.arange(per_layer),
+        **results.policy_facts(known), "split": rules, "budget": means, "layer": chosen,
+        "unit": np.arange(by_unit[-1]),
     }  # fmt: skip
-    facts = results.run_facts(trace, p, share) | {"slots_in_all": slots}
-    return results.assemble("allocation", data, coords, facts)
+    about = {"by": by, "method": method, "model_name": _model(some), "share": share}
+    if not several:
+        data = {name: values[0] for name, values in data.items()}
+        facts = results.run_facts(some[0], starts[0], share) | about
+        return results.assemble("allocation", data, coords, facts)
+    each = [results.run_facts(one, p, share) for one, p in zip(some, starts, strict=True)]
+    for name in results.OF_A_TRACE:
+        coords[name] = [facts[name] for facts in each]
+    coords["trace"] = list(names_of(some))
+    return results.assemble("allocation", data, coords, about, several=True)
 
 
-def best_split(curves: Ints, slots: int, method: str = "auto") -> tuple[Ints, int]:
-    """The split of `slots` that maximises sum_u curves[u, k_u], 1 <= k_u <= n.
+def budgets_of(
+    allocation: xarray.Dataset, split: str = "best", policy: str | None = None
+) -> list[UnitBudgets]:
+    """The budgets by unit that an allocation found, one for each total, as shares of n.
 
-    curves int64 [units, n+1], curves[u, k] for k slots (column 0 is not used). Returns the split,
-    int64 [units], and an upper bound on every split's value: the value of the split itself, except
-    for ``hull`` on curves that are not concave.
+    Of a split that differs by trace (``adakv``, ``oracle``) the mean over the traces. ``policy``
+    may be left out where there is one.
     """
-    count, n = curves.shape[0], curves.shape[1] - 1
-    if not count <= slots <= count * n:
-        raise ValueError(f"{slots} slots for {count} units of 1 to {n}")
-    if n < 3 or bool((np.diff(curves[:, 1:], 2, axis=1) <= 0).all()):
-        return _by_gains(curves, slots)
-    if method == "auto":
-        method = "dp" if count * slots * n <= EXACT_STEPS else "hull"
-    return _by_dp(curves, slots) if method == "dp" else _by_hull(curves, slots)
+    names = allocation["policy"].values.tolist()
+    if policy is None and len(names) != 1:
+        raise UserError(f"budgets of {', '.join(names)}: name one policy")
+    if split not in allocation["split"].values:
+        known = ", ".join(allocation["split"].values)
+        raise UserError(f"split {split!r}: expected one of {known}")
+    found = allocation["slots_share"].sel(policy=policy or names[0], split=split)
+    if "trace" in found.dims:
+        found = found.mean("trace")
+    attrs = allocation.attrs
+    made = attrs["command"] or f"h2osim.allocate(…, policies={names!r}, by={attrs['by']!r})"
+    return [
+        UnitBudgets(
+            split, found.isel(budget=b).transpose("layer", "unit").values,
+            tuple(int(layer) for layer in found["layer"].values), str(attrs["model_name"]),
+            str(attrs["share"]), made if split == "best" else f"{split}: {made}",
+        )
+        for b in range(found.sizes["budget"])
+    ]  # fmt: skip
 
 
-def concave_hull(curve: Ints) -> Ints:
-    """The corners k of the least concave function above curve[1 … n], ascending, 1 and n included.
-
-    Integers throughout: a corner is dropped if it lies on or below the line between its neighbours.
-    """
-    corners: list[int] = []
-    for k in range(1, len(curve)):
-        while len(corners) >= 2:
-            a, b = corners[-2], corners[-1]
-            if int(curve[b] - curve[a]) * (k - b) > int(curve[k] - curve[b]) * (b - a):
-                break
-            corners.pop()
-        corners.append(k)
-    return np.array(corners, np.int64)
-
-
-def _by_gains(curves: Ints, slots: int) -> tuple[Ints, int]:
-    """Concave curves: the largest gains of a single slot, the first units first among equals."""
-    count = len(curves)
-    gains = np.diff(curves[:, 1:], axis=1)
-    order = np.argsort(-gains.ravel(), kind="stable")[: slots - count]
-    split = 1 + np.bincount(order // max(1, gains.shape[1]), minlength=count)
-    return split, int(curves[np.arange(count), split].sum())
-
-
-def _by_hull(curves: Ints, slots: int) -> tuple[Ints, int]:
-    """Steepest pieces of the hulls first; slots that remain inside the first piece that does not
-    fit are given to the best rise per slot that does.
-
-    The value of the hulls at `slots`, rounded down, bounds every split. The split gives up no more
-    than the height of one hull above its curve.
-    """
-    count, n = curves.shape[0], curves.shape[1] - 1
-    pieces = []
-    for u in range(count):
-        corners = concave_hull(curves[u]).tolist()
-        for a, b in pairwise(corners):
-            pieces.append((-Fraction(int(curves[u, b] - curves[u, a]), b - a), u, b))
-    split, left = np.ones(count, np.int64), slots - count
-    limit = int(curves[:, 1].sum())
-    for slope, u, b in sorted(pieces):
-        size = b - int(split[u])
-        if size > left:
-            limit += int(-slope * left)
-            break
-        split[u] = b
-        left -= size
-        limit += int(-slope * size)
-    while left:
-        steepest = (-1.0, 0, 0)
-        for u in range(count):
-            reach = min(left, n - int(split[u]))
-            if reach:
-                ahead = curves[u, split[u] + 1 : split[u] + 1 + reach] - curves[u, split[u]]
-                rise = ahead / np.arange(1, reach + 1)
-                steepest = max(steepest, (float(rise.max()), -u, int(rise.argmax()) + 1))
-        if steepest[2] == 0:  # no rise is positive: any unit with room takes the rest
-            u = int(np.argmax(split < n))
-            steepest = (0.0, -u, min(left, n - int(split[u])))
-        split[-steepest[1]] += steepest[2]
-        left -= steepest[2]
-    return split, limit
+def _totals(
+    totals: Budget | Sequence[Budget], count: int, lengths: Sequence[int]
+) -> tuple[list[float], list[int]]:
+    """Mean shares of n and the slots, on the shortest text, of each total."""
+    m = min(lengths)
+    given = np.atleast_1d(np.asarray(totals, object)).tolist()
+    means, slots = [], []
+    for total in given:
+        if isinstance(total, (int, np.integer)) and not isinstance(total, bool):
+            if not count <= total <= count * m:
+                raise UserError(
+                    f"total {total}: expected {count} slots (one for each of {count} units) to "
+                    f"{count * m}, or a share of n"
+                )
+            if len(set(lengths)) > 1:
+                raise UserError(f"total {total}: traces of several lengths; expected a share of n")
+            means.append(int(total) / (count * m))
+            slots.append(int(total))
+            continue
+        try:
+            if isinstance(total, str):
+                raise UserError(f"{total}: expected a share of the text or slots over all units")
+            tokens = budget_tokens(total, m, m)
+        except UserError as error:
+            raise UserError(f"total: {error}") from None
+        means.append(float(total))
+        slots.append(count * tokens)
+    if not means or len(set(means)) < len(means):
+        raise UserError(f"totals {given}: expected one or several, each once")
+    return means, slots
 
 
-def _by_dp(curves: Ints, slots: int) -> tuple[Ints, int]:
-    """value[s] = the most that the units so far keep with s slots; one unit after the other."""
-    from h2osim.optima.allocating_loops import NEVER, add_unit
-
-    count, n = curves.shape[0], curves.shape[1] - 1
-    value = np.full(slots + 1, NEVER, np.int64)
-    value[0] = 0
-    choice = np.zeros((count, slots + 1), np.int32)
-    for u in range(count):
-        after = np.full(slots + 1, NEVER, np.int64)
-        add_unit(value, np.ascontiguousarray(curves[u]), min(slots, (u + 1) * n), after, choice[u])
-        value = after
-    split = np.zeros(count, np.int64)
-    left = slots
-    for u in range(count - 1, -1, -1):
-        split[u] = choice[u, left]
-        left -= int(split[u])
-    return split, int(value[slots])
+def _limits(slots: int, count: int, m: int, least: float, most: float | None) -> tuple[int, int]:
+    """The fewest and most slots of a unit."""
+    mean = slots / count
+    low = max(1, math.floor(least * mean))
+    high = m if most is None else min(m, math.ceil(most * mean))
+    if not (0 <= least <= 1 and (most is None or most >= 1)):
+        raise UserError(
+            f"least {least:g}, most {most}: expected 0 to 1 and from 1 on, in multiples of the mean"
+        )
+    return low, high
 
 
-def equal_split(slots: int, room: Ints) -> Ints:
-    """As equal as whole numbers and `room` allow; the first get what does not divide."""
-    return share_out(np.ones(len(room)), slots, room)
+def _model(traces: Sequence[Trace]) -> str:
+    names = {(one.manifest["model"] or {}).get("name") or "" for one in traces}
+    if len(names) > 1:
+        raise UserError(f"traces of several models: {', '.join(sorted(names))}: expected one")
+    return names.pop()
 
 
-def pyramid_split(slots: int, layers: int, per_layer: int, n: int, beta: float = 20.0) -> Ints:
-    """PyramidKV: layer budgets in arithmetic progression, the last layer's being mean / beta."""
-    mean = slots / layers
-    last = mean / beta
-    shape = np.linspace(2 * mean - last, last, layers) if layers > 1 else np.array([mean])
-    return share_out(np.repeat(shape, per_layer), slots, np.full(layers * per_layer, n))
-
-
-def adakv_split(
-    units: Sequence[Unit], slots: int, layers: int, p: int, floor: float = 0.2, window: int = 32
-) -> Ints:
-    """Ada-KV: equal layers; within one, by how many of the layer's largest scores are a unit's."""
-    count, n = len(units), units[0].n
-    per_layer = count // layers
-    layer_slots = equal_split(slots, np.full(layers, per_layer * n))
-    split = np.zeros(count, np.int64)
-    for at in range(layers):
-        members = units[at * per_layer : (at + 1) * per_layer]
-        scores = np.stack([_observed(unit, p, window) for unit in members])
-        total = int(layer_slots[at])
-        order = np.argsort(-scores.ravel(), kind="stable")[:total]
-        largest = np.bincount(order // scores.shape[1], minlength=per_layer)
-        weight = (1 - floor) * largest + floor * total / per_layer
-        inside = slice(at * per_layer, (at + 1) * per_layer)
-        split[inside] = share_out(weight, total, np.full(per_layer, n))
-    return split
-
-
-def _observed(unit: Unit, p: int, window: int) -> Ints:
-    """Mass each token receives from the last `window` prompt rows; from all rows without prompt."""
-    if p < 2:
-        return unit.column_sums()
-    scores = np.zeros(unit.n, np.int64)
-    for t in range(max(0, p - window), p):
-        scores[: t + 1] += unit.row(t)
-    return scores
+def _optimum_policy() -> Policy:
+    """The optimum, which is listed among the policies as an oracle."""
+    proof = "proofs/11-offline-optimum-is-an-assignment.md"
+    return Policy(OPTIMUM, "offline optimum", proof, lambda: 0.0, oracle=True)

@@ -97,7 +97,12 @@ VARIABLES = {
     "price": Variable("float64", "attention mass", "worth of one more cache slot in a step"),
     "price_fixed": Variable("int64", FIXED, "price, in fixed point"),
     "slots": Variable("int64", "tokens", "cache slots given to a unit"),
-    "overall": Variable("float64", RECALL, "recall over all units together"),
+    "slots_share": Variable("float64", "", "the slots as a share of n"),
+    "loss": Variable("float64", "", "what a unit loses, by the measure that the attributes name"),
+    "overall": Variable(
+        "float64", "", "mean loss of the units; of masses what all units together lose"
+    ),
+    "least": Variable("float64", "", "no split of the trace's own curves loses less over all"),
     "optimum": Variable("float64", RECALL, "recall of the offline optimum"),
     "streaming": Variable("float64", RECALL, "recall of StreamingLLM, streaming:sinks=4"),
     "regret": Variable("float64", RECALL, "optimum - recall"),
@@ -181,7 +186,7 @@ _REPLAY = ("policy", "layer", "unit", "budget")
 _SWEEP = ("policy", "unit", "budget")
 _EVALUATION = ("text", "policy", "budget")
 _OPTIMUM = ("layer", "unit", "budget")
-_SPLIT = ("policy", "split", "layer", "unit")
+_SPLIT = ("policy", "split", "budget", "layer", "unit")
 
 _over = dict.fromkeys  # variables on the same dimensions
 
@@ -211,10 +216,9 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
         **_over(("output_error", "output_error_abs", "slots"), _OPTIMUM),
     },
     "allocation": {
-        **_over(("slots", "recall", "kept"), _SPLIT),
-        "mass": ("layer", "unit"),
-        "overall": ("policy", "split"),
-        **_over(("upper", "bound"), ("policy",)),
+        **_over(("slots", "slots_share", "loss"), _SPLIT),
+        "overall": ("policy", "split", "budget"),
+        "least": ("policy", "budget"),
     },
     "evaluation": {
         **_over(("kl", "nll", "perplexity", "top1", "recall", "cached"), _EVALUATION),

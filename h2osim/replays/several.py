@@ -51,7 +51,7 @@ def over_traces(
     for, with ``tokens[trace, budget]`` beside them; a budget, step or token that a trace is too
     short for is NaN (-1 of integer masses and ``evicted_at``, 0 of ``held`` and prices).
     """
-    _check_alike(traces, share, layers)
+    check_alike(traces, share, layers)
     starts = [decode_start(trace, prompt_len) for trace in traces]
     columns = None
     if budgets is not None:
@@ -71,7 +71,7 @@ def over_traces(
     return _joined(found, names_of(traces), columns)
 
 
-def _check_alike(traces: Sequence[Trace], share: str, layers: Sequence[int] | None) -> None:
+def check_alike(traces: Sequence[Trace], share: str, layers: Sequence[int] | None) -> None:
     """UserError naming the first trace that has other layers or units than the first one."""
     if not traces:
         raise UserError("no trace given; expected at least one")

@@ -135,13 +135,16 @@ def prices_figure(found: xr.Dataset, title: str | None = None) -> Figure:
 
 
 def allocation_figure(found: xr.Dataset, title: str | None = None) -> Figure:
-    """Heat maps of an allocation: slots over layer and unit, a panel a policy and rule."""
+    """Heat maps of an allocation's largest total: slots over layer and unit, a panel a policy and
+    split.
+    """
+    found = found.isel(budget=int(found["budget"].values.argmax()))
     policies, rules = found["policy"].values, found["split"].values
     layers, units = found["layer"].values, found["unit"].values
     figure = canvas(1.8 + 2.4 * len(rules), 1.0 + (0.8 + 0.28 * len(layers)) * len(policies))
     panels = figure.subplots(len(policies), len(rules), squeeze=False, sharex=True, sharey=True)
     slots = found["slots"].transpose("policy", "split", "layer", "unit").values
-    recall = found["overall"].transpose("policy", "split").values
+    lost = found["overall"].transpose("policy", "split").values
     for (i, r), axes in np.ndenumerate(panels):
         image = axes.imshow(slots[i, r], vmin=0, vmax=slots.max(), cmap="Greys", aspect="auto")
         for (y, x), count in np.ndenumerate(slots[i, r]):
@@ -149,7 +152,7 @@ def allocation_figure(found: xr.Dataset, title: str | None = None) -> Figure:
                 dark = count > 0.6 * slots.max()
                 colour = "white" if dark else "black"
                 axes.text(x, y, count, ha="center", va="center", fontsize=7, color=colour)
-        axes.set_title(f"{policies[i]}, {rules[r]}: {recall[i, r]:.3f}", fontsize="small")
+        axes.set_title(f"{policies[i]}, {rules[r]}: {lost[i, r]:.3g}", fontsize="small")
         axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
         axes.set_xticks(range(len(units)), [str(unit) for unit in units])
     for axes in panels[:, 0]:

@@ -142,10 +142,9 @@ def optimum_records(found: xr.Dataset) -> list[Record]:
 
 
 def allocation_records(found: xr.Dataset) -> list[Record]:
-    """Records {policy, rule, layer, unit, slots, recall, overall}; rule is how slots are split."""
-    columns = ("trace", "policy", "split", "layer", "unit", "slots", "recall", "overall")
-    rows = records(found, columns)
-    return [{("rule" if k == "split" else k): value for k, value in row.items()} for row in rows]
+    """Records {policy, split, budget, layer, unit, slots, loss, overall}."""
+    columns = ("trace", "policy", "split", "budget", "layer", "unit", "slots", "loss", "overall")
+    return records(found, columns)
 
 
 # --- what tables and figures choose from ----------------------------------------------------

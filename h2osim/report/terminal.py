@@ -95,42 +95,48 @@ def _bound_cell(some: Sequence[Record]) -> str:
 
 
 def allocation_page(found: xr.Dataset, title: str) -> Group:
-    """A row a policy and rule: recall over all units, and a unit's slots; then slots by layer.
+    """A row a policy and split, a column a total: what all units lose; then slots by layer.
 
-    Of several traces, each with its own split, means over them.
+    Of several traces means over them, with intervals below.
     """
     from rich.console import Group
 
     several = "trace" in found.dims
-    caption = "recall: over all units together; slots of a unit: mean over the units"
+    caption = f"what all units lose by {found.attrs['by']}; slots of a unit at the largest total"
     if several:
         caption += f"; {what_intervals_say(found.sizes['trace'], 0, 'trace')}"
-    slack = float((found["upper"] - found["overall"].sel(split="best")).max())
-    if slack > 0:
+    best = found["overall"].sel(split="oracle" if several else "best")
+    if (slack := float((best - found["least"]).max())) > 1e-9:
         caption += f"; best is proved within {slack:.1e}"
     sums = plain_table(title, caption)
     sums.add_column("policy", overflow="fold", min_width=9)
-    for column in ("rule", "recall", *["interval"] * several, "least", "slots", "greatest"):
-        sums.add_column(column, justify="left" if column == "rule" else "right", no_wrap=True)
-    rules = found["split"].values
+    sums.add_column("split", no_wrap=True)
+    for share in found["budget"].values:
+        sums.add_column(f"{100 * share:.3g} %", justify="right", no_wrap=True)
+    sums.add_column("slots", justify="right", no_wrap=True)
+    rules = [str(rule) for rule in found["split"].values]
     policies = [str(policy) for policy in found["policy"].values]
     for policy in policies:
         sums.add_section()
         for j, rule in enumerate(rules):
             one = found.sel(policy=policy, split=rule)
-            recall = mean_interval(np.atleast_1d(one["overall"].values))
-            slots = one["slots"].values
-            numbers = [f"{recall.mean:.4f}"]
-            numbers += [f"[{recall.low:.4f}, {recall.high:.4f}]"] * several
-            numbers += [f"{slots.min()}", f"{slots.mean():.1f}", f"{slots.max()}"]
-            sums.add_row(policy if j == 0 else "", str(rule), *numbers)
-    by_layer = plain_table(None, "slots of a layer, all its units together")
+            cells = []
+            for b in range(one.sizes["budget"]):
+                loss = mean_interval(np.atleast_1d(one["overall"].isel(budget=b).values))
+                ends = f"\n[{loss.low:.3g}, {loss.high:.3g}]" * (several and not np.isnan(loss.low))
+                cells.append(f"{loss.mean:.4g}{ends}")
+            slots = one["slots"].isel(budget=int(found["budget"].values.argmax())).values
+            sums.add_row(policy if j == 0 else "", rule, *cells, f"{slots.min()}–{slots.max()}")
+    largest = float(found["budget"].max())
+    by_layer = plain_table(
+        None, f"slots of a layer, all its units together, at {100 * largest:.3g} %"
+    )
     by_layer.add_column("layer", justify="right")
-    others = [str(rule) for rule in rules if rule != "best"]
+    others = [rule for rule in rules if rule not in ("best", "oracle")]
     for word in (*(f"best: {policy}" for policy in policies), *others):
         by_layer.add_column(word, justify="right", overflow="fold")
     over = [dim for dim in ("trace",) if several]
-    layers = found["slots"].sum("unit").mean(over)
+    layers = found["slots"].sel(budget=largest).sum("unit").mean(over)
     # The other rules do not look at the policy.
     columns = [layers.sel(policy=policy, split="best") for policy in policies]
     columns += [layers.sel(policy=policies[0], split=rule) for rule in others]
