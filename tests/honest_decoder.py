@@ -108,7 +108,9 @@ class Honest:
         caches = self.caches.setdefault(layer, [[] for _ in range(units)])
         store = self.store.setdefault(layer, {})
         store[t] = (k, v)
-        self.queries.setdefault(layer, []).append((q, self.plain._last[0, :, -1]))
+        before = self.plain._last  # None in models that turn theirs in a way of their own
+        plain = q if before is None else before[0, :, -1]
+        self.queries.setdefault(layer, []).append((q, plain))
         scale = more.get("scaling") or q.shape[1] ** -0.5
         window = more.get("sliding_window") or self.n
         everything = range(max(0, t - window + 1), t + 1)

@@ -26,7 +26,7 @@ import h2osim
 from h2osim.closed_loop import attention
 from h2osim.closed_loop.attention import EvictingSession, PromptSession
 from h2osim.closed_loop.caches import Eviction
-from h2osim.closed_loop.decoding import Decoder, OutOfMemory
+from h2osim.closed_loop.decoding import Choice, Decoder, OutOfMemory, Prompt
 from h2osim.engines.stepper import Stepper
 from h2osim.models import loading
 from h2osim.models.loading import given
@@ -122,7 +122,7 @@ def test_a_study_in_batches_finds_the_same(run: Run, tmp_path: Path, monkeypatch
     one = h2osim.evaluate(make("gqa"), texts, "tova", [split], prompt_len=P)
     two = h2osim.evaluate(make("gqa"), texts, ["h2o", "tova"], [6, split], prompt_len=P, batch=4)
     assert np.allclose(one["kl"][:, 0, 0], two["kl"][:, 1, 1], rtol=1e-9)
-    assert "batch 0" in refused(make("gqa"), texts, "tova", 5, batch=0)
+    assert "batch: found 0" in refused(make("gqa"), texts, "tova", 5, batch=0)
     monkeypatch.setattr(
         loading, "load", lambda name: replace(given(make("gqa")), tokenizer=Letters())
     )
@@ -131,6 +131,31 @@ def test_a_study_in_batches_finds_the_same(run: Run, tmp_path: Path, monkeypatch
     assert run(*command, "9").code == 0 and sizes[-1] == 9
     ended = run(*command, "none")
     assert ended.code == 2 and "--batch: found 'none', expected auto or a number" in ended.err
+
+
+def test_passes_write_side_by_side_what_each_writes_alone() -> None:
+    """Greedy and sampled, in the session that each step of decoding goes on with; float64."""
+    prompt = Prompt(given(make("window")), tokens()[:P])
+    for choice in (Choice(), Choice(sample=True, seed=4)):
+        alone = [prompt.generate(one, 25, choice) for one in EVICTIONS[:6]]
+        assert prompt.generate_each(EVICTIONS[:6], 25, choice) == alone
+        assert len(set(map(tuple, alone))) > 1
+    plan, ids = ["h2o", "tova", "recency"], {"a": tokens(5)}
+    calls: list[int] = []
+    plain = Prompt.generate_each
+
+    def counted(self: Prompt, evictions: Any, *rest: Any) -> Any:
+        calls.append(len(evictions))
+        return plain(self, evictions, *rest)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Prompt, "generate_each", counted)
+        options: dict[str, Any] = {"generate": 9, "prompt_len": P}
+        many = h2osim.evaluate(make("gqa"), ids, plan, [6, 9], **options)
+        one = h2osim.evaluate(make("gqa"), ids, plan, [6, 9], batch=1, **options)
+    assert calls == [0, 6, 0, *[1] * 6]
+    assert (many["generated"] == one["generated"]).all()
+    assert np.allclose(many["kl"], one["kl"], rtol=1e-9)
 
 
 def test_where_memory_does_not_suffice_batches_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,13 +212,25 @@ class Prompt:
     ) -> list[int]:
         """Let the model write ``count`` tokens with the policy in force (None: the full cache)."""
         evictions = [] if eviction is None else [eviction]
-        session, cache = self.session(evictions, self.length + count, layers), self.cache()
-        found, logits = [choice.pick(self.last, 0)], self.last
-        while len(found) < count:
-            fed = torch.tensor([[found[-1]]], device=self.ids.device)
-            logits = self.run(session, fed, cache).logits[0, -1]
-            found.append(choice.pick(logits, len(found)))
-        return found
+        return self.generate_each(evictions, count, choice, layers)[0]
+
+    def generate_each(
+        self,
+        evictions: Sequence[Eviction],
+        count: int,
+        choice: Choice,
+        layers: Sequence[int] | None = None,
+    ) -> list[list[int]]:
+        """Let the model write with each of these in force, all side by side."""
+        session = self.session(evictions, self.length + count, layers)
+        cache = self.cache(session.copies)
+        written = [[choice.pick(self.last, 0)] for _ in range(session.copies)]
+        while len(written[0]) < count:
+            fed = torch.tensor([one[-1:] for one in written], device=self.ids.device)
+            logits = self.run(session, fed, cache).logits[:, -1]
+            for one, row in zip(written, logits, strict=True):
+                one.append(choice.pick(row, len(one)))
+        return written
 
     def run(self, session: Session, ids: torch.Tensor, cache: Any) -> Any:
         """Run the model on more tokens [copies, r], its attention through the session."""
@@ -231,7 +243,7 @@ class Prompt:
         """Run the model as it stands on more tokens [copies, r], the last of ``seen`` in all."""
         with _memory(self.loaded, len(ids), seen):
             return call(
-                self.loaded, ids[0].tolist(), seen, len(ids), use_cache=True,
+                self.loaded, ids.tolist(), seen, use_cache=True,
                 **{self.loaded.cache_argument: cache},
             )  # fmt: skip
 

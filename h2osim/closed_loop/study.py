@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from h2osim.closed_loop.decoding import Choice, Comparison, Decoder
     from h2osim.models.loading import Model
 
+#: Passes whose tokens a CPU writes side by side.
+WRITERS = 16
 Arrays = dict[str, NDArray[Any]]
 #: Text, policy and budget of a pass, by their places.
 Place = tuple[int, int, int]
@@ -100,8 +102,9 @@ class Runner:
     """Does a study's passes with a loaded model; what passes of one text share is computed once.
 
     batch: how many passes of a text at once. None: as many as a GPU has memory for; one on a CPU,
-    where more gain nothing. Where memory does not suffice, it is halved. largest: how many there
-    were at most.
+    where more gain nothing, but when the model writes up to WRITERS, which read the weights once
+    for each token; they are compared one by one. Where memory does not suffice, it is halved.
+    largest: how many there were at most.
     """
 
     loaded: Model
@@ -154,7 +157,8 @@ class Runner:
         """How many of some passes of a text to do at once: as many each time, as far as it goes."""
         import torch
 
-        device, most = self.loaded.model.device, self.batch or 1
+        device, alone = self.loaded.model.device, WRITERS if self.plan.generate else 1
+        most = self.batch or alone
         if self.batch is None and device.type == "cuda":
             torch.cuda.empty_cache()
             room = torch.cuda.mem_get_info(device)[0] * 4 // 5
@@ -171,18 +175,22 @@ class Runner:
         decoder, layers, _ = self._text(places[0][0])
         evictions = [self._eviction(at, decoder, layers) for at in places]
         found: list[Arrays] = []
-        for eviction, seen in zip(evictions, decoder.evict_each(evictions, layers), strict=True):
-            written: Sequence[int] = ()
-            if plan.generate:
-                choice = plan.choice or Choice()
-                written = decoder.prompt.generate(eviction, plan.generate, choice, layers)
+        written: list[list[int]] = [[] for _ in places]
+        if plan.generate:
+            choice = plan.choice or Choice()
+            written = decoder.prompt.generate_each(evictions, plan.generate, choice, layers)
+        if self.batch is None and self.loaded.model.device.type == "cpu":
+            compared: Iterable[Comparison] = (decoder.evict(one, layers) for one in evictions)
+        else:
+            compared = decoder.evict_each(evictions, layers)
+        for seen, tokens in zip(compared, written, strict=True):
             found.append(
                 {
                     "kl": seen.kl,
                     "nll": seen.nll,
                     "top1": seen.top1,
                     "hits": seen.hits,
-                    "written": np.array(written, np.int64),
+                    "written": np.array(tokens, np.int64),
                     **_units(seen, layers, decoder.prompt_len, decoder.n),
                 }
             )

@@ -16,17 +16,18 @@ from h2osim.support.errors import UserError
 TOKENS = 4
 
 
-def call(loaded: Model, ids: list[int], seen: int, copies: int = 1, **options: Any) -> Any:
+def call(loaded: Model, ids: list[int] | list[list[int]], seen: int, **options: Any) -> Any:
     """Run the model on tokens, the last of `seen`; its own errors become a UserError in one line.
 
-    copies: how many sequences of these tokens at once. options: more arguments of its forward.
+    ids: of one sequence, or of several side by side. options: more arguments of its forward.
     """
     device = loaded.model.device
     try:
+        tokens = torch.atleast_2d(torch.tensor(ids, device=device))
         return loaded.model(
-            input_ids=torch.tensor([ids] * copies, device=device),
+            input_ids=tokens,
             # Ones say that it is one sequence: transformers would look for several otherwise.
-            attention_mask=torch.ones(copies, seen, device=device).long(),
+            attention_mask=torch.ones(len(tokens), seen, device=device).long(),
             **options,
         )
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as e:
