@@ -183,3 +183,18 @@ def test_a_name_is_refused_before_the_recording(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"new: field name: found \"a\\nb\", expected"):
         h2osim.record("no-model", out=tmp_path / "new", text="words", name="a\nb")
     assert not list(tmp_path.iterdir())
+
+
+def test_narrow_numbers_of_numpy_are_numbers() -> None:
+    """Entries of 200 rows are counted beyond what 8 bits hold; sizes of arrays went wrong."""
+    wanted = h2osim.synth("powerlaw", 200, heads=2, layers=2)
+    found = h2osim.synth("powerlaw", np.uint8(200), heads=np.int8(2), layers=np.uint8(2))
+    assert (found.n, found.heads, found.layers) == (200, wanted.heads, wanted.layers)
+    for layer in wanted.layers:
+        assert np.array_equal(found.tensor(layer, "scores"), wanted.tensor(layer, "scores"))
+
+
+@pytest.mark.parametrize("value", ["hot", None, [1]])
+def test_a_temperature_that_is_no_number(value: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"temperature: found .*, expected a finite number"):
+        h2osim.record("m", text="a", out=tmp_path / "t", sample=True, temperature=value)

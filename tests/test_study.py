@@ -237,6 +237,24 @@ def test_tables_that_are_damaged_or_never_end(tmp_path: Path, run: Run) -> None:
     assert not (tmp_path / "a.csv").exists()
 
 
+@pytest.mark.parametrize(
+    ("study", "column", "value"),
+    [("fidelity", "kl", "x"), ("fidelity", "output_error", None), ("h2o", "finding", "x")],
+)
+def test_tables_that_were_edited(
+    tmp_path: Path, run: Run, study: str, column: str, value: str | None
+) -> None:
+    """Columns of other types, or of which some are gone, ended in pandas' own errors."""
+    folder = {"fidelity": "fidelity", "h2o": "h2o-findings"}[study]
+    path = Path(__file__).parent.parent / "docs" / folder / "results.csv.gz"
+    table = pd.read_csv(path, nrows=600)
+    edited = table.assign(**{column: value}) if value else table.drop(columns=column)
+    edited.to_csv(tmp_path / "t.csv", index=False)
+    ended = run("study", study, "--from", tmp_path / "t.csv", "--page", tmp_path / "p.md")
+    fails(ended, "--from", "t.csv: no page can be made of it (")
+    assert not (tmp_path / "p.md").exists()
+
+
 def test_prompts_are_of_every_kind_and_at_every_depth() -> None:
     made = fidelity.Fidelity("any").prompts()
     assert len(made) == fidelity.PROMPTS * len(TASKS)

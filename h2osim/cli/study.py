@@ -149,7 +149,16 @@ def _run(
         write_table(table, output)
         notice(f"wrote {output}")
     if page is not None:
-        write(table, page)
+        try:
+            write(table, page)
+        except (LookupError, TypeError, ValueError) as error:
+            if from_ is None:  # our own table: a bug
+                raise
+            what = f"{type(error).__name__}: {error}"
+            raise UserError(
+                f"--from {from_}: no page can be made of it ({what}), expected a table as this "
+                "study saved it"
+            ) from error
         notice(f"wrote {page}")
 
 

@@ -36,9 +36,13 @@ def whole_numbers(what: str, values: Any) -> list[int] | None:
 
 def temperature_of(value: Any) -> float:
     """A temperature as a float; UserError where logits divided by it are no finite float32."""
-    if not 1e-6 <= float(value) < inf:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = inf
+    if not 1e-6 <= number < inf:
         raise UserError(f"temperature: found {value}, expected a finite number, 1e-6 or more")
-    return float(value)
+    return number
 
 
 def printable(name: str) -> str:

@@ -156,11 +156,8 @@ def evaluate(
         check_asked(masks.facts["budget"], texts, share)
         if len(texts) != 1:
             raise UserError(f"--mask-from: {len(texts)} texts, expected the one of the replay")
-    for word, number, least in (
-        ("generate", generate, 0), ("seed", seed, 0), ("jobs", jobs, 1),
-        ("batch", 1 if batch is None else batch, 1),
-    ):  # fmt: skip
-        whole(word, number, least)
+    generate, seed, jobs = whole("generate", generate), whole("seed", seed), whole("jobs", jobs, 1)
+    batch = None if batch is None else whole("batch", batch, 1)
     temperature = temperature_of(temperature)
     if (jobs > 1 or dask) and not isinstance(model, str):
         raise UserError("a model in memory runs in one process; give its name or folder")

@@ -56,8 +56,10 @@ def synth(
     generator = find(name)
     if twice := sorted(set(written) & set(params)):
         raise UserError(f"generator {name}: parameter {twice[0]} given twice")
-    for word, number, low in (("n", n, 1), ("seed", seed, 0), ("layers", layers, 1)):
+    n, seed, layers = (
         whole(f"generator {name}: {word}", number, low)
+        for word, number, low in (("n", n, 1), ("seed", seed, 0), ("layers", layers, 1))
+    )
     values = generator.values(n, {**written, **params})
     if n < generator.least(values):
         raise UserError(f"generator {name}: n={n}: expected at least {generator.least(values)}")
