@@ -18,11 +18,13 @@ from evaluation_cases import IDS, MODEL
 from honest_decoder import Letters, N, P, make, refused, tokens
 
 import h2osim
+from h2osim.cli.common import parse_budgets
 from h2osim.closed_loop.caches import Eviction
 from h2osim.closed_loop.decoding import Choice, Decoder, Prompt
 from h2osim.closed_loop.prompts import Question, Task, read_questions
 from h2osim.models import loading
 from h2osim.models.loading import given
+from h2osim.optima.prompt_budgets import RULES, PromptBudgets
 from h2osim.policies.text import parse
 from h2osim.replays.budget_file import read_budgets, write_budgets
 from h2osim.replays.results import check
@@ -122,6 +124,35 @@ def test_budgets_that_do_not_fit_the_model_are_refused() -> None:
         (np.full((2, 2), "x"), "expected numbers"),
     ):
         assert said in refused(MODEL, IDS, "tova", [array])
+
+
+def test_budgets_are_decided_at_the_end_of_each_prompt(tmp_path: Path) -> None:
+    """From its rows and values: as a trace of the prompt gives them, whatever comes after it."""
+    texts = {"a": tokens(N), "b": [(7 * x + 3) % 61 for x in tokens(N)]}
+    asked = [PromptBudgets.of(rule, 0.4) for rule in RULES]
+    found = h2osim.evaluate(MODEL, texts, ["tova"], [*asked, 0.4], prompt_len=20)
+    check(found)
+    assert found["split"].values.tolist() == [*RULES, "equal"]
+    slots = found["slots"].values
+    assert (slots.sum(axis=(2, 3)) == 4 * int(0.4 * N)).all()
+    other = {"a": [*texts["a"][:20], *reversed(texts["a"][20:])]}
+    again = h2osim.evaluate(MODEL, other, ["tova"], asked, prompt_len=20)
+    assert (again["slots"].values[0] == slots[0, :2]).all()
+    assert (slots[0, 1] != slots[1, 1]).any()  # another prompt decides otherwise
+    # The same from a recording of the prompt.
+    h2osim.record(MODEL, out=tmp_path / "t", tokens=texts["a"][:20], values=True)
+    trace = h2osim.open_trace(tmp_path / "t")
+    units = trace.units("group")
+    for b, one in enumerate(asked):
+        assert one.decide(units, 2, N).tolist() == slots[0, b].tolist()
+    with pytest.raises(UserError, match="only evaluate takes them"):
+        h2osim.replay(trace, "tova", asked[0])
+    with pytest.raises(UserError, match="expected one of adakv, predicted-error"):
+        PromptBudgets.of("luck", 0.4)
+    said: Any = parse_budgets("@predicted-error:40%,@adakv:12")
+    assert [(one.name, one.mean, one.in_tokens) for one in said] == [
+        ("predicted-error", 0.4, False), ("adakv", 12, True),
+    ]  # fmt: skip
 
 
 # --- prompts with an answer ------------------------------------------------------------------
@@ -317,9 +348,9 @@ def test_the_command_takes_tasks_prompts_files_and_writes(
         (["--text", text, "--mask-from", "none.nc"], "--mask-from none.nc"),
         (["--text", text, "--device", "cuda:9"], "device cuda:9: "),
         (
-                ["--text", text, "--sample", "--temperature", "0", "--generate", "2"],
-                "temperature: found 0",
-            ),
+            ["--text", text, "--sample", "--temperature", "0", "--generate", "2"],
+            "temperature: found 0",
+        ),
     ):
         ended = run("evaluate", "any", *more)
         assert ended.code == 2 and said in ended.err and ended.err.count("\n") == 1, ended.err

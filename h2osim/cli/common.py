@@ -96,15 +96,22 @@ def parse_numbers(text: str) -> list[Budget] | Literal["all"]:
 
 def _by_unit(word: str) -> list[UnitBudgets]:
     """Read ``split.json`` or ``split.json:10%``."""
+    from h2osim.optima.prompt_budgets import RULES, PromptBudgets
     from h2osim.replays.budget_file import at_mean, read_budgets
 
     name, colon, mean = word.rpartition(":")
+    if name in RULES:
+        return [PromptBudgets.of(name, _number(mean, word))]
     if not colon or Path(word).exists():
         return read_budgets(Path(word))
-    wanted = parse_budget(mean)
+    return [at_mean(read_budgets(Path(name)), _number(mean, word))]
+
+
+def _number(text: str, word: str) -> float:
+    wanted = parse_budget(text)
     if isinstance(wanted, str):
         raise UserError(f"--budgets: @{word}: expected tokens or a share of the text behind the :")
-    return [at_mean(read_budgets(Path(name)), wanted)]
+    return wanted
 
 
 def budgets_of(context: typer.Context, budgets: str, ratio: str | None) -> str:

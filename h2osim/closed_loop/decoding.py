@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from h2osim.closed_loop.attention import EvictingSession, PromptSession
-from h2osim.closed_loop.caches import Eviction, LayerFound, units_of
+from h2osim.closed_loop.caches import Eviction, LayerFound, LiveLayer, units_of
 from h2osim.closed_loop.queries import TENSORS
 from h2osim.models.hook import Session, hooked
 from h2osim.models.layers import call, probe
@@ -22,6 +22,7 @@ from h2osim.models.loading import Model, quiet
 from h2osim.models.residual import Residual, find
 from h2osim.models.rows import Layer
 from h2osim.support.errors import UserError
+from h2osim.traces.unit import Unit, split_layer
 
 _ROWS = {"cpu": 64, "cuda": 1024}  # rows of log-probabilities that are compared at a time
 
@@ -139,6 +140,24 @@ class Prompt:
     def rows(self, layer: int) -> NDArray[np.uint16]:
         """The prompt's rows of a layer: float16 patterns [heads, packed]."""
         return np.concatenate([bits for _, _, bits in self.read.rows(layer)], axis=1)
+
+    def recorded(self, layer: int) -> list[Unit]:
+        """The units of a layer as a trace of the prompt has them, with rows and values."""
+        found = self._found[layer]
+        values = self._cache_layers()[layer].values[0]
+        alone = found.latent and self.share != "head"
+        if values.shape[1] != self.length or alone:
+            raise UserError(
+                f"{self.loaded.name}: layer {layer} keeps no values of the whole prompt, by which "
+                "budgets could be decided"
+            )
+        tensors: dict[str, Any] = {
+            "scores": lambda: self.rows(layer),
+            "v": lambda: values.float().cpu().numpy(),
+        }
+        live = LiveLayer(self.loaded.name, tensors)
+        caches = range(found.kv_heads)
+        return split_layer(live, layer, range(found.heads), caches, self.length, self.share)
 
     @property
     def layers(self) -> tuple[int, ...]:

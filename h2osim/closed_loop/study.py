@@ -236,6 +236,10 @@ class Runner:
     ) -> NDArray[np.int64]:
         """Budgets in tokens, int64 [layers, units]."""
         n, budget = self.plan.length(i), self.plan.budgets[b]
+        if isinstance(budget, UnitBudgets) and budget.at_prompt:
+            prompt = self._text(i)[0].prompt
+            some = [unit for layer in layers for unit in prompt.recorded(layer)]
+            return budget.decide(some, len(layers), n)
         if isinstance(budget, UnitBudgets):
             return budget.resolve(self.loaded.name, self.plan.share, layers, units[0], n)
         slots = budget_tokens(budget, n, self.plan.items[i].prompt_len)

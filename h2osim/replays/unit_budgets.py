@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,9 @@ class UnitBudgets:
     budgets at the mean share m: all units together have units * max(1, floor(m n)) tokens, split
     in proportion, each from 1 to n, by largest remainders.
     """
+
+    #: Whether each prompt decides them (:mod:`h2osim.optima.prompt_budgets`).
+    at_prompt: ClassVar[bool] = False
 
     name: str
     budgets: NDArray[Any]
@@ -63,6 +66,10 @@ class UnitBudgets:
                 f"budgets {self.name}: {len(array)} rows, expected one for each of "
                 f"{len(set(self.layers))} layers"
             )
+
+    def decide(self, units: Sequence[Unit], layers: int, n: int) -> Ints:
+        """Tokens int64 [layers, units] of a text of n, from the units of its prompt."""
+        raise UserError(f"budgets {self.name}: no prompt decides them")
 
     @property
     def in_tokens(self) -> bool:
