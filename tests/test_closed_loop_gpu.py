@@ -50,7 +50,8 @@ def test_a_gpu_decides_as_the_cpu_does(name: str) -> None:
             heads = 4 // len(pairs[0][0].kept)
             for ours, here in pairs:
                 assert np.abs(ours.kept - here.kept).max() <= heads * 2 * 2**13
-            assert np.abs(one.kl - known.kl).max() < 1e-5
+            # some 10 nats a token here; 4e-5 of them was seen on an H200
+            np.testing.assert_allclose(one.kl, known.kl, rtol=1e-4, atol=1e-5)
     print(f"{name}: of {2 * len(EVICTIONS)} passes {others} evict another token")
     assert others <= len(EVICTIONS) // 5
 

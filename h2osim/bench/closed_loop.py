@@ -91,9 +91,11 @@ def measure_grid(
     policies: Sequence[Configured],
     budgets: Sequence[float],
     batch: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Measurement]:
     """Time a study: every policy at every budget on every text, as `h2osim evaluate` does it.
 
+    ``say`` is told how far it is after each text, and what it took until then.
     Policies are compiled, and a GPU's kernels loaded, on a short text before. Checked after it is
     timed: the passes of the first text, one at a time, lose as much.
     """
@@ -110,6 +112,7 @@ def measure_grid(
     short = runner({"": first[:64]}, 32, [32], batch)
     list(short.run(short.plan.places))
     compiled = time.perf_counter() - start
+    say(f"policies compiled, kernels loaded: {compiled:.1f} s")
 
     whole = runner(texts, prompt_len, budgets, batch)
     found: dict[Place, Arrays] = {}
@@ -117,6 +120,7 @@ def measure_grid(
     for i in range(len(texts)):
         whole.whole(i)
         found |= dict(whole.run([at for at in whole.plan.places if at[0] == i]))
+        say(f"{i + 1} of {len(texts)} texts: {time.perf_counter() - start:.1f} s")
     seconds = time.perf_counter() - start
     kls = np.array([one["kl"].mean() for one in found.values()])
     assert np.isfinite(kls).all(), "a KL is not finite"

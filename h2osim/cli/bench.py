@@ -149,10 +149,12 @@ def closed_loop(
     p = first_step(name, n, prompt_len)
     lines = measuring.measure(loaded, ids, p, configured, asked[0], repeats)
     if size:
+        for line in lines:
+            notice(f"{line.what}: {line.value:.3g} {line.unit}")
         lines += measuring.measure_grid(
             loaded, measuring.grid_texts(loaded, texts if text else {}, size[0], n), p,
             configure(split_policies(measuring.GRID_POLICIES)[: size[1]]),
-            measuring.GRID_BUDGETS[: size[2]], at_once,
+            measuring.GRID_BUDGETS[: size[2]], at_once, notice,
         )  # fmt: skip
     show(lines, json)
 
