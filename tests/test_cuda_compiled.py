@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 import shutil
 import subprocess
-from functools import cache
 from pathlib import Path
 
 import pytest
 from cuda_cases import DIRECT
 
 from h2osim import cuda
+from h2osim.cuda import nvrtc
 from h2osim.cuda.device import OPTIONS
 from h2osim.cuda.kernels.depths import depths_shape
 from h2osim.cuda.kernels.errors import errors_shape
@@ -72,42 +70,6 @@ def kernel_texts() -> dict[str, str]:
     return found
 
 
-@cache
-def nvrtc() -> ctypes.CDLL | None:
-    """NVIDIA's run-time compiler, from its wheel or the system; it needs no GPU."""
-    places = []
-    for package in ("nvidia.cu13", "nvidia.cuda_nvrtc"):
-        try:
-            spec = importlib.util.find_spec(package)
-        except ModuleNotFoundError:
-            continue
-        for place in (spec.submodule_search_locations or ()) if spec else ():
-            places += sorted(map(str, Path(place).glob("lib/libnvrtc.so*")))
-    for place in [*places, "libnvrtc.so"]:
-        try:
-            return ctypes.CDLL(place)
-        except OSError:
-            continue
-    return None
-
-
-def compile_with_nvrtc(text: str, architecture: str) -> str:
-    """What the compiler says, empty if it is content."""
-    library = nvrtc()
-    assert library
-    program = ctypes.c_void_p()
-    library.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"k.cu", 0, None, None)
-    options = [f"--gpu-architecture=sm_{architecture}", *OPTIONS]
-    given = (ctypes.c_char_p * len(options))(*[option.encode() for option in options])
-    failed = library.nvrtcCompileProgram(program, len(options), given)
-    size = ctypes.c_size_t()
-    library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-    log = ctypes.create_string_buffer(size.value)
-    library.nvrtcGetProgramLog(program, log)
-    library.nvrtcDestroyProgram(ctypes.byref(program))
-    return log.value.decode() if failed else ""
-
-
 @pytest.mark.nightly
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_all_cuda_text_compiles(architecture: str, tmp_path: Path) -> None:
@@ -115,9 +77,9 @@ def test_all_cuda_text_compiles(architecture: str, tmp_path: Path) -> None:
     if architecture != "90":  # the rules are plain arithmetic: once each is enough
         rules = [f"direct {name}" for name in DIRECT if name not in ("h2o", "lazy")]
         texts = {name: text for name, text in texts.items() if name not in rules}
-    if nvrtc():
+    if nvrtc.library():
         for name, text in texts.items():
-            said = compile_with_nvrtc(text, architecture)
+            said = nvrtc.errors(text, architecture)
             assert not said, (name, said)
         return
     nvcc = shutil.which("nvcc")

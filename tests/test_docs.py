@@ -119,7 +119,9 @@ def blocks(language: str, page: Path = GUIDE) -> list[str]:
 def my(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the guide's file in it."""
     folder = tmp_path_factory.mktemp("mine")
-    (folder / "my.py").write_text(blocks("python")[0], encoding="utf-8")
+    code = blocks("python")
+    for name, text in zip(["my", "", "keydiff", "asked", "scorer"], code, strict=True):
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
     return folder
 
 
@@ -143,8 +145,7 @@ needs_prose = pytest.mark.skipif("prose" not in BUNDLED, reason="no bundled trac
 
 @needs_prose
 def test_the_guides_python_runs(my: Path) -> None:
-    _, code = blocks("python")
-    printed = run(my, "-c", code)
+    printed = run(my, "-c", blocks("python")[1])
     assert "my.py:recent=4" in printed and "h2o" in printed
 
 
@@ -154,6 +155,21 @@ def test_the_guides_commands_run(my: Path) -> None:
         program, *words = line.split()
         assert program == "h2osim"
         assert "my.py" in run(my, "-m", "h2osim", *words) or words[0] == "policies"
+
+
+def test_the_guides_vectors_and_network_run(my: Path) -> None:
+    """As the page says, from the command line, but for what records the trace."""
+    pytest.importorskip("torch", reason="the page's network is one of PyTorch")
+    rng = np.random.default_rng(0)
+    q, k = rng.standard_normal((1, 4, 40, 6)), rng.standard_normal((1, 2, 40, 6))
+    Trace.from_qk(q, k, scale=0.4).save(my / "my-trace")
+    np.savez(
+        my / "w.npz", w1=rng.standard_normal((8, 5)), b1=np.zeros(5), w2=rng.standard_normal(5)
+    )
+    record, *commands = "".join(blocks("console")).splitlines()
+    assert record.startswith("h2osim record") and "--store both" in record
+    for line, words in zip(commands, ["keydiff.py", "weights=w.npz", "not exact"], strict=True):
+        assert words in run(my, "-m", "h2osim", *line.split()[1:])
 
 
 def test_the_guides_policy_is_a_policy_like_any_other(my: Path) -> None:

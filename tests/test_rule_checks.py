@@ -91,7 +91,7 @@ def test_no_policy_of_the_library_is_refused(name: str) -> None:
     ]
     + [
         ("\ndef rank(age):\n    return 1.0 / age\n", 1, "wrong: a rule divides by zero"),
-        ("\ndef rank(age):\n    return INF - INF\n", 1, "wrong: a rank is NaN"),
+        ("\ndef rank(age):\n    return INF - INF\n", 1, "rank gives NaN in step"),
     ],
 )
 def test_check_says_what_it_found(
@@ -142,3 +142,76 @@ def test_a_policy_that_is_one_of_those_compared_with(run: Run, name: str) -> Non
     ended = run("policies", name, "--check")
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.endswith("naive and numba evict the same tokens in every case tried\n")
+
+
+VECTORS = """
+from h2osim.policies import inputs
+from h2osim.policies.declaration import Policy
+
+
+def gain(length, a, key_now):
+    return length + a * key_now[0]
+
+
+{rule}
+
+POLICY = Policy(
+    name="mine", summary="s", source="t", state=("length",), update=gain,
+    vectors={{"key": inputs.key}}, {fields}
+)
+"""
+
+
+@pytest.mark.parametrize(
+    ("rule", "fields", "code", "words"),
+    [
+        pytest.param(
+            "def rank(key, key_mean, length):\n    return length * key[0] - key_mean[1]",
+            'needs=("keys",), rank=rank,', 0,
+            "runs on the CPU only: policy mine: its rules see vectors (key)",
+            marks=pytest.mark.nightly,  # compiled
+        ),
+        pytest.param(
+            "def rank(key):\n    return key[0]", "rank=rank,", 1,
+            "wrong: it reads keys, which its needs do not name", marks=pytest.mark.nightly,
+        ),
+        (
+            "def rank(key):\n    return key.sum()", "rank=rank,", 2,
+            "rule rank: .sum() adds up in an order of its own",
+        ),
+        (
+            "def rank(key, key_mean):\n    return key @ key_mean", "rank=rank,", 2,
+            "rule rank: @ adds up in an order of its own",
+        ),
+        (
+            "def rank_batch(key, length):\n    return length + key.sum(axis=1)",
+            'needs=("keys",), rank_batch=rank_batch,', 0, "not exact: its ranks are those of",
+        ),
+        (
+            "def rank_batch(key, length):\n    return key",
+            'needs=("keys",), rank_batch=rank_batch,', 1, "wrong: policy mine: rank_batch in step 0: found shape [",
+        ),
+    ],
+)  # fmt: skip
+def test_check_takes_rules_that_see_vectors(
+    run: Run, tmp_path: Path, rule: str, fields: str, code: int, words: str
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(VECTORS.format(rule=rule, fields=fields), encoding="utf-8")
+    ended = run("policies", path, "--check")
+    assert ended.code == code and words in ended.out + ended.err
+
+
+def test_check_compiles_the_cuda_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    from h2osim.cuda import nvrtc
+    from h2osim.policies.text import parse
+    from h2osim.replays import rule_check
+
+    if not nvrtc.library():
+        pytest.skip("no nvrtc (pip install nvidia-cuda-nvrtc)")
+    first = next(rule_check.traces())
+    monkeypatch.setattr(rule_check, "traces", lambda: iter([first]))
+    assert rule_check.check(parse("h2o"))[0] == []
+    monkeypatch.setattr(rule_check, "kernel_text", lambda *_: "double f( { }")
+    (wrong,) = rule_check.check(parse("h2o"))[0]
+    assert wrong.startswith("its CUDA text does not compile: k.cu(1): error")

@@ -39,12 +39,12 @@ def policies(
 
 
 def _check(name: str | None) -> None:
-    from h2osim.policies.registry import find
+    from h2osim.policies.text import parse
     from h2osim.replays.rule_check import check
 
     if name is None:
         raise UserError("--check: name a policy or the path of a file")
-    wrong, known = check(find(name))
+    wrong, known = check(parse(name))
     for line in wrong:
         typer.echo(f"wrong: {line}")
     for line in known:

@@ -40,6 +40,7 @@ class Room(NamedTuple):
     """Working space for one unit's row."""
 
     ranks: NDArray[np.float64]  # [tokens] by place in the cache
+    at: NDArray[np.int64]  # [1] the step
     means: NDArray[np.float64]  # [inputs] over the cached tokens
     vector_means: NDArray[np.float64]  # [widths]
     line: NDArray[np.int64]  # [tokens] the row in fixed point, summed over heads

@@ -44,7 +44,7 @@ def advance(
 
     kept, masses int64 [units, stop - start]: what each row gave to what it attended, and in all.
     missing uint32 [stop - start, stop], counts [stop - start]: what each decode row of the only
-    unit did not attend, unless they have no rows.
+    unit did not attend, unless they have no rows. Gives -1, or the step in which a rank is NaN.
     """
     heads = bits.shape[1]
     ranks, line, rows, head_row = room.ranks, room.line, room.rows, room.head_row
@@ -61,6 +61,7 @@ def advance(
         m, held = cache.sizes[u]
         for t in range(start, stop):
             dense = t < p
+            room.at[0] = t
             tokens[m] = t
             m += 1
             _init(state, inputs, ints, floats, t, t, k, p, n, heads)
@@ -133,6 +134,8 @@ def advance(
                 if ranking:
                     r = float(_rank(state, inputs, ints, floats, j, t, k, p, n, heads))
                     ranks[i] = r
+                    if r != r:
+                        return t
                     if r < least:
                         least = r
                         worst = i
@@ -167,6 +170,9 @@ def advance(
                     state, tokens[:m], ranks[:m], head_scores, head_row, inputs, ints, floats,
                     t, k, p, n, heads,
                 )  # fmt: skip
+                for i in range(m):
+                    if ranks[i] != ranks[i]:
+                        return t
             if m - keep == 1 and not EXPIRES and not WHOLE:
                 left[tokens[worst]] = t
                 for i in range(worst, m - 1):
@@ -184,6 +190,7 @@ def advance(
                         stay += 1
                 m = stay
         cache.sizes[u, 0], cache.sizes[u, 1] = m, held
+    return -1
 
 
 @njit(**OPTIONS)

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from h2osim.attention.fixed_point import UNIT
+from h2osim.engines.batch import batch_ranks
 from h2osim.engines.errors import NEEDS_RESIDUAL, NEEDS_VALUES, RESIDUAL, head_values
 from h2osim.engines.request import Job
 from h2osim.engines.results import Errors, Outcome
 from h2osim.policies.declaration import INF, Configured
+from h2osim.policies.refusing import found_nan, found_zero
 from h2osim.policies.roles import MEAN, NOW, ROLES, ask
+from h2osim.support.errors import UserError
 from h2osim.traces.unit import Unit
 
 
@@ -34,7 +37,10 @@ def run(job: Job, tick: Callable[[], None] = lambda: None, errors: Collection[st
     steps, residuals = [], []
     for t in range(job.unit.n):
         rows = [[int(x) for x in row] for row in job.unit.head_rows(t)]
-        replay.step(rows)
+        try:
+            replay.step(rows)
+        except ZeroDivisionError:
+            raise UserError(found_zero(job.configured.policy, t)) from None
         if errors and t >= job.prompt_len:
             found = [(row, values[g]) for row, g in zip(rows, kv, strict=True)]
             steps.append([lost(row, replay.seen, v) for row, v in found])
@@ -82,6 +88,7 @@ class NaiveStepper:
             name: int(scalars["heads"]) if of == "heads" else np.shape(inputs[of])[1]
             for name, of in configured.policy.vector_state.items()
         }
+        self.memory: dict[str, Any] = {}  # what a batched rule keeps for itself
         self.averaging = configured.policy.means  # the roles that ask for means over the cache
         self.means: dict[str, Any] = {}  # those of this step
         self.shown: deque[dict[int, float]] = deque(maxlen=configured.lag() + 1)
@@ -186,7 +193,9 @@ class NaiveStepper:
     def worst_first(self) -> list[tuple[float, int]]:
         """Rank and position of the cached tokens, in the order in which they would be evicted."""
         if self.configured.policy.rank:
-            return sorted((self.ask("rank", j), j) for j in self.cache)
+            return self.in_order((self.ask("rank", j) for j in self.cache), "rank")
+        if self.configured.policy.rank_batch:
+            return self.in_order(batch_ranks(self), "rank_batch")
         ranks = np.zeros(len(self.cache))
         arrays: dict[str, Any] = dict(self.inputs)
         for field, values in self.state.items():
@@ -194,7 +203,14 @@ class NaiveStepper:
         arrays |= {"positions": self.cache, "ranks": ranks}
         arrays |= {"head_scores": self.head_scores, "head_row": self.head_row}
         self.ask("rank_cache", **arrays)
-        return sorted(zip(ranks, self.cache, strict=True))
+        return self.in_order(ranks, "rank_cache")
+
+    def in_order(self, ranks: Iterable[float], role: str) -> list[tuple[float, int]]:
+        """The cached tokens by rank; UserError for NaN, which has no place in an order."""
+        found = list(zip(ranks, self.cache, strict=True))
+        if any(rank != rank for rank, _ in found):
+            raise UserError(found_nan(self.configured.policy.name, role, self.t))
+        return sorted(found)
 
     def last_attended(self) -> dict[int, int]:
         """For each token that left the cache the step after which it is never attended again."""

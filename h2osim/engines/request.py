@@ -9,6 +9,7 @@ import numpy as np
 
 from h2osim.policies.declaration import Configured
 from h2osim.policies.inputs import checked
+from h2osim.support.errors import UserError
 from h2osim.traces.unit import Unit
 
 
@@ -34,15 +35,18 @@ class Job:
     def inputs(self) -> dict[str, np.ndarray]:
         """The policy's inputs, float64 each: numbers [n], and vectors [n, width]."""
         policy, n = self.configured.policy, self.unit.n
-        return {
-            name: checked(
-                make(self.unit, self.scalars),
-                policy.name,
-                name,
-                (n, None) if name in policy.vectors else (n,),
-            )
-            for name, make in policy.given.items()
-        }
+        values, found = {**self.scalars, **self.configured.arrays}, {}
+        for name, make in policy.given.items():
+            try:
+                made = make(self.unit, values)
+            except UserError:
+                raise
+            except Exception as error:  # whatever the user's function raises, it is one line
+                why = f"{type(error).__name__}: {error}"
+                raise UserError(f"policy {policy.name}: its input {name}: {why}") from error
+            shape = (n, None) if name in policy.vectors else (n,)
+            found[name] = checked(made, policy.name, name, shape)
+        return found
 
 
 def scalars(configured: Configured, k: int, p: int, heads: int, n: int) -> dict[str, int | float]:

@@ -17,6 +17,7 @@ from h2osim.engines.arrays import NO_LISTS, NO_SPANS
 from h2osim.engines.errors import Outputs, RunErrors
 from h2osim.engines.request import Job
 from h2osim.engines.results import Curve, Errors
+from h2osim.policies.refusing import found_nan
 from h2osim.policies.roles import PERIOD, Given, Own, Rule, ask
 from h2osim.policies.to_numba import compiled, number_slots
 from h2osim.support.errors import UserError
@@ -91,10 +92,12 @@ class StackRun:
     def feed(self, block: Block) -> None:
         """Replay the block's new rows."""
         lists = NO_LISTS if self._errors is None else self._errors.room(block)
-        self._advance(
+        nan = self._advance(
             block.bits, block.first, block.start, block.stop, self._job.prompt_len, self._run,
             *lists,
         )  # fmt: skip
+        if nan >= 0:
+            raise UserError(found_nan(self._job.configured.policy.name, "rank", nan))
         if self._errors is not None:
             self._errors.add(block, *lists)
 

@@ -44,7 +44,8 @@ def percolate(x, t, m, stack, ranks, following, budgets, evicted):
 def advance(bits, first, start, stop, p, run, orders, counts):
     """Replay rows start … stop - 1; `bits` hold rows first … stop - 1, packed.
 
-    orders, counts: stack[:m] and m as each decode row found them, unless they have no rows.
+    orders, counts: stack[:m] and m as each decode row found them, unless they have no rows. Gives
+    -1, or the step in which a rank is NaN.
     """
     state, inputs, ints, floats = run.state, run.inputs, run.ints, run.floats
     stack, pending, ranks, line = run.stack, run.pending, run.ranks, run.line
@@ -79,6 +80,8 @@ def advance(bits, first, start, stop, p, run, orders, counts):
             _update(state, line[j] * UNIT, 0.0, inputs, ints, floats, j, t, n, p, n, heads)
             if not WHOLE:
                 ranks[j] = _rank(state, inputs, ints, floats, j, t, n, p, n, heads)
+                if ranks[j] != ranks[j]:
+                    return t
 
         # A rule that evicts now does so at every budget: ask it about a budget of one token.
         if t < p - 1 or _keep(most, ints, floats, t, 1, p, n, heads) == most:
@@ -102,6 +105,7 @@ def advance(bits, first, start, stop, p, run, orders, counts):
                 m += 1
         w = 0
     run.sizes_now[0], run.sizes_now[1] = m, w
+    return -1
 
 
 @njit(**OPTIONS)
@@ -131,3 +135,4 @@ def bound(bits, first, start, stop, p, run, orders, counts):
                 orders[t - start, i] = order[t - 1 - i]
                 counts[t - start] = t
         masses[t - p] = whole
+    return -1

@@ -19,9 +19,12 @@ from h2osim.attention.fixed_point import ONE_BITS
 from h2osim.attention.triangle import rows_in, tri
 from h2osim.engines import loop_text
 from h2osim.engines.arrays import NO_LISTS, NO_SPANS, STAYS, Cache, Room, Rules, grown
+from h2osim.engines.batch import BatchLoop
+from h2osim.engines.naive import NaiveStepper
 from h2osim.engines.request import scalars
 from h2osim.policies.declaration import Configured, Policy
 from h2osim.policies.inputs import checked
+from h2osim.policies.refusing import found_nan, found_zero
 from h2osim.policies.roles import SCORE_KINDS, arguments, ask
 from h2osim.policies.text import parse
 from h2osim.policies.to_numba import compiled, number_slots, sees_heads
@@ -123,7 +126,11 @@ class Stepper:
         ]
         self._linger = [ask(declared.rules(), "linger", known) for known in self._scalars]
         self._lag = self._configured.lag()
-        self._advance = compiled(declared, loop_text("direct_loop"))
+        self._advance: Callable[..., int] = (
+            BatchLoop(self._configured, self._scalars, NaiveStepper)
+            if declared.rank_batch
+            else compiled(declared, loop_text("direct_loop"))
+        )
         self.t = 0
         self.kept = self.masses = np.zeros((len(chosen), 0), np.int64)
         ints, floats = number_slots(declared)
@@ -199,11 +206,18 @@ class Stepper:
         self._fill(start, stop)
         self.kept = np.zeros((len(bits), stop - start), np.int64)
         self.masses = np.zeros_like(self.kept)
-        self._advance(
-            bits, first, start, stop, self._p, self._n,
-            SCORE_KINDS.index(self._configured.scores), self._configured.largest_head, self._lag,
-            self._rules, self._cache, self._room, self.kept, self.masses, *(lists or NO_LISTS),
-        )  # fmt: skip
+        policy = self._configured.policy
+        try:
+            nan = self._advance(
+                bits, first, start, stop, self._p, self._n,
+                SCORE_KINDS.index(self._configured.scores), self._configured.largest_head,
+                self._lag, self._rules, self._cache, self._room, self.kept, self.masses,
+                *(lists or NO_LISTS),
+            )  # fmt: skip
+        except ZeroDivisionError:
+            raise UserError(found_zero(policy, int(self._room.at[0]))) from None
+        if nan >= 0:
+            raise UserError(found_nan(policy.name, "rank" if policy.rank else "rank_cache", nan))
         self.t = stop
 
     def _packed(self, unit: int, rows: Any) -> NDArray[np.uint16]:
@@ -314,6 +328,7 @@ class Stepper:
         self._rules = self._rules._replace(inputs=grown(known, tokens), vectors=vectors)
         self._room = Room(
             np.zeros(tokens),
+            np.zeros(1, np.int64),
             np.zeros(len(policy.inputs)),
             np.zeros(vectors.shape[2]),
             np.zeros(tokens, np.int64),
@@ -327,7 +342,7 @@ class Stepper:
                 continue
             for unit, numbers in enumerate(self._scalars):
                 try:
-                    given = make(_Positions(tokens), numbers)
+                    given = make(_Positions(tokens), {**numbers, **self._configured.arrays})
                 except AttributeError:
                     raise UserError(
                         f"policy {policy.name}: positions do not determine its input {name}; "

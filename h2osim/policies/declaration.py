@@ -46,7 +46,7 @@ from numpy.typing import NDArray
 
 from h2osim.policies.parameters import COMMON, period, resolve_window
 from h2osim.policies.roles import MEAN, NOW, PERIOD, ROLES, STEP, Rule, arguments
-from h2osim.support.parameters import Param, Value, values_of
+from h2osim.support.parameters import Arrays, Param, Value, values_of
 from h2osim.traces.recorded import RECORDED
 
 INF = math.inf
@@ -92,6 +92,11 @@ class Policy:
         (oldest first) where a rank needs the whole cache; state and inputs then arrive as arrays
         indexed by position, and it may ask for ``head_row[h][j]``, what head h showed of token j in
         this step, and ``head_scores[h][j]``, the sum of that so far. Given instead of ``rank``.
+    rank_batch
+        ``rank_batch(positions, …) -> ranks[m]`` instead of ``rank``, in NumPy or PyTorch: what it
+        names arrives as arrays of the m cached tokens, oldest first (``head_row`` and
+        ``head_scores`` [heads, m], vectors [m, width]); ``memory`` is a dict of the run's own. It
+        may do anything, so it is not exact: it runs in Python, and results say ``batch``.
     visible
         ``visible(...) -> bool``: whether a cached token is attended in step t (default: yes).
     linger
@@ -139,6 +144,7 @@ class Policy:
     scores: str = "full"
     keep: Rule | None = None
     rank_cache: Rule | None = None
+    rank_batch: Rule | None = None
     visible: Rule | None = None
     linger: Rule | None = None
     expires: bool = False
@@ -155,8 +161,12 @@ class Policy:
     notes: str = ""
 
     def __post_init__(self) -> None:
-        if (self.rank is None) == (self.rank_cache is None):
-            raise TypeError(f"policy {self.name}: give exactly one of rank and rank_cache")
+        if sum(rule is not None for rule in (self.rank, self.rank_cache, self.rank_batch)) != 1:
+            raise TypeError(
+                f"policy {self.name}: give exactly one of rank, rank_cache and rank_batch"
+            )
+        if self.rank_batch and (self.visible or self.readmits):
+            raise TypeError(f"policy {self.name}: rank_batch can not go with visible or readmits")
         self._check_vectors()
         if self.inclusive is not False:
             self._check_inclusive()
@@ -168,7 +178,10 @@ class Policy:
                 )
         for role, rule in self.rules().items():
             known = ROLES[role].names(self.fields, self.given)
-            known |= {p.name for p in self.params if p.kind != "when"} - {"scores"}
+            known |= {
+                p.name for p in self.params
+                if p.kind != "when" and (p.kind != "arrays" or role == "rank_batch")
+            } - {"scores"}  # fmt: skip
             if not self.oracle and "n" in arguments(rule):
                 raise TypeError(
                     f"policy {self.name}: {role} asks for n, the length of the whole text, which "
@@ -200,7 +213,7 @@ class Policy:
 
     def _check_inclusive(self) -> None:
         # What inclusion rules out by its form; the rest is tested, and `keep` before every pass.
-        for name in ("visible", "linger", "expires", "lag", "vectors", "means"):
+        for name in ("visible", "linger", "expires", "lag", "vectors", "means", "rank_batch"):
             # what looks back may still be inclusive while it decides by the prompt alone
             if getattr(self, name) and not (name == "lag" and callable(self.inclusive)):
                 raise TypeError(f"policy {self.name}: {name} can not go with inclusive")
@@ -303,7 +316,7 @@ class Configured:
 
     def windows(self) -> list[str]:
         """The parameters that say how many of the newest tokens the ranking protects."""
-        ranking = self.policy.rank or self.policy.rank_cache
+        ranking = self.policy.rank or self.policy.rank_cache or self.policy.rank_batch
         return [name for name in ("recent", "window") if ranking and name in arguments(ranking)]
 
     def numbers(self, k: int) -> dict[str, int | float]:
@@ -311,7 +324,7 @@ class Configured:
         seen: dict[str, int | float] = {PERIOD: period(self.when)}
         for param in self.policy.params:
             value = self.values[param.name]
-            if param.kind == "when":
+            if param.kind in ("when", "arrays"):
                 continue
             if param.kind == "choice":
                 seen[param.name] = param.choices.index(str(value))
@@ -320,6 +333,12 @@ class Configured:
             else:
                 seen[param.name] = float(value) if param.kind == "float" else int(value)
         return seen
+
+    @property
+    def arrays(self) -> dict[str, Mapping[str, NDArray[Any]]]:
+        """The arrays that were given as parameters, for inputs and ``rank_batch``."""
+        found = {name: value for name, value in self.values.items() if isinstance(value, Arrays)}
+        return {name: value.content for name, value in found.items()}
 
     def lag(self) -> int:
         """How many steps back ``a_old`` looks; 0 if the policy does not ask."""

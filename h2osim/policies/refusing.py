@@ -17,8 +17,9 @@ from types import FunctionType
 import numpy as np
 
 from h2osim.policies.declaration import Policy
-from h2osim.policies.roles import ROLES
+from h2osim.policies.roles import COMPILED, ROLES
 from h2osim.policies.source import outside
+from h2osim.policies.to_numba import collect
 from h2osim.support.errors import UserError
 
 _BUILTINS = {"min", "max", "abs", "int", "float", "bool", "range", "len", "round"}
@@ -31,9 +32,17 @@ _NUMPY = {
 }  # fmt: skip
 
 
+_ORDER = (
+    "adds up in an order of its own; h2osim.policies.arithmetic has dot, norm, cosine, distance "
+    "and products"
+)
+
+
 def refuse(policy: Policy) -> None:
     """UserError for the first thing in a policy's rules that no rule may do."""
     for role, rule in policy.rules().items():
+        if role not in COMPILED:
+            continue
         seen: list[FunctionType] = []
         waiting = [rule]
         while waiting:
@@ -45,6 +54,22 @@ def refuse(policy: Policy) -> None:
             states = len(policy.state) if one is rule and ROLES[role].gives == "state" else 0
             _refuse_text(policy, one, states)
             waiting += [x for x in outside(one).values() if isinstance(x, FunctionType)]
+
+
+def found_nan(policy: str, role: str, t: int) -> str:
+    """What is said of a rank that is NaN."""
+    return f"policy {policy}: {role} gives NaN in step {t}, which has no place in an order"
+
+
+def found_zero(policy: Policy, t: int) -> str:
+    """What is said of a division by zero: the rules that divide are named."""
+    roles = []
+    for role, rule in policy.rules().items():
+        texts: dict[str, str] = {}
+        collect(rule, policy.name, texts)
+        if any("/" in text or "%" in text for text in texts.values()):
+            roles.append(role)
+    return f"policy {policy.name}: {' or '.join(roles)} divides by zero in step {t}"
 
 
 def _wrong(policy: Policy, rule: FunctionType, line: int, what: str) -> UserError:
@@ -81,6 +106,12 @@ def _refuse_text(policy: Policy, rule: FunctionType, states: int) -> None:
                         policy, rule, line, f"{module}.{name} differs in the last bit from one "
                         "library to the next; h2osim.policies.arithmetic has exp, log1p, sigmoid",
                     )  # fmt: skip
+            case ast.BinOp(op=ast.MatMult()) | ast.AugAssign(op=ast.MatMult()):
+                raise _wrong(policy, rule, line, f"@ {_ORDER}")
+            case ast.Call(func=ast.Attribute(value=value, attr=name)) if name in _NUMPY and not (
+                isinstance(value, ast.Name) and value.id in rule.__globals__
+            ):
+                raise _wrong(policy, rule, line, f".{name}() {_ORDER}")
             case ast.BinOp(op=ast.Pow()) | ast.AugAssign(op=ast.Pow()):
                 raise _wrong(
                     policy, rule, line, "** differs in the last bit between libraries; multiply"

@@ -58,15 +58,16 @@ class Given(NamedTuple):
 class Role:
     """What a rule in a role is asked about, and what it answers.
 
-    ``about`` is a token (then ``pos`` and ``age`` are known), a step, the whole cache, or the run
-    (then ``t`` is not known). ``values`` are the names that only this role has. ``reads`` says what
-    it sees of the tokens' own numbers. ``gives`` is the kind of its answer: new state, a number,
-    or nothing (ranks are written into an array). ``default`` stands for the answer where a policy
-    has no such rule: a name among STEP, or a constant; None leaves things as they are.
+    ``about`` is a token (then ``pos`` and ``age`` are known), a step, the whole cache, the cached
+    tokens as a batch (which is not compiled), or the run (then ``t`` is not known). ``values`` are
+    the names that only this role has. ``reads`` says what it sees of the tokens' own numbers.
+    ``gives`` is the kind of its answer: new state, a number, ranks, or nothing (ranks are written
+    into an array). ``default`` stands for the answer where a policy has no such rule: a name among
+    STEP, or a constant; None leaves things as they are.
     """
 
-    about: Literal["token", "step", "cache", "run"]
-    gives: Literal["state", "float", "int", "bool", "nothing"]
+    about: Literal["token", "step", "cache", "batch", "run"]
+    gives: Literal["state", "float", "int", "bool", "nothing", "ranks"]
     values: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     default: str | float | None = None
@@ -97,10 +98,17 @@ ROLES: Mapping[str, Role] = {
     "rank_cache": Role(
         "cache", "nothing", ("positions", "ranks", "head_scores", "head_row"), _BOTH
     ),
+    "rank_batch": Role(
+        "batch", "ranks", ("positions", "head_scores", "head_row", "memory"), _BOTH
+    ),
     "keep": Role("step", "int", ("size",), default="k"),
     "visible": Role("token", "bool", default=True),
     "linger": Role("run", "int", default=-1),
 }
+
+
+#: The roles whose rules are compiled.
+COMPILED = tuple(name for name, role in ROLES.items() if role.about != "batch")
 
 
 @cache

@@ -23,7 +23,7 @@ import numpy as np
 from h2osim.support.errors import UserError
 
 #: Modules that are identified by their name; the source of their functions is not read.
-_LIBRARIES = sys.stdlib_module_names | {"numpy", "numba", "scipy", "pandas", "xarray"}
+_LIBRARIES = sys.stdlib_module_names | {"numpy", "numba", "scipy", "pandas", "xarray", "torch"}
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from h2osim.policies.declaration import Policy
 from h2osim.policies.expressions import FLOAT, WHOLE, Untranslatable
-from h2osim.policies.roles import NOW, ROLES, arguments
+from h2osim.policies.roles import COMPILED, NOW, ROLES, arguments
 from h2osim.policies.to_numba import number_slots
 from h2osim.policies.translator import Module
 
@@ -38,6 +38,10 @@ def rules_text(policy: Policy) -> str:
             f"policy {policy.name}: its rank looks at the whole cache (rank_cache), which can not "
             "be translated to CUDA; engine=numba runs it"
         )
+    if policy.rank_batch is not None:
+        raise Untranslatable(
+            f"policy {policy.name}: its rule rank_batch runs in Python, whatever the engine"
+        )
     seen = [*policy.vectors, *policy.vector_state]
     if seen or policy.means:
         what = f"vectors ({', '.join(seen)})" if seen else "means over the cache"
@@ -46,7 +50,7 @@ def rules_text(policy: Policy) -> str:
             "engine=numba runs it"
         )
     module = Module(policy.name)
-    wrappers = [_wrapper(policy, role, module) for role in ROLES if role != "rank_cache"]
+    wrappers = [_wrapper(policy, role, module) for role in COMPILED if role != "rank_cache"]
     ints, floats = number_slots(policy)
     macros = {
         "F": len(policy.state),

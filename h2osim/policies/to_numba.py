@@ -22,6 +22,7 @@ from typing import Any
 
 from h2osim.policies.declaration import Policy
 from h2osim.policies.roles import (
+    COMPILED,
     MEAN,
     NOW,
     PERIOD,
@@ -53,6 +54,7 @@ from h2osim.policies.roles import Given, Own
 from h2osim.support.compiling import njit
 
 OPTIONS = dict(cache=True, nogil=True, error_model="numpy", boundscheck=False)
+RULE = dict(OPTIONS, error_model={division!r})
 '''
 
 
@@ -62,12 +64,13 @@ def number_slots(policy: Policy) -> tuple[list[str], list[str]]:
     The first whole one is PERIOD.
     """
     floats = [p.name for p in policy.params if p.kind == "float"]
-    return [PERIOD, *(p.name for p in policy.params if p.kind not in ("float", "when"))], floats
+    others = [p.name for p in policy.params if p.kind not in ("float", "when", "arrays")]
+    return [PERIOD, *others], floats
 
 
 def sees_heads(policy: Policy) -> bool:
     """Whether a policy's ranking asks for attention head by head."""
-    rule = policy.rank_cache
+    rule = policy.rank_cache or policy.rank_batch
     return rule is not None and not {"head_scores", "head_row"}.isdisjoint(arguments(rule))
 
 
@@ -109,7 +112,7 @@ def collect(rule: Rule, policy: str, found: dict[str, str]) -> None:
 def _reserved(loop: str) -> frozenset[str]:
     """Names that the prelude and a loop define or use: a rule must not shadow them."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(_PRELUDE + loop)):
+    for node in ast.walk(ast.parse(_PRELUDE.replace("{division!r}", "0") + loop)):
         if isinstance(node, (ast.FunctionDef, ast.alias)):
             names.add(getattr(node, "asname", None) or node.name)
         elif isinstance(node, ast.Name) and node.id.isupper():
@@ -169,7 +172,7 @@ def text_for(policy: Policy, loop: str) -> str:
             if pieces.setdefault(name, text) != text:
                 raise UserError(f"policy {policy.name}: two different rules are called {name}")
     constants = [t for t in pieces.values() if not t.startswith("def ")]
-    functions = [f"@njit(**OPTIONS)\n{t}" for t in pieces.values() if t.startswith("def ")]
+    functions = [f"@njit(**RULE)\n{t}" for t in pieces.values() if t.startswith("def ")]
     flags = {
         "HIDES": policy.visible is not None,
         "LINGERS": policy.linger is not None,
@@ -182,8 +185,10 @@ def text_for(policy: Policy, loop: str) -> str:
     }
     constants += [f"{name} = {value}\n" for name, value in flags.items()]
     constants += [f"{kind.upper()} = {i}\n" for i, kind in enumerate(SCORE_KINDS)]
-    wrappers = [wrapper(policy, role) for role in ROLES]
-    prelude = _PRELUDE.format(name=policy.name, definition=_imported())
+    wrappers = [wrapper(policy, role) for role in COMPILED]
+    # A loop that says in which step it is can say where a rule divides by zero.
+    division = "python" if "room.at" in loop else "numpy"
+    prelude = _PRELUDE.format(name=policy.name, definition=_imported(), division=division)
     return "\n\n".join([prelude, "".join(constants), *functions[::-1], *wrappers, loop])
 
 

@@ -99,7 +99,10 @@ class Engine:
     def names(self, chunk: Chunk) -> list[str]:
         """What runs each configuration of a chunk; numba where CUDA refuses one."""
         refused = refused_by_cuda(chunk) if self.name == "cuda" else []
-        return ["numba" if i in refused else self.name for i in range(len(chunk.configured))]
+        return [
+            "batch" if one.policy.rank_batch else "numba" if i in refused else self.name
+            for i, one in enumerate(chunk.configured)
+        ]
 
 
 def _no_cuda() -> str | None:

@@ -148,7 +148,7 @@ COORDINATES = {
         _ON_POLICY, Variable("text", "", "how the source shares a cache, if not by KV group")
     ),
     "one_pass": (_ON_POLICY, Variable("bool", "", "whether one pass gave all its budgets")),
-    "engine": (_ON_POLICY, Variable("text", "", "what replayed it")),
+    "engine": (_ON_POLICY, Variable("text", "", "what replayed it; batch: Python, not exact")),
     "split": (("split", "budget"), Variable("text", "", "how slots are split over the units")),
     "layer": (("layer", "unit"), Variable("int64", "", "model index of a layer")),
     "unit": (("unit",), Variable("int64", "", "number of the heads that share one cache")),

@@ -6,7 +6,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from h2osim.support.errors import UserError
 from h2osim.support.wording import near
@@ -16,19 +20,41 @@ EVERY = r"every:([1-9]\d{0,6})"
 """Every m steps, as the parameter ``when`` writes it."""
 
 
+class Arrays(str):
+    """The path of a .npz file, and the arrays in it by name (``content``), read-only."""
+
+    content: Mapping[str, NDArray[Any]] = MappingProxyType({})
+
+    @classmethod
+    def read(cls, path: str, owner: str) -> Arrays:
+        """The arrays of a file; UserError, naming the owner, where it holds none."""
+        found = cls(path)
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as opened:
+                found.content = MappingProxyType(dict(opened))
+        except OSError as error:
+            why = error.strerror or "it is no .npz file"
+            raise UserError(f"{owner}={path}: {why}; expected a .npz file of arrays") from None
+        except Exception:  # what zipfile, zlib and NumPy make of damage is of many kinds
+            raise UserError(f"{owner}={path}: expected a .npz file of arrays") from None
+        for array in found.content.values():
+            array.flags.writeable = False
+        return found
+
+
 @dataclass(frozen=True)
 class Param:
     """A typed, ranged, documented parameter of a policy or of a generator of traces.
 
     ``kind`` is ``int``, ``float``, ``choice``, ``window``: a number of tokens from 1 on, a share
     of the budget below 1 (rounded down to tokens), or ``when``: a choice in which ``every:m``
-    stands for ``every:1``, ``every:2``, …
+    stands for ``every:1``, ``every:2``, …; or ``arrays``: the path of a .npz file, "" for none.
     """
 
     name: str
     default: Value
     doc: str
-    kind: Literal["int", "float", "choice", "window", "when"] = "int"
+    kind: Literal["int", "float", "choice", "window", "when", "arrays"] = "int"
     low: float = 0
     high: float = 2**31 - 1
     choices: tuple[str, ...] = ()
@@ -36,6 +62,8 @@ class Param:
     @property
     def range(self) -> str:
         """The accepted values, in words."""
+        if self.kind == "arrays":
+            return "a .npz file"
         if self.choices:
             return " | ".join(self.choices)
         kind = {"int": "whole number", "float": "number", "window": "tokens, or share below 1"}
@@ -44,6 +72,8 @@ class Param:
 
     def read(self, text: Any, owner: str) -> Value:
         """What the user wrote as a value; UserError, naming the owner, where it does not fit."""
+        if self.kind == "arrays":
+            return Arrays.read(str(text), f"{owner}: {self.name}") if text else Arrays()
         if self.choices:
             many = self.kind == "when" and re.fullmatch(EVERY, str(text))
             if ("every:m" if many else text) in self.choices and text != "every:m":

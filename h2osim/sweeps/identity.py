@@ -18,6 +18,7 @@ from h2osim.policies.source import fingerprint
 from h2osim.replays.plan import WorkPlan
 from h2osim.replays.unit_budgets import UnitBudgets, as_asked
 from h2osim.support.errors import UserError
+from h2osim.support.parameters import Arrays
 from h2osim.traces.fingerprint import layer_sha256
 from h2osim.traces.trace import Trace
 
@@ -107,7 +108,14 @@ def budgets_from(plain: Any) -> Any:
 
 
 def _values(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: v.item() if isinstance(v, np.generic) else v for name, v in values.items()}
+    return {
+        name: f"sha256 {fingerprint(dict(v.content), name)}"
+        if isinstance(v, Arrays)
+        else v.item()
+        if isinstance(v, np.generic)
+        else v
+        for name, v in values.items()
+    }
 
 
 def _declaration(policy: Policy) -> dict[str, str]:
