@@ -53,6 +53,8 @@ def check(one: Configured) -> tuple[list[str], list[str]]:
     wrong, known = {}, {}
     others = [name for name in _BASELINES if name != policy.name]
     same, constant, protected = set(others), True, True
+    if named := undeclared(one):
+        return [f"it reads {in_words(named)}, which its needs do not name"], []
     for word, trace in traces():
         for p in _PROMPTS:
             where = f"{word} attention, prompt of {p}"
@@ -66,15 +68,16 @@ def check(one: Configured) -> tuple[list[str], list[str]]:
                 return _lines(wrong), []
             constant &= all(np.ptp(x[np.isfinite(x)]) == 0 for x in ranks if np.isfinite(x).any())
             protected &= all((x == INF).all() for x in ranks)
-            gone = [
-                replay(trace, [one, *others], list(_BUDGETS), prompt_len=p, engine=engine,
-                       share="layer")["evicted_at"].values
-                for engine in ("naive", "numba")
-            ]  # fmt: skip
-            if not np.array_equal(gone[0][0], gone[1][0]):
+            (mine,), (compiled, *theirs) = (
+                replay(trace, each, list(_BUDGETS), prompt_len=p, engine=engine, share="layer")[
+                    "evicted_at"
+                ].values
+                for engine, each in (("naive", [one]), ("numba", [one, *others]))
+            )
+            if not np.array_equal(mine, compiled):
                 wrong["numba evicts other tokens than the definition"] = where
             same &= {
-                name for i, name in enumerate(others, 1) if (gone[0][i] == gone[0][0]).all()
+                name for name, gone in zip(others, theirs, strict=True) if (gone == mine).all()
             }
     if wrong:
         return _lines(wrong), []
@@ -86,8 +89,6 @@ def check(one: Configured) -> tuple[list[str], list[str]]:
         known[f"it evicts as {name} does"] = "in every case tried"
     if policy.rank_batch:
         known["not exact: its ranks are those of a library, in Python, at its speed"] = ""
-    if named := undeclared(one):
-        wrong[f"it reads {in_words(named)}, which its needs do not name"] = ""
     try:
         text = kernel_text("direct", {"T": 128}, policy)
         if nvrtc.library() and (said := nvrtc.errors(text)):
