@@ -164,7 +164,7 @@ def test_the_guides_vectors_and_network_run(my: Path) -> None:
     q, k = rng.standard_normal((1, 4, 40, 6)), rng.standard_normal((1, 2, 40, 6))
     Trace.from_qk(q, k, scale=0.4).save(my / "my-trace")
     np.savez(
-        my / "w.npz", w1=rng.standard_normal((8, 5)), b1=np.zeros(5), w2=rng.standard_normal(5)
+        my / "w.npz", w1=rng.standard_normal((4, 5)), b1=np.zeros(5), w2=rng.standard_normal(5)
     )
     record, *commands = "".join(blocks("console")).splitlines()
     assert record.startswith("h2osim record") and "--store both" in record
