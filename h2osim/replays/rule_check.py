@@ -68,12 +68,10 @@ def check(one: Configured) -> tuple[list[str], list[str]]:
                 return _lines(wrong), []
             constant &= all(np.ptp(x[np.isfinite(x)]) == 0 for x in ranks if np.isfinite(x).any())
             protected &= all((x == INF).all() for x in ranks)
-            (mine,), (compiled, *theirs) = (
-                replay(trace, each, list(_BUDGETS), prompt_len=p, engine=engine, share="layer")[
-                    "evicted_at"
-                ].values
-                for engine, each in (("naive", [one]), ("numba", [one, *others]))
-            )
+            how: Any = {"budgets": list(_BUDGETS), "prompt_len": p, "share": "layer"}
+            (mine,) = replay(trace, one, engine="naive", **how)["evicted_at"].values
+            found = replay(trace, [one, *others], engine="numba", **how)["evicted_at"].values
+            compiled, *theirs = found
             if not np.array_equal(mine, compiled):
                 wrong["numba evicts other tokens than the definition"] = where
             same &= {
