@@ -198,3 +198,16 @@ def test_narrow_numbers_of_numpy_are_numbers() -> None:
 def test_a_temperature_that_is_no_number(value: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"temperature: found .*, expected a finite number"):
         h2osim.record("m", text="a", out=tmp_path / "t", sample=True, temperature=value)
+
+
+@pytest.mark.parametrize("limit", [("--least", "nan"), ("--most", "nan"), ("--least", "inf")])
+def test_limits_of_a_split_that_are_no_numbers(
+    run: Run, folder: Path, limit: tuple[str, str]
+) -> None:
+    fails(run("allocate", folder, "-t", "20", *limit), "expected 0 to 1 and from 1 on")
+
+
+def test_a_split_without_an_upper_limit(run: Run, folder: Path) -> None:
+    """`--most inf` was an OverflowError; it means that there is none."""
+    ended = run("allocate", folder, "-t", "20", "--most", "inf", "-f", "json")
+    assert (ended.code, ended.out) == (0, run("allocate", folder, "-t", "20", "-f", "json").out)

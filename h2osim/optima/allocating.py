@@ -266,12 +266,12 @@ def _totals(
 def _limits(slots: int, count: int, m: int, least: float, most: float | None) -> tuple[int, int]:
     """The fewest and most slots of a unit."""
     mean = slots / count
-    low = max(1, math.floor(least * mean))
-    high = m if most is None else min(m, math.ceil(most * mean))
     if not (0 <= least <= 1 and (most is None or most >= 1)):
         raise UserError(
             f"least {least:g}, most {most}: expected 0 to 1 and from 1 on, in multiples of the mean"
         )
+    low = max(1, math.floor(least * mean))
+    high = m if most is None else math.ceil(min(m, most * mean))
     return low, high
 
 
