@@ -244,6 +244,8 @@ def _page(table: _Table, folder: str) -> str:
     trained = sorted(table.stage("train")["text"].dropna().unique())
     n, p = int(held["tokens"].max()), int(held["prompt_len"].iloc[0])
     first = table.frame.iloc[0]
+    totals = ",".join(f"{100 * total:g}%" for total in _totals(table))
+    words = f"h2osim evaluate {first['command'].split()[2]} --text A.txt B.txt"
     return f"""# Which policy
 
 <!-- Written by `h2osim search --from docs/{folder}/results.csv.gz --page docs/{folder}.md`. -->
@@ -257,7 +259,12 @@ itself with the full cache, in nats a token ([closed-loop.md](closed-loop.md)).
 
 The winner is `{table.winner}`
 with its budget shared out over layers and KV groups by first-order KL
-([below](#where-the-memory-goes)).
+([below](#where-the-memory-goes)). On texts of your own:
+
+```sh
+{words} -p '{table.winner}' -b @docs/{folder}/budgets.json
+{words} -p {BASE} -b {totals}
+```
 
 ## On texts it has not seen
 
@@ -309,7 +316,8 @@ the convex hulls.
 One model of 135 million parameters; the budgets are its own, and another model needs its own search
 (the commands above with another name). Texts of at most a few thousand tokens. What only a later
 question makes important is lost by every policy here. The budgets are fixed before the prompt is
-known.
+known. What an oracle loses with equal budgets is in [fidelity.md](fidelity.md) (`future`); how much
+an oracle with a split of its own would win was not measured.
 """
 
 
