@@ -153,6 +153,7 @@ def _goals(table: _Table) -> str:
 
 def _answers(table: _Table) -> str:
     rows, totals = [], _totals(table)
+    shares: dict[str, list[float]] = {}
     asked = table.stage("answers")
     known = set(asked[asked["full_exact"] == 1]["text"])
     for policy, split, name in _kinds(table):
@@ -162,14 +163,19 @@ def _answers(table: _Table) -> str:
         for total in totals:
             some = asked[(asked["policy"] == policy) & (asked["split"] == split)]
             some = some[np.isclose(some["budget"], total) & some["text"].isin(known)]
+            shares.setdefault(policy, []).append(some["exact"].mean())
             cells.append(f"{100 * some['exact'].mean():.0f} %, {some['answer_logp'].mean():.1f}")
         rows.append(cells)
+    both = zip(totals, shares[table.winner], shares[BASE], strict=True)
+    worse = [_percent(total) for total, ours, base in both if ours < base]
+    said = f"\n\nThe winner answers fewer than `{BASE}` at {', '.join(worse)}." if worse else ""
     return (
         "Prompts with an answer (`h2osim evaluate --task`: needle, pairs and facts, three depths): "
         f"{len(known)} of {asked['text'].nunique()} are answered with the full cache. Of these, "
         "the share still answered, and the answer's log-probability in nats. The question comes "
         "when most of the prompt is gone.\n\n"
         + markdown.table(["policy", *map(_percent, totals)], rows)
+        + said
     )
 
 
@@ -223,7 +229,7 @@ def _rule(table: _Table) -> str:
     value = f" * l1_norm(value[j]) ** {v['value']:g}" if v["value"] else ""
     heads = "max" if v.get("heads") == "max" else "sum"
     power = " ** 2" if v["power"] == 2 else ""
-    return f'''```python
+    return f"""```python
 for j in cache:  # after each row; one cache and one budget k for each KV group
     a = {heads}(row[h][j] for h in group_heads){power}  # rows renormalised over the cache
     slow[j] = {v["gamma"]:g} * slow[j] + a  # all three start at 0
@@ -235,7 +241,7 @@ while len(cache) > k:
     lasting = {{j: {1 - v["mix"]:g} * slow[j] / (seen[j] + {v["prior"]:g}) for j in old}}
     current = {{j: {v["mix"] * (1 - v["fast"]):g} * quick[j] for j in old}}
     evict(min(old, key=lambda j: {join}{value}))
-```'''
+```"""
 
 
 def _page(table: _Table, folder: str) -> str:
