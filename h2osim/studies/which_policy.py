@@ -153,7 +153,7 @@ def _goals(table: _Table) -> str:
 
 def _answers(table: _Table) -> str:
     rows, totals = [], _totals(table)
-    shares: dict[str, list[float]] = {}
+    shares: dict[tuple[str, str], list[float]] = {}
     asked = table.stage("answers")
     known = set(asked[asked["full_exact"] == 1]["text"])
     for policy, split, name in _kinds(table):
@@ -163,11 +163,12 @@ def _answers(table: _Table) -> str:
         for total in totals:
             some = asked[(asked["policy"] == policy) & (asked["split"] == split)]
             some = some[np.isclose(some["budget"], total) & some["text"].isin(known)]
-            shares.setdefault(policy, []).append(some["exact"].mean())
+            shares.setdefault((policy, split), []).append(some["exact"].mean())
             cells.append(f"{100 * some['exact'].mean():.0f} %, {some['answer_logp'].mean():.1f}")
         rows.append(cells)
-    both = zip(totals, shares[table.winner], shares[BASE], strict=True)
-    worse = [_percent(total) for total, ours, base in both if ours < base]
+    ours, theirs = shares[table.winner, "shared"], shares[BASE, "equal"]
+    both = zip(totals, ours, theirs, strict=True)
+    worse = [_percent(total) for total, our, base in both if our < base]
     said = f"\n\nThe winner answers fewer than `{BASE}` at {', '.join(worse)}." if worse else ""
     return (
         "Prompts with an answer (`h2osim evaluate --task`: needle, pairs and facts, three depths): "
