@@ -33,14 +33,18 @@ def shown(case: Case, n: int) -> Trace:
     if case.kind == "rows":
         return Trace.from_scores(case.rows[:, :n, :n], group_size=group)
     vectors = {name: x if name == "w_o" else x[None, :, :n] for name, x in case.vectors.items()}
-    return Trace.from_qk(vectors["q"], vectors["k"], v=vectors["v"], scale=case.d**-0.5)
+    v = case.vectors["v"].repeat(group, axis=0).astype(np.float64)
+    norms = np.abs(v @ case.vectors["w_o"]).sum(axis=-1)[None, :, :n]
+    return Trace.from_qk(
+        vectors["q"], vectors["k"], v=vectors["v"], wv_norm1=norms, scale=case.d**-0.5
+    )
 
 
 def kept(case: Case, one: dict[str, Any], until: int) -> np.ndarray:
     """The step after which each token is gone, int [units, tokens], of a replay up to a step."""
     found = replay(
         shown(case, until + 2), one["policy"], [one["budget"]], prompt_len=one["p"],
-        share=one["share"], engine="numba",
+        share=one["share"], engine="naive",
     )  # fmt: skip
     left: np.ndarray = found["evicted_at"].values[0, 0, :, 0]
     return left

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cases import CASES, Case
-from peers.shown import BUDGETS, Sets, identity_keys, kept_keys, one_set
+from peers.shown import BUDGETS, Sets, identity_keys, kept_keys, one_set, vectors
 
 SOURCE = "https://github.com/Zefan-Cai/KVCache-Factory, pyramidkv/pyramidkv_utils.py"
 
@@ -20,7 +20,7 @@ def kept(cluster: Any, case: Case) -> list[list[int]]:
 
 
 def sets(root: Path | None) -> Sets:
-    """SnapKV with both poolings, H2O, StreamingLLM, PyramidKV."""
+    """SnapKV with both poolings, H2O, StreamingLLM, PyramidKV, L2Norm."""
     sys.path.insert(0, str(root))
     from pyramidkv import pyramidkv_utils as code
 
@@ -48,3 +48,12 @@ def sets(root: Path | None) -> Sets:
                 )
                 found = kept(cluster, case)
                 yield one_set(case, "PyramidKVCluster", "snapkv:window=8", len(found[0]), found)
+    for name in ("vectors-mha", "vectors-gqa"):
+        case = CASES[name]
+        shown = vectors(case, case.p)
+        for k in (b for b in BUDGETS if b < case.p):
+            cluster = code.L2NormCluster(max_capacity_prompt=k, layer_idx=5, skip_layers=[])
+            left, _ = cluster.update_kv(shown["k"], shown["q"], shown["v"], None, 1)
+            yield one_set(
+                case, "L2NormCluster", "knorm:when=prompt", k, kept_keys(shown["k"], left)
+            )

@@ -9,7 +9,7 @@ from typing import Any
 import kvpress
 import torch
 from cases import CASES, Case
-from peers.shown import BUDGETS, Sets, attention, kept_keys, one_set, vectors
+from peers.shown import BUDGETS, Sets, attention, kept_keys, one_set, softmax, vectors
 
 SOURCE = "kvpress, https://pypi.org/project/kvpress"
 
@@ -93,8 +93,31 @@ def chunks(case: Case) -> Sets:
             )  # fmt: skip
 
 
+def looking(case: Case) -> Sets:
+    """Presses that look at keys, values and the output projection."""
+    for k in BUDGETS:
+        ratio = removed(k, case)
+        for calls, press, policy in (
+            ("KnormPress", kvpress.KnormPress(ratio), "knorm:when=prompt"),
+            ("KeyDiffPress", kvpress.KeyDiffPress(ratio), "keydiff:when=prompt"),
+            ("LagKVPress", kvpress.LagKVPress(ratio, 4, 7), "lagkv:lag=7,sinks=4"),
+            ("LagKVPress", kvpress.LagKVPress(ratio, 2, 16), "lagkv:lag=16,sinks=2"),
+            ("LagKVPress", kvpress.LagKVPress(ratio, 4, 40), "lagkv:lag=40,sinks=4"),
+        ):
+            yield one_set(case, calls, policy, k, compressed(press, case, None))
+        rows = softmax(case)
+        for first in (0.5, 0.0, 1.0):
+            press = kvpress.CriticalKVPress(kvpress.SnapKVPress(ratio, 8, 5), 1e-4, first)
+            yield one_set(
+                case, "CriticalKVPress(SnapKVPress)", f"criticalkv:window=8,first={first:g}", k,
+                compressed(press, case, rows),
+            )  # fmt: skip
+
+
 def sets(root: Path | None) -> Sets:
     """All sets."""
+    for name in ("vectors-mha", "vectors-gqa"):
+        yield from looking(CASES[name])
     for name in ("rows-mha", "rows-gqa", "rows-mqa"):
         yield from attending(CASES[name])
         yield from chunks(CASES[name])

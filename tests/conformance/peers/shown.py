@@ -38,6 +38,15 @@ def vectors(case: Case, n: int) -> dict[str, torch.Tensor]:
     return {name: x if name == "w_o" else x[None, :, :n] for name, x in found.items()}
 
 
+def softmax(case: Case, n: int | None = None) -> torch.Tensor:
+    """The attention of a case's vectors, float64 [1, heads, n, n]; n: the prompt's, else."""
+    shown = vectors(case, n or case.p)
+    keys = shown["k"].repeat_interleave(case.heads // case.groups, dim=1)
+    logits = shown["q"] @ keys.transpose(2, 3) / math.sqrt(case.d)
+    ahead = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
+    return logits.masked_fill(ahead, -torch.inf).softmax(dim=-1)
+
+
 def kept_keys(before: torch.Tensor, after: torch.Tensor) -> list[list[int]]:
     """Which tokens' keys are left in each head of [1, heads, tokens, d]."""
     found = []
