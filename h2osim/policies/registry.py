@@ -13,6 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from h2osim.policies.declaration import Policy
+from h2osim.policies.presses import known_as
 from h2osim.policies.refusing import refuse
 from h2osim.support.errors import UserError
 from h2osim.support.wording import near
@@ -41,7 +42,7 @@ def find(name: str) -> Policy:
         return _plugin(name)
     if name not in known:
         raise UserError(
-            f"unknown policy {name!r}{near(name, [*known, *plugins()])} "
+            f"unknown policy {name!r}{known_as(name) or near(name, [*known, *plugins()])} "
             f"(`h2osim policies` lists all {len(known) + len(plugins())})"
         )
     return known[name]
