@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from drawing import BUNDLED
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples, qk_traces
@@ -35,6 +36,15 @@ def test_numba_evicts_what_the_definition_evicts(trace: Trace, k: int, share: st
         for engine in ("naive", "numba")
     )
     assert np.array_equal(by_hand, compiled)
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif("prose" not in BUNDLED, reason="no bundled trace prose")
+def test_the_values_of_a_real_trace() -> None:
+    trace = h2osim.open_trace("prose")
+    rule, how = CAOTE.with_params(when="every:64"), {"layers": trace.layers[:1], "prompt_len": 400}
+    by_hand, compiled = (gone(trace, rule, 0.2, engine=e, **how) for e in ("naive", "numba"))
+    assert np.array_equal(by_hand, compiled) and (compiled < trace.n).mean() > 0.5
 
 
 def keys(*vectors) -> Trace:
