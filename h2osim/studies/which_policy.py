@@ -22,6 +22,12 @@ Numbers = NDArray[np.float64]
 GOALS = {0.05: 0.48, 0.1: 0.36, 0.2: 0.24}
 """KL as a share of h2o's at the same memory that was to be reached on SmolLM2."""
 BASE = "h2o"
+OTHERS = tuple(
+    f"check {one}"
+    for one in (
+        "prompt 64", "prompt 512", "other cuts", "2048 tokens", "4096 tokens", "writing",
+    )
+)  # fmt: skip
 
 
 class _Table:
@@ -198,11 +204,14 @@ def _checks(table: _Table) -> str:
         rows.append(cells)
     if not rows:
         return "No other lengths were run (`--checks`)."
+    left = [one for one in OTHERS if one not in set(table.frame["stage"])]
+    words = ", ".join(one.removeprefix("check ") for one in left)
+    missing = f"\n\nNot run for this page: {words}." if left else ""
     return (
         "The winner's KL over `h2o`'s at the same memory on pieces of the held-out texts joined, "
         "with the same budgets as shares; of writing also the tokens before the first that the "
         f"full cache would not have written (`h2o`'s).\n\n"
-        f"{markdown.table(['pieces', *map(_percent, totals)], rows)}"
+        f"{markdown.table(['pieces', *map(_percent, totals)], rows)}{missing}"
     )
 
 
