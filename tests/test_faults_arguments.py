@@ -172,7 +172,7 @@ def test_numbers_of_an_evaluation(word: str, value: Any) -> None:
 @pytest.mark.parametrize("word", ["text", "name", "text_name", "text_license"])
 def test_texts_that_are_no_utf8(word: str, tmp_path: Path) -> None:
     """The licence was written after the recording, and ended it with a traceback."""
-    given = {"text": "words", word: "half \ud800"}
+    given: dict[str, Any] = {"text": "words", word: "half \ud800"}
     with pytest.raises(UserError, match=r"found '\\ud800', expected characters that UTF-8 has"):
         h2osim.record("no-model", out=tmp_path / "new", **given)
     assert not list(tmp_path.iterdir())
@@ -188,7 +188,9 @@ def test_a_name_is_refused_before_the_recording(tmp_path: Path) -> None:
 def test_narrow_numbers_of_numpy_are_numbers() -> None:
     """Entries of 200 rows are counted beyond what 8 bits hold; sizes of arrays went wrong."""
     wanted = h2osim.synth("powerlaw", 200, heads=2, layers=2)
-    found = h2osim.synth("powerlaw", np.uint8(200), heads=np.int8(2), layers=np.uint8(2))
+    n: Any = np.uint8(200)
+    sizes: dict[str, Any] = {"heads": np.int8(2), "layers": np.uint8(2)}
+    found = h2osim.synth("powerlaw", n, **sizes)
     assert (found.n, found.heads, found.layers) == (200, wanted.heads, wanted.layers)
     for layer in wanted.layers:
         assert np.array_equal(found.tensor(layer, "scores"), wanted.tensor(layer, "scores"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from h2osim.traces.recorded import RECORDED, check_recorded, in_words
 from h2osim.traces.trace import Trace
 
 
-def _trace(**tensors) -> Trace:
+def _trace(**tensors: Any) -> Trace:
     n = 3
     rows = np.tril(np.ones((2, n, n))) / np.arange(1, n + 1)[:, None]
     return Trace.from_scores(rows, name="small", group_size=2, **tensors)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from drawing import BUNDLED
@@ -19,7 +21,7 @@ from h2osim.support.errors import UserError
 from h2osim.traces.trace import Trace
 
 
-def gone(trace, policies, budgets, **options):
+def gone(trace: Trace, policies: Any, budgets: Any, **options: Any) -> Any:
     return h2osim.replay(trace, policies, budgets, **options)["evicted_at"].values
 
 
@@ -47,7 +49,7 @@ def test_the_values_of_a_real_trace() -> None:
     assert np.array_equal(by_hand, compiled) and (compiled < trace.n).mean() > 0.5
 
 
-def keys(*vectors) -> Trace:
+def keys(*vectors: Any) -> Trace:
     """One head of these keys in two dimensions; attention is even."""
     k = np.array(vectors, float)[None, None]
     return Trace.from_qk(np.zeros_like(k), k, scale=1.0, v=k)
@@ -120,7 +122,7 @@ def test_a_stepper_is_fed_vectors() -> None:
         ({"vectors": {"key": inputs.key}, "inclusive": True}, "vectors can not go with inclusive"),
     ],
 )
-def test_declarations_that_make_no_sense(fields, said) -> None:
+def test_declarations_that_make_no_sense(fields: Any, said: str) -> None:
     with pytest.raises(TypeError, match=said):
         Policy(name="x", summary="", source="", rank=lambda pos: pos, **fields)
 

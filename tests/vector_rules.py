@@ -1,5 +1,8 @@
 """Rules that see vectors, for tests: together they ask for everything that there is."""
 
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# Rules are written as a user writes them.
+
 from __future__ import annotations
 
 import math
