@@ -123,7 +123,8 @@ def search(
     for word, (given, names) in known.items():
         if given not in names:
             raise UserError(f"--{word}: found {given!r}, expected one of {', '.join(names)}")
-    configure([*asked.baselines, *(setting(name, p, {}) for name, p, _ in choices)])
+    plain = {one.text: one for one in (setting(name, p, {}) for name, p, _ in choices)}
+    configure([*(one for one in asked.baselines if one not in plain), *plain.values()])
     if unknown := set(asked.checks) - set(CHECKS):
         raise UserError(f"--checks: {min(unknown)!r}, expected some of {', '.join(CHECKS)}")
     if both := set(train.values()) & set(held.values()):
