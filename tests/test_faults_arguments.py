@@ -198,6 +198,7 @@ def test_narrow_numbers_of_numpy_are_numbers() -> None:
 
 @pytest.mark.parametrize("value", ["hot", None, [1]])
 def test_a_temperature_that_is_no_number(value: Any, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
     with pytest.raises(UserError, match=r"temperature: found .*, expected a finite number"):
         h2osim.record("m", text="a", out=tmp_path / "t", sample=True, temperature=value)
 

@@ -270,7 +270,7 @@ def test_a_rule_may_ask_only_for_what_there_is() -> None:
         Policy("x", "s", "o", rank=rank, state=("score",), linger=waning)
     with pytest.raises(TypeError, match="policy x: rank asks for score"):
         Policy("x", "s", "o", rank=rank)
-    with pytest.raises(TypeError, match="exactly one of rank and rank_cache"):
+    with pytest.raises(TypeError, match="exactly one of rank, rank_cache and rank_batch"):
         Policy("x", "s", "o")
 
 

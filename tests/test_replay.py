@@ -286,7 +286,11 @@ def test_among_equals_the_oldest_goes(text: str) -> None:
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_replay_is_the_same_every_time(name: str) -> None:
-    trace = random_trace(layers=1, heads=2, n=30, group_size=2, v_norm1=np.ones((1, 1, 30)))
+    rng = np.random.default_rng(0)
+    q, q_plain = rng.standard_normal((2, 1, 2, 30, 4))
+    k, v = rng.standard_normal((2, 1, 1, 30, 4))
+    norms = np.ones((1, 2, 30))
+    trace = Trace.from_qk(q, k, v=v, q_plain=q_plain, wv_norm1=norms, scale=0.5)
     first, second = (replay(trace, name, [3, 8], prompt_len=10, engine="naive") for _ in range(2))
     xarray.testing.assert_identical(first, second)
 

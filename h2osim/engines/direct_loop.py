@@ -140,6 +140,14 @@ def advance(
                         least = r
                         worst = i
 
+            if WHOLE and (READMITS or evicting):
+                _rank_cache(
+                    state, tokens[:m], ranks[:m], head_scores, head_row, inputs, ints, floats,
+                    t, k, p, n, heads,
+                )  # fmt: skip
+                for i in range(m):
+                    if ranks[i] != ranks[i]:
+                        return t
             if READMITS:
                 mass = readmitted(line, t, k, ranks)
                 seen = min(t, k) + 1
@@ -165,14 +173,6 @@ def advance(
             # Evict the least ranks, the oldest first among equals.
             if not evicting:
                 continue
-            if WHOLE:
-                _rank_cache(
-                    state, tokens[:m], ranks[:m], head_scores, head_row, inputs, ints, floats,
-                    t, k, p, n, heads,
-                )  # fmt: skip
-                for i in range(m):
-                    if ranks[i] != ranks[i]:
-                        return t
             if m - keep == 1 and not EXPIRES and not WHOLE:
                 left[tokens[worst]] = t
                 for i in range(worst, m - 1):
