@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("transformers", reason="recording needs the extra `record`")
 from tiny_models import GROUPED, family, make, tokens, torch
 
-from h2osim import cli, open_trace
+from h2osim import cli, evaluate, open_trace
 from h2osim.models import loading
 from h2osim.models.recording import record
 from h2osim.models.sink import TraceSink
@@ -45,6 +45,48 @@ def test_a_text_whose_later_row_is_not_finite(tmp_path: Path) -> None:
         model.model.embed_tokens.weight[7] = torch.inf
     with pytest.raises(UserError, match=r"layer 0, row 9: found NaN or infinity"):
         record(model, tokens=ids, out=tmp_path / "t")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_query_that_is_not_finite_in_a_layer_that_is_not_recorded(tmp_path: Path) -> None:
+    """PyTorch's attention made zeros of such rows, so the tokens after them were of another run."""
+    model = family("llama")
+    with torch.no_grad():
+        model.model.layers[1].self_attn.q_proj.weight[1, 2] = torch.nan
+    hidden: list[dict[str, Any]] = [
+        {"layers": [0], "generate": 4},
+        {"store": "qk", "pre_rope": True},
+    ]
+    for asked in hidden:
+        with pytest.raises(UserError, match=r"recorded: layer 1, row 0: found NaN or infinity"):
+            record(model, tokens=tokens(10), out=tmp_path / "t", **asked)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_after_the_last_attention(value: float, tmp_path: Path) -> None:
+    """Greedy decoding chose token 0 then, sampling ended in a traceback, and losses were NaN.
+
+    The hook spoils the rows 12 and later: the third decode step here, the third row there.
+    """
+    seen = 0
+
+    def spoil(_: Any, given: Any, out: Any) -> Any:
+        nonlocal seen
+        rows = out.shape[1]
+        seen = seen + rows if rows == 1 or rows > 10 else rows  # a probe and a prompt begin anew
+        out = out.clone()
+        out[:, max(0, 12 - (seen - rows)) :] = value
+        return out
+
+    for module in ("layers.2.self_attn.o_proj", "layers.2.mlp.down_proj", "norm"):
+        model = family("llama")
+        model.model.get_submodule(module).register_forward_hook(spoil)
+        with pytest.raises(UserError, match=r"after its last attention layer, row 12: found NaN"):
+            evaluate(model, {"a": tokens(24)}, "tova", [6], prompt_len=10)
+        for sample in (False, True):
+            with pytest.raises(UserError, match=r"last attention layer, row 12: found NaN"):
+                record(model, tokens=tokens(10), out=tmp_path / "t", generate=6, sample=sample)
     assert not list(tmp_path.iterdir())
 
 
@@ -157,6 +199,16 @@ def test_a_model_object_keeps_its_type_and_the_manifest_says_it(dtype: str, tmp_
     trace = open_trace(record(model, tokens=tokens(), out=tmp_path / "t", store="both"))
     assert trace.manifest["provenance"]["weights"] == dtype
     assert model.dtype == getattr(torch, dtype)
+
+
+def test_the_manifest_names_all_types_of_weights(tmp_path: Path) -> None:
+    """Some may be kept in another type than most; the manifest named that of the first alone."""
+    model = family("llama")
+    model.model.layers[1].mlp.down_proj.to(torch.bfloat16).register_forward_pre_hook(
+        lambda _, given: given[0].bfloat16()
+    )
+    trace = open_trace(record(model, tokens=tokens(), out=tmp_path / "t"))
+    assert trace.manifest["provenance"]["weights"] == "bfloat16, float32"
 
 
 def test_a_model_object_is_not_named_by_its_path(tmp_path: Path) -> None:

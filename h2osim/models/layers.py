@@ -24,7 +24,7 @@ def call(loaded: Model, ids: list[int] | list[list[int]], seen: int, **options: 
     device = loaded.model.device
     try:
         tokens = torch.atleast_2d(torch.tensor(ids, device=device))
-        return loaded.model(
+        result = loaded.model(
             input_ids=tokens,
             # Ones say that it is one sequence: transformers would look for several otherwise.
             attention_mask=torch.ones(len(tokens), seen, device=device).long(),
@@ -38,6 +38,17 @@ def call(loaded: Model, ids: list[int] | list[list[int]], seen: int, **options: 
             f"{loaded.name}: cannot be recorded: its forward pass failed: {type(e).__name__}: "
             f"{first}"
         ) from e
+    if getattr(result, "logits", None) is not None:
+        # NaN after the last attention spoils no rows, but the choice of tokens and every loss.
+        most = result.logits.detach().amax(dim=2)  # NaN where one of a row is
+        bad = (~torch.isfinite(most)).nonzero()
+        if len(bad):
+            row = seen - most.shape[1] + int(bad[:, 1].min())
+            raise UserError(
+                f"{loaded.name}: cannot be recorded: after its last attention layer, row {row}: "
+                f"found NaN or infinity in its logits, expected finite numbers"
+            )
+    return result
 
 
 def probe(loaded: Model, ids: list[int]) -> tuple[Layer, ...]:

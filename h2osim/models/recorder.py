@@ -125,7 +125,7 @@ def _record(loaded: models.Model, wanted: Wanted, writer: TraceWriter) -> None:
         provenance={
             "torch": str(torch.__version__),
             "transformers": str(transformers.__version__),
-            "weights": str(model.dtype).removeprefix("torch."),
+            "weights": _types(model),
         },
     )
     try:
@@ -146,6 +146,11 @@ def _record(loaded: models.Model, wanted: Wanted, writer: TraceWriter) -> None:
     for entry in writer.manifest["layers"]:
         entry["window"] = sink.windows[entry["index"]]
     writer.manifest["tokens"] = {"ids": ids, "text": pieces(loaded.tokenizer, ids)}
+
+
+def _types(model: Any) -> str:
+    """The types of a model's weights, one as a rule."""
+    return ", ".join(sorted({str(w.dtype).removeprefix("torch.") for w in model.parameters()}))
 
 
 def _ids(loaded: models.Model, wanted: Wanted) -> list[int]:

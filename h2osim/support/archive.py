@@ -30,14 +30,14 @@ def read_arrays(path: Path, place: str = "") -> dict[str, NDArray[Any]] | None:
 
     The checksums in the format do not tell when it lost an array: a digest of all of them does, and
     a file without it is not whole. Nor is one that was written for another place, as where a file
-    was copied over another; what has no place is of a store that is older than places.
+    was copied over another, or for none where one is expected.
     """
     try:
         with np.load(path, allow_pickle=False) as opened:
             found = dict(opened)
         seal = found.pop(_SEAL)
         whole = seal.tobytes() == _digest(found)
-        return found if whole and str(found.pop(_PLACE, place)) == place else None
+        return found if whole and str(found.pop(_PLACE, "")) == place else None
     except Exception:  # what zipfile, zlib and NumPy make of damage is of many kinds
         return None
 
