@@ -98,7 +98,7 @@ def _fixed(policy: Policy) -> dict[str, Any]:
 
 
 def long_but(names: Iterable[str], *quick: str) -> list[Any]:
-    """Cases of which each compiles loops of its own: all but these run with the long tests."""
+    """Cases of which each takes a second or more: all but these run with the long tests."""
     return [
         pytest.param(name, marks=() if name in quick else pytest.mark.nightly) for name in names
     ]
