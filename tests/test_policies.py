@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from pathlib import Path
 
@@ -17,8 +16,7 @@ from hypothesis import strategies as st
 from policy_cases import EVEN, gone, run, seen, square, trace
 from strategies import examples, traces
 
-from h2osim.policies.inputs import gumbel, noise
-from h2osim.policies.library import nacl
+from h2osim.policies.inputs import noise
 from h2osim.policies.registry import all_policies
 from h2osim.policies.text import parse
 from h2osim.replays.replaying import replay
@@ -289,88 +287,7 @@ def test_greedy_serves_every_head_that_shares_the_cache() -> None:
     assert gone(both, "greedy:objective=facility,scores=full", 2, share="layer") == [3, 2, 3]
 
 
-# --- once, at the prompt's end --------------------------------------------------------------
-
-
-def test_snapkv_pools_inside_the_borders() -> None:
-    # Rows 6 and 7 add up to 20 0 0 8 0 18 before the window. Pooled by 3 with zeros beyond both
-    # borders (the window's own columns, 41 and more, are beyond): 20 20 8 8 26 18. Two stay: 4,
-    # and of the two twenties the newer one.
-    first = [(64,), *((64, *[0] * t) for t in range(1, 6))]
-    rows = [*first, (10, 0, 0, 4, 0, 9, 41), (10, 0, 0, 4, 0, 9, 20, 21)]
-    later = [(64, *[0] * t) for t in range(8, 11)]
-    example = trace(*rows, *later)
-    assert gone(example, "snapkv:window=2,kernel=3", 4, p=8) == [7, 11, 7, 7, 11, 7, *[11] * 5]
-    assert gone(example, "snapkv:window=2,kernel=1", 4, p=8) == [11, 7, 7, 7, 7, 11, *[11] * 5]
-    # an even width acts as the next odd; nothing goes while decoding
-    assert gone(example, "snapkv:window=2,kernel=2", 4, p=8)[:8] == [7, 11, 7, 7, 11, 7, 11, 11]
-    assert run(example, "snapkv:window=2,kernel=3", 4, p=8).held.values.tolist() == [6]
-    # a window as long as the prompt leaves nothing to choose: the newest stay
-    assert gone(example, "snapkv:window=64", 3, p=8)[:8] == [7, 7, 7, 7, 7, 11, 11, 11]
-
-
-def test_tova_of_kvpress_keeps_the_last_token_once() -> None:
-    # Row 3 gives its own token nothing, which stays all the same; token 2 has the most of the rest.
-    example = trace((16,), (8, 8), (4, 4, 8), (6, 2, 8, 0), (8, 8, 0, 0, 0), (16, 0, 0, 0, 0, 0))
-    assert gone(example, "tova-kvpress", 2, p=4) == [3, 3, 6, 6, 6, 6]
-    assert gone(example, "tova:when=prompt", 2, p=4) == [6, 3, 6, 3, 6, 6]
-    assert gone(example, "tova-kvpress:when=always", 2, p=4) == [3, 3, 4, 5, 6, 6]
-
-
-def test_chunkkv_keeps_chunks_whole() -> None:
-    # Chunks of 2 of a prompt of 5: tokens 0 and 1 have 6 + 1 of row 4, 2 and 3 have 4 + 4, and
-    # token 4 is the window. 3 k / 5 chunks stay: one of k = 2 and 3, two of k = 4, none goes later.
-    example = trace((16,), (16, 0), (16, 0, 0), (16, 0, 0, 0), (6, 1, 4, 4, 1), (16, 0, 0, 0, 0, 0))
-    policy = "chunkkv:chunk=2,window=1,kernel=1"
-    assert gone(example, policy, 4, p=5) == [4, 4, 6, 6, 6, 6]
-    for k in (1, 2, 3):
-        assert gone(example, policy, k, p=5) == [4, 4, 4, 4, 6, 6]
-    assert gone(example, policy, 5, p=5) == [6] * 6
-    # pooled by 3, the first chunk has 7 + 11 and the second 9 + 8 thirds of a sixteenth
-    assert gone(example, "chunkkv:chunk=2,window=1,kernel=3", 4, p=5) == [6, 6, 4, 4, 6, 6]
-    # a budget below a chunk is exceeded: the window's chunk has two tokens
-    assert gone(example, "chunkkv:chunk=3,window=1,kernel=1", 1, p=5) == [4, 4, 4, 6, 6, 6]
-
-
-def test_nacl_keeps_sinks_proxies_the_best_and_a_sample() -> None:
-    # k = 6: the sink 0 and the proxy 9 are free of choice; of the other four places half go to the
-    # best of the proxy's row (5 and 3), half to a sample of the rest.
-    rows = [(64,), *((64, *[0] * t) for t in range(1, 9))]
-    example = trace(*rows, (0, 1, 2, 16, 4, 20, 3, 5, 6, 7), (64, *[0] * 10))
-    policy = "nacl:window=1,recent=1,sinks=1,random=0.5"
-    scores = np.array([0, 1, 2, 16, 4, 20, 3, 5, 6, 7]) / 64
-    rest = [1, 2, 4, 6, 7, 8]
-    samples = set()
-    for seed in range(12):
-        keys = scores + gumbel(example.units()[0], {"seed": seed})[:10]
-        drawn = sorted(sorted(rest, key=lambda j: keys[j])[-2:])
-        left = gone(example, f"{policy},seed={seed}", 6, p=10)
-        assert [j for j in range(10) if left[j] == 11] == sorted({0, 9, 5, 3, *drawn})
-        assert {t for t in left if t < 11} == {9}
-        samples.add(tuple(drawn))
-    assert len(samples) > 5
-    # without the sample: the four best
-    left = gone(example, "nacl:window=1,recent=1,sinks=1,random=0", 6, p=10)
-    assert [j for j in range(11) if left[j] == 11] == [0, 3, 5, 7, 8, 9, 10]
-    # the newest that stay are a number of their own
-    left = gone(example, "nacl:window=1,recent=4,sinks=1,random=0", 6, p=10)
-    assert [j for j in range(11) if left[j] == 11] == [0, 5, 6, 7, 8, 9, 10]
-
-
-def test_nacl_draws_by_softmax_of_the_score() -> None:
-    # One place is drawn from tokens 1-3, whose scores are 1/2, 0, 0.
-    scores = np.array([0.0, 0.5, 0.0, 0.0, 0.0])
-    unit = trace((16,), (8, 8), (4, 4, 8), (4, 4, 4, 4), (4, 4, 4, 2, 2)).units()[0]
-    count = np.zeros(5)
-    for seed in range(4000):
-        ranks = np.zeros(5)
-        noisy = gumbel(unit, {"seed": seed})
-        nacl.rank_cache(np.arange(5.0), ranks, scores, noisy, 3, 5, 1, 1, 1.0)
-        assert np.isinf(ranks[[0, 4]]).all()
-        count[1 + int(np.argmax(ranks[1:4]))] += 1
-    weights = np.array([math.exp(0.5), 1.0, 1.0])
-    # standard deviation .008
-    np.testing.assert_allclose(count[1:4] / 4000, weights / weights.sum(), atol=0.03)
+# --- blends ------------------------------------------------------------------------------
 
 
 def test_two_speed_blends_a_slow_mean_with_a_fast_one() -> None:
