@@ -133,8 +133,9 @@ def table() -> pd.DataFrame:
 
 def test_the_page_says_what_the_table_says(tmp_path: Path) -> None:
     page = tmp_path / "which-policy.md"
-    which_policy.write(table(), page)
+    which_policy.write(table().assign(made="On two machines."), page)
     text = page.read_text(encoding="utf-8")
+    assert "```\n\nOn two machines.\n\nThe winner is" in text
     assert "| 10 % | 0.2 [0.2, 0.2] | 0.36, reached |" in text
     assert "| 10 % | 5 % | 0.4 [0.4, 0.4] |" in text  # half the memory: twice the KL of a fifth
     assert "a = max(row[h][j]" in text and "max(lasting[j], current[j]) * l1_norm" in text

@@ -96,6 +96,10 @@ Sample = Annotated[
 Temperature = Annotated[
     float, typer.Option("--temperature", help="Temperature of the sampling.")
 ]
+Made = Annotated[
+    str | None,
+    typer.Option("--made", help="How the table was made, in words; kept in it, for the page."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing trace.")]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from h2osim.cli.common import command_line, parse_budgets, progress_bar, read_text
-from h2osim.cli.options import Dask, DeviceOption, Model
+from h2osim.cli.options import Dask, DeviceOption, Made, Model
 from h2osim.cli.output import notice, output_path
 from h2osim.support.errors import UserError
 
@@ -86,6 +86,7 @@ def search(
     page: Annotated[
         Path | None, typer.Option("--page", help="Write the page: .md; figures go beside it.")
     ] = None,
+    made: Made = None,
 ) -> None:
     """Search policies' parameters and their budgets' split; report on held-out texts."""
     from h2osim.report.files import require_matplotlib
@@ -130,13 +131,14 @@ def search(
         )  # fmt: skip
     from h2osim.replays.budget_file import write_budgets
 
-    write_table(result.table, output)
+    table = result.table if made is None else result.table.assign(made=made)
+    write_table(table, output)
     write_budgets(budgets_out, result.budgets)
     notice(f"wrote {output} and {budgets_out}")
     if page is not None:
         from h2osim.studies.which_policy import write
 
-        write(result.table, page)
+        write(table, page)
         notice(f"wrote {page}")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from h2osim.cli.common import progress_bar
-from h2osim.cli.options import DeviceOption, Model
+from h2osim.cli.options import DeviceOption, Made, Model
 from h2osim.cli.output import notice, output_path
 from h2osim.support.errors import UserError
 
@@ -38,11 +38,6 @@ Output = Annotated[
 From = Annotated[Path | None, typer.Option("--from", help="A saved table, instead of running.")]
 Page = Annotated[
     Path | None, typer.Option("--page", help="Write the page: .md; figures go beside it.")
-]
-
-Made = Annotated[
-    str | None,
-    typer.Option("--made", help="How the table was made, in words; kept in it, for the page."),
 ]
 
 

@@ -342,4 +342,6 @@ def _made(table: _Table, folder: str) -> str:
 h2osim study texts study-texts
 {table.frame["command"].iloc[0]}
 h2osim search --from docs/{folder}/results.csv.gz --page docs/{folder}.md
-```"""
+```
+
+{markdown.made(table.frame)}""".rstrip()
