@@ -238,3 +238,20 @@ def test_what_a_process_raises_ends_the_others(tmp_path: Path) -> None:
         pool.submit(fail).result()
     assert time.monotonic() - start < 30
     assert not alive(tmp_path) and not list(tmp_path.glob(LEFTOVERS))
+
+
+def test_an_interpreter_that_shuts_down_says_nothing_of_its_own() -> None:
+    """Found: Ctrl-C after a command's own line ended in Python's text on an ignored exception."""
+    code = (
+        "import atexit, sys, time; from h2osim.cli import main\n"
+        "atexit.register(lambda: (print('down', flush=True), time.sleep(20)))\n"
+        "sys.argv = ['h2osim', 'compare', 'no-such-trace', '-p', 'tova']; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "down\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == 130 and not out
+    assert len(err.splitlines()) == 1 and "no-such-trace" in err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -275,7 +276,7 @@ def test_an_installation_that_cannot_be_written_to_works(
             capture_output=True, text=True, env=environment, cwd=work,
         )  # fmt: skip
         assert ended.returncode == 0 and "Traceback" not in ended.stderr, ended.stderr
-        assert "error" not in ended.stderr and "arning" not in ended.stderr
+        assert not re.search("error|arning|atplotlib", ended.stderr), ended.stderr
     for place in [site, *site.rglob("*")]:  # for whoever tidies up
         place.chmod(0o755)
 

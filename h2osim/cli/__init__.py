@@ -37,6 +37,7 @@ def main() -> NoReturn:
     if sys.platform == "linux":
         ctypes.CDLL(None).signal(signal.SIGBUS, _CUT_SHORT)
     code = run(sys.argv[1:])
+    signal.signal(signal.SIGINT, lambda *_: _end())  # an interpreter that shuts down tells more
     if code == INTERRUPTED:  # an orderly exit waits for threads, and for seconds on PyTorch
         _end()
     sys.exit(code)

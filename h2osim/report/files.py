@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -90,6 +91,8 @@ def _of_kind(path: Path, what: str, suffixes: tuple[str, ...]) -> Path:
 
 def require_matplotlib() -> None:
     """UserError, naming the extra, where figures cannot be drawn."""
+    # it tells a user without a writable home what it does instead
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     require("matplotlib", "'h2osim[plot]'", "drawing plots")
 
 
