@@ -68,6 +68,7 @@ CASES = {
         Case("rows-gqa", "rows", n=80, p=60, heads=6, groups=2, seed=2),
         Case("rows-mqa", "rows", n=64, p=40, heads=4, groups=1, seed=3),
         Case("decode", "rows", n=48, p=1, heads=2, groups=2, seed=4),
+        Case("decode-long", "rows", n=96, p=1, heads=4, groups=2, seed=7),
         Case("vectors-mha", "vectors", n=80, p=60, heads=3, groups=3, seed=5),
         Case("vectors-gqa", "vectors", n=80, p=60, heads=6, groups=2, seed=6),
     )

@@ -32,6 +32,45 @@ def identity_keys(case: Case, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return (logits * math.sqrt(n)).float(), keys.contiguous().float()
 
 
+def projections(case: Case) -> dict[str, Any]:
+    """The projections of an attention layer that attends as a case's rows say, keys for each head.
+
+    Its hidden states are the tokens' positions, [1, tokens, 1]; every head is n wide.
+    """
+    queries, keys = identity_keys(case, case.n)
+    keys = keys.repeat_interleave(case.heads // case.groups, dim=1)
+
+    def project(x: torch.Tensor) -> Any:
+        return lambda hidden: x[:, :, hidden[0, :, 0].long()].transpose(1, 2).flatten(2)
+
+    return {
+        "q_proj": project(queries), "k_proj": project(keys), "v_proj": project(keys),
+        "o_proj": lambda output: output,
+    }  # fmt: skip
+
+
+def attention_layer(made: Any, case: Case, **attributes: Any) -> Any:
+    """A peer's attention module of a case's heads, made without its own constructor."""
+    module = made.__new__(made)
+    torch.nn.Module.__init__(module)
+    sizes = {"num_heads": case.heads, "head_dim": case.n, "hidden_size": case.heads * case.n}
+    unrotated = {"rotary_emb": lambda *_, **__: (None, None)}
+    for name, value in (sizes | projections(case) | unrotated | attributes).items():
+        setattr(module, name, value)
+    return module
+
+
+def positions(start: int, stop: int) -> torch.Tensor:
+    """Hidden states of the tokens from start to before stop: [1, tokens, 1]."""
+    return torch.arange(start, stop, dtype=torch.float32)[None, :, None]
+
+
+def causal(start: int, stop: int) -> torch.Tensor:
+    """What is added to logits of rows start to before stop: 0, or the least float32 ahead."""
+    ahead = torch.arange(stop)[None] > torch.arange(start, stop)[:, None]
+    return torch.zeros(ahead.shape).masked_fill(ahead, torch.finfo(torch.float32).min)[None, None]
+
+
 def vectors(case: Case, n: int) -> dict[str, torch.Tensor]:
     """q, k and v of the first n tokens, float64 [1, heads or groups, n, d], and w_o."""
     found = {name: torch.tensor(x.astype(np.float64)) for name, x in case.vectors.items()}
@@ -66,15 +105,20 @@ def one_set(
     *,
     after: int | None = None,
     p: int | None = None,
+    n: int | None = None,
     share: str = "group",
 ) -> dict[str, Any]:
-    """A line of the data: what each unit holds after step ``after`` (the prompt's last, else)."""
+    """A line of the data: what each unit holds after step ``after`` (the prompt's last, else).
+
+    n: the tokens of the text, for rules that look ahead.
+    """
     start = case.p if p is None else p
-    return {
+    found = {
         "case": case.name, "calls": calls, "policy": policy, "share": share, "budget": budget,
         "p": start, "after": start - 1 if after is None else after,
         "kept": [sorted(map(int, one)) for one in kept],
     }  # fmt: skip
+    return found if n is None else {**found, "n": n}
 
 
 Sets = Iterator[dict[str, Any]]
