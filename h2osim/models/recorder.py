@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from h2osim.models.residual import find, watching
 from h2osim.models.rows import BLOCK_BYTES, Layer
 from h2osim.models.sink import Enough, RecordingPlan, TraceSink
 from h2osim.support.errors import UserError
+from h2osim.support.machine import cores
 from h2osim.support.progress import Progress
 from h2osim.traces.catalogue import open_trace
 from h2osim.traces.writer import TraceWriter
@@ -60,9 +62,13 @@ def run(model: Any, wanted: Wanted) -> Path:
     fields = {} if wanted.name is None else {"name": wanted.name}
 
     def read_back(folder: Path) -> None:
+        def check(index: int) -> None:
+            open_trace(folder).check_layer(index)  # opened anew: its pages do not stay in memory
+
         try:
-            for index in open_trace(folder).layers:
-                open_trace(folder).check_layer(index)  # opened anew: one layer's pages in memory
+            with ThreadPoolExecutor(cores()) as pool:
+                for _ in pool.map(check, open_trace(folder).layers):
+                    pass
         except UserError as error:
             said = str(error).replace(str(folder), str(wanted.path))
             raise UserError(f"{said} (read back after recording; nothing was kept)") from None
@@ -131,15 +137,13 @@ def _record(loaded: models.Model, wanted: Wanted, writer: TraceWriter) -> None:
     try:
         streams = plan.projected if plan.residual else {}
         turning = sink.plain.watching(model) if plan.pre_rope else nullcontext()
-        with hooked(model, session), watching(streams, sink.norms), turning:
+        with suppress(Enough), hooked(model, session), watching(streams, sink.norms), turning:
             if wanted.generate:
                 ids = _decode(loaded, wanted, session, ids)
             else:
                 session.begin(n)
                 call(loaded, ids, n, use_cache=False)
         sink.finish()
-    except Enough:
-        pass
     finally:
         sink.close()
     writer.manifest["layers"].sort(key=lambda layer: layer["index"])

@@ -12,6 +12,7 @@ the mass of no token, so that its rows sum to less than 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -136,11 +137,14 @@ def logits(call: Call, top: int, stop: int) -> tuple[torch.Tensor, int]:
         low = max(0, start + top - layer.window + 1 - origin)
     high = start + stop - origin
     count, width = stop - top, high - low
-    x = torch.bmm(
-        call.q[:, top:stop].to(precision).reshape(kv_heads, layer.group_size * count, -1),
-        call.k[:, low:high].to(precision).transpose(1, 2),
-    ).view(heads, count, width)
-    x.mul_(layer.scale)
+    q, k = call.q[:, top:stop].to(precision), call.k[:, low:high].to(precision)
+    exact = math.frexp(layer.scale)[0] == 0.5  # a power of two: no bit depends on when it is taken
+    if exact:
+        q = q * layer.scale
+    x = torch.bmm(q.reshape(kv_heads, layer.group_size * count, -1), k.transpose(1, 2))
+    x = x.view(heads, count, width)
+    if not exact:
+        x.mul_(layer.scale)
     if layer.softcap is not None:
         x.div_(layer.softcap).tanh_().mul_(layer.softcap)
     if allowed is not None:

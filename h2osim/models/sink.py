@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from h2osim.attention.triangle import pack, tri
+from h2osim.attention.triangle import row_slice, tri
 from h2osim.models.residual import Residual
 from h2osim.models.rotary import PlainQueries
 from h2osim.models.rows import Layer, RowBlock
@@ -75,7 +76,8 @@ class TraceSink:
     """Writes the layers of a plan.
 
     Without `hold` every layer comes once, whole: its file is closed at its end, and the pass is
-    ended after the last one. With it the files stay open for the rows of later calls.
+    ended after the last one. With it the files stay open for the rows of later calls. Files are
+    brought to the disk and summed in a thread, while the model goes on.
     windows: each layer's window, known for certain after its last row. norms: of the residual
     stream before a layer, of the rows that are being computed; plain: their queries before RoPE.
     """
@@ -90,6 +92,8 @@ class TraceSink:
     _open: dict[int, _LayerFile] = field(default_factory=dict)
     _whole: set[int] = field(default_factory=set)
     _done: int = 0
+    _closer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    _closing: list[Future[bool | None]] = field(default_factory=list)
 
     def wants(self, layer: Layer) -> bool:
         """Whether the rows are to be made; opens the layer's file."""
@@ -115,10 +119,15 @@ class TraceSink:
         stop = block.start + rows
         file["lse"][:, block.start : stop] = block.lse[heads].cpu().numpy()
         file["row_sum"][:, block.start : stop] = block.row_sum[heads].cpu().numpy()
-        square = np.zeros((rows, stop), dtype=np.float16)
-        for place, head in enumerate(heads):
-            square[:, block.first :] = block.p[head].to(torch.float16).cpu().numpy()
-            file.write_rows("scores", place, block.start, pack(square, block.start))
+        # All heads at once: PyTorch takes its time to share out a small piece of work.
+        half = block.p.to(torch.float16)[heads].cpu().numpy()
+        packed = np.zeros((len(heads), tri(stop) - tri(block.start)), dtype=np.float16)
+        for row in range(rows):
+            at = row_slice(block.start + row, block.start)
+            seen = block.start + row + 1 - block.first
+            packed[:, at.start + block.first : at.stop] = half[:, row, :seen]
+        for place, bits in enumerate(packed):
+            file.write_rows("scores", place, block.start, bits)
         self._tell(layer, rows)
 
     def end(
@@ -156,9 +165,11 @@ class TraceSink:
             raise Enough
 
     def finish(self) -> None:
-        """Close the files; UserError when a layer has not every row."""
+        """Wait until the files are closed; UserError when a layer has not every row."""
         for index in list(self._open):
             self._end(index)
+        for closing in self._closing:
+            closing.result()
         if missing := sorted(self.plan.layers - self._whole):
             raise UserError(
                 f"layer {missing[0]}: the model did not compute all of its {self.plan.n} rows"
@@ -166,12 +177,14 @@ class TraceSink:
 
     def close(self) -> None:
         """Close the files still open."""
+        self._closer.shutdown(cancel_futures=True)
         while self._open:
             self._open.popitem()[1].context.__exit__(None, None, None)
 
     def _end(self, index: int) -> None:
         opened = self._open.pop(index)
-        opened.context.__exit__(None, None, None)
+        closing = self._closer.submit(opened.context.__exit__, None, None, None)
+        self._closing.append(closing)
         if opened.rows == self.plan.n:
             self._whole.add(index)
 
