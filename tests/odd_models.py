@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("transformers", reason="recording needs the extra `record`")
 from tiny_models import (
     GEMMA,
+    GROUPED,
     NOISE,
     SLIDING,
     SMALL,
@@ -30,6 +31,10 @@ MLA = {
     "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 4,
 }  # fmt: skip
 MOE = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+SPARSE = {
+    **MLA, **MOE, "n_group": 1, "topk_group": 1, "index_topk": 4, "index_n_heads": 2,
+    "index_head_dim": 16, "num_hidden_layers": 2,
+}  # fmt: skip
 HYBRID_TYPES = ["linear_attention", "full_attention", "full_attention"]
 MAMBA = {
     "vocab_size": 64, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4,
@@ -98,11 +103,48 @@ SINKS: dict[str, tuple[str, dict[str, Any]]] = {
     "flint": ("FlintConfig", GEMMA),
     "deepseek_v4": ("DeepseekV4Config", GEMMA),
 }  # fmt: skip
+OWN: dict[str, tuple[str, dict[str, Any]]] = {
+    "bloom": ("BloomConfig", {"vocab_size": 64, "hidden_size": 32, "n_layer": 3, "n_head": 4}),
+    "falcon-40b": (
+        "FalconConfig", {**SMALL, "new_decoder_architecture": True, "num_kv_heads": 2},
+    ),
+    "gpt_neo": (
+        "GPTNeoConfig",
+        {"vocab_size": 64, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "window_size": 8,
+         "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 64},
+    ),
+    "deepseek_v32": ("DeepseekV32Config", SPARSE),
+    "doge": ("DogeConfig", {**GROUPED, "keep_window_size": 4}),
+    "falcon-7b": ("FalconConfig", SMALL),
+    "falcon-rw": ("FalconConfig", {**SMALL, "alibi": True, "multi_query": False}),
+    "mpt": (
+        "MptConfig",
+        {"vocab_size": 64, "d_model": 32, "n_layers": 3, "n_heads": 4, "max_seq_len": 64},
+    ),
+    "gpt_neox_japanese": ("GPTNeoXJapaneseConfig", {**SMALL, "intermediate_multiple_size": 1}),
+    "rembert": ("RemBertConfig", {**SMALL, "input_embedding_size": 32, "is_decoder": True}),
+    "roformer": ("RoFormerConfig", {**SMALL, "is_decoder": True}),
+    "xglm": (
+        "XGLMConfig",
+        {"vocab_size": 64, "d_model": 32, "num_layers": 3, "attention_heads": 4, "ffn_dim": 48,
+         "max_position_embeddings": 64},
+    ),
+    "inkling": (
+        "InklingTextConfig",
+        {**GEMMA, **MOE, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2,
+         "swa_head_dim": 8, "d_rel": 8, "rel_extent": 16, "sliding_window_size": 8,
+         "layer_types": ["hybrid_sliding", "hybrid", "hybrid_sliding"], "n_shared_experts": 1},
+    ),
+    "diffllama": ("DiffLlamaConfig", GROUPED),
+    "glm_moe_dsa": ("GlmMoeDsaConfig", SPARSE),
+    "hy_v4": ("HYV4Config", SPARSE),
+}  # fmt: skip
+"""Models whose attention the hook does not know: what they return themselves is recorded."""
 LATENT = [name for name in ODD if ODD[name][1].get("kv_lora_rank")]
 
 
 def odd(name: str) -> Any:
-    config_class, arguments = (ODD | SINKS)[name]
+    config_class, arguments = (ODD | SINKS | OWN)[name]
     if not hasattr(transformers, config_class):
         pytest.skip(f"transformers {transformers.__version__} has no {config_class}")
     model = make(config_class, arguments)
@@ -118,6 +160,7 @@ def decoded(model: Any, ids: list[int], prompt_len: int) -> list[Any]:
     argument = loading.given(model).cache_argument
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
+    model.config._attn_implementation = "eager"
     rows: list[Any] = []
     cache, fed = None, 0
     with torch.no_grad():
@@ -133,6 +176,7 @@ def decoded(model: Any, ids: list[int], prompt_len: int) -> list[Any]:
                 square[:, fed:stop, stop - a.shape[2] : stop] = a
             fed = stop
     model.set_attn_implementation(before)
+    model.config._attn_implementation = before
     return rows
 
 

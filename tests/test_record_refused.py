@@ -34,12 +34,18 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2},
         r"no softmax attention.*rwkv",
     ),
-    "own attention code": (
-        "BloomConfig",
-        {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4},
-        r"no softmax attention that goes through transformers' attention interface.*bloom",
+    "prompt tokens before its own": (
+        "CpmAntConfig",
+        {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "dim_head": 8, "dim_ff": 48},
+        r"cpmant\), and it gives attention weights, but no module of it returns them",
     ),
     "encoder": ("BertConfig", SMALL, r"layer 0 is not causal"),
+    "own code of an encoder": (
+        "XLMConfig",
+        {"n_words": 64, "emb_dim": 32, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64},
+        r"xlm\), and it gives its own weights, but layer 0 is not causal",
+    ),
 }
 
 

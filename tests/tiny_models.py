@@ -101,9 +101,11 @@ def reference(model: Any, ids: list[int]) -> list[Any]:
     """The model's own probabilities of each layer, float64 [heads, n, n]."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
+    model.config._attn_implementation = "eager"  # falcon's code is not asked by the line above
     with torch.no_grad():
         result = model(torch.tensor([ids]), output_attentions=True, use_cache=False)
     model.set_attn_implementation(before)
+    model.config._attn_implementation = before
     return [layer[0].double().numpy() for layer in result.attentions]
 
 

@@ -168,6 +168,7 @@ class EvictingSession(Session):
         by_unit.mul_(attended[:, None].to(block.p.dtype))
         total = by_unit.sum(dim=3)
         if call.sinks is not None:  # a learned sink keeps its share of what is left
+            assert block.lse is not None  # they were made from logits
             total += (call.sinks[:, None] - block.lse).exp().view_as(total)
         by_unit.div_(total.masked_fill_(whole[:, None], 1)[..., None])
         if bool((faint := total < FAINT).any()):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -42,6 +42,10 @@ _HARMLESS = frozenset(
         "use_cache",
     }
 )
+
+
+class UnknownAttention(UserError):
+    """A model attends in a way that the hook does not know; its own weights may be had (own.py)."""
 
 
 class LayerSink(Protocol):
@@ -86,6 +90,9 @@ class Session:
     _windows: dict[int, WindowSeen] = field(default_factory=dict)
     _masks: dict[tuple[int, int], tuple[torch.Tensor, MaskFacts]] = field(default_factory=dict)
 
+    options: ClassVar[dict[str, Any]] = {}
+    """What the model's forward is told beside."""
+
     def begin(self, new_tokens: int) -> None:
         """Say that the model is now called with this many tokens more."""
         self.seen += new_tokens
@@ -100,6 +107,10 @@ class Session:
     def refuse(self, why: str) -> UserError:
         """The error that says by name why this model is not recorded."""
         return UserError(f"{self.model}: cannot be recorded: {why}")
+
+    def unknown(self, why: str) -> UnknownAttention:
+        """The same error, of a model whose own weights may still be had."""
+        return UnknownAttention(str(self.refuse(why)))
 
     def attend(
         self,
@@ -146,7 +157,7 @@ class Session:
         if s_aux is not None and s_aux.numel() != heads:
             raise self.refuse(f"layer {index} has {s_aux.numel()} sinks for {heads} heads")
         if mask is None and rows > 1 and not _causal(module, is_causal):
-            raise self.refuse(f"layer {index} is not causal")
+            raise self.unknown(f"layer {index} is not causal")
         facts = self._mask(index, mask, start, origin, rows)
         window, chunk = declared(self.config, index)
         seen = self._windows.setdefault(index, WindowSeen())
@@ -241,7 +252,7 @@ class Session:
                 if mask.stride(0) and not bool((mask == one).all()):
                     raise self.refuse(f"layer {index} has masks that differ between sequences")
             # The mask is kept too, or another one might take its place in memory.
-            facts = read_mask(one, start, origin, lambda why: self.refuse(f"layer {index} {why}"))
+            facts = read_mask(one, start, origin, lambda why: self.unknown(f"layer {index} {why}"))
             self._masks[spot] = mask, facts
         return self._masks[spot][1]
 
@@ -291,7 +302,7 @@ def _hook(
         raise RuntimeError(f"attention {HOOK!r} runs only while h2osim records")
     for name, argument in others.items():
         if argument is not None and name not in _HARMLESS:
-            raise _session.refuse(
+            raise _session.unknown(
                 f"its attention takes {name}, which changes the rows in a way h2osim does not know"
             )
     output = _session.attend(
@@ -328,12 +339,12 @@ def hooked(model: Any, session: Session) -> Iterator[None]:
     try:
         model.set_attn_implementation(HOOK)
     except ValueError as error:
-        raise session.refuse(str(error).splitlines()[0]) from None
+        raise session.unknown(str(error).splitlines()[0]) from None
     _session = session
     try:
         text_config = session.config = model.config.get_text_config()
         if HOOK not in (model.config._attn_implementation, text_config._attn_implementation):
-            raise session.refuse(f"{NO_INTERFACE} (model type {model.config.model_type})")
+            raise session.unknown(f"{NO_INTERFACE} (model type {model.config.model_type})")
         model.eval()
         with session.watching(model):
             yield

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from h2osim.models.hook import NO_INTERFACE, Session, hooked
+from h2osim.models.hook import NO_INTERFACE, Session, UnknownAttention, hooked
 from h2osim.models.loading import Model
 from h2osim.models.rows import Layer, RowBlock
 from h2osim.support.errors import UserError
@@ -56,8 +56,8 @@ def probe(loaded: Model, ids: list[int]) -> tuple[Layer, ...]:
 
     A layer's number, and how many caches its heads share, are those of the model's own cache, which
     says more than the keys that reach the attention: some models repeat keys before, or make each
-    head's keys out of one cached vector. UserError for a model without softmax attention behind the
-    interface of transformers, and for one whose cache does not explain the keys.
+    head's keys out of one cached vector. UnknownAttention for a model without softmax attention
+    behind the interface of transformers, and for one whose cache does not explain the keys.
     """
     few = ids[:TOKENS]
 
@@ -69,25 +69,27 @@ def probe(loaded: Model, ids: list[int]) -> tuple[Layer, ...]:
 
     try:
         sink, session, result = run(use_cache=True)
-    except (
-        UserError
-    ):  # a decoder of an encoder-decoder, without the encoder, has no cache that works
+    except UnknownAttention:
+        raise
+    except UserError:
+        # A decoder of an encoder-decoder, without the encoder, has no cache that works.
         sink, session, result = run(use_cache=False)
     if not sink.found:
-        raise session.refuse(f"{NO_INTERFACE} (model type {loaded.model.config.model_type})")
-    cached = _cached_heads(getattr(result, loaded.cache_argument, None))
+        raise session.unknown(f"{NO_INTERFACE} (model type {loaded.model.config.model_type})")
+    cache = cached_keys(getattr(result, loaded.cache_argument, None))
+    cached = {index: len(keys) for index, (keys, _) in cache.items()}
     calls = [layer for layer, _ in sink.found]
     modules = [layer.index for layer in calls]
     distinct = len(set(modules)) == len(modules) and min(modules) >= 0
     if len(cached) == len(calls) and set(modules) != set(cached):
         modules = sorted(cached)  # modules used in several layers bear one number
     elif not distinct or not set(cached) <= set(modules):
-        raise session.refuse(
+        raise session.unknown(
             f"it attends {len(calls)} times in one pass, but its cache holds {len(cached)} layers"
         )
     found: list[Layer] = []
     for (layer, k), index in zip(sink.found, modules, strict=True):
-        layer = _shared(replace(layer, index=index), k, cached.get(index), session.refuse)
+        layer = _shared(replace(layer, index=index), k, cached.get(index), session.unknown)
         if cached and index not in cached:
             owners = [
                 other.index
@@ -95,17 +97,20 @@ def probe(loaded: Model, ids: list[int]) -> tuple[Layer, ...]:
                 if torch.equal(keys, k)
             ]
             if not owners:
-                raise session.refuse(f"layer {index} attends to keys that no layer's cache holds")
+                raise session.unknown(f"layer {index} attends to keys that no layer's cache holds")
             layer = replace(layer, cache_of=owners[0])
         found.append(layer)
     return tuple(found)
 
 
-def _cached_heads(cache: Any) -> dict[int, int]:
-    """How many vectors a token the cache holds for each layer with keys in it."""
+def cached_keys(cache: Any) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    """Keys and values [heads, tokens, size] that the cache holds, by layers with any in it."""
     layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", ())
-    keys = [(index, getattr(layer, "keys", None)) for index, layer in enumerate(layers)]
-    return {i: k.shape[1] for i, k in keys if isinstance(k, torch.Tensor) and k.dim() == 4}
+    return {
+        index: (one.keys[0], one.values[0])
+        for index, one in enumerate(layers)
+        if isinstance(getattr(one, "keys", None), torch.Tensor) and one.keys.dim() == 4
+    }
 
 
 def _shared(

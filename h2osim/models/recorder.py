@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ import torch
 import transformers
 
 from h2osim.models import loading as models
-from h2osim.models.hook import Session, hooked
+from h2osim.models.hook import Session, UnknownAttention, hooked
 from h2osim.models.layers import call, probe
+from h2osim.models.own import NotGiven, OwnSession, Source
+from h2osim.models.own import probe as probe_own
 from h2osim.models.pieces import pieces
 from h2osim.models.residual import find, watching
 from h2osim.models.rows import BLOCK_BYTES, Layer
@@ -100,14 +102,21 @@ def _record(loaded: models.Model, wanted: Wanted, writer: TraceWriter) -> None:
             f"model {loaded.name}: found {n} tokens to run, expected at most its context of "
             f"{loaded.context}"
         )
-    layers = probe(loaded, ids)
+    layers, sources = _attention(loaded, ids)
     plan, first = _plan(loaded, wanted, n, layers)
     if wanted.residual or wanted.output_norms:
         found = find(loaded, ids, layers)
         plan = replace(plan, projected={index: found[index] for index in plan.layers})
     sink = TraceSink(writer, plan, wanted.progress, hold=wanted.generate > 0)
     block_bytes = wanted.block_bytes or BLOCK_BYTES
-    session = Session(loaded.name, sink, block_bytes=block_bytes, layers=layers)
+    session: Session | OwnSession
+    running: AbstractContextManager[None]
+    if sources:
+        session = OwnSession(loaded.name, sink, layers, sources, block_bytes)
+        running = session.running(model)
+    else:
+        session = Session(loaded.name, sink, block_bytes=block_bytes, layers=layers)
+        running = hooked(model, session)
     writer.manifest.update(
         command=wanted.command,
         model={
@@ -127,7 +136,7 @@ def _record(loaded: models.Model, wanted: Wanted, writer: TraceWriter) -> None:
         group_size=len(plan.heads) // len(plan.caches),
         model_heads=first.heads,
         model_kv_heads=first.caches,
-        head_dim=first.head_dim,
+        head_dim=first.head_dim or None,
         provenance={
             "torch": str(torch.__version__),
             "transformers": str(transformers.__version__),
@@ -137,12 +146,12 @@ def _record(loaded: models.Model, wanted: Wanted, writer: TraceWriter) -> None:
     try:
         streams = plan.projected if plan.residual else {}
         turning = sink.plain.watching(model) if plan.pre_rope else nullcontext()
-        with suppress(Enough), hooked(model, session), watching(streams, sink.norms), turning:
+        with suppress(Enough), running, watching(streams, sink.norms), turning:
             if wanted.generate:
                 ids = _decode(loaded, wanted, session, ids)
             else:
                 session.begin(n)
-                call(loaded, ids, n, use_cache=False)
+                call(loaded, ids, n, use_cache=False, **session.options)
         sink.finish()
     finally:
         sink.close()
@@ -150,6 +159,19 @@ def _record(loaded: models.Model, wanted: Wanted, writer: TraceWriter) -> None:
     for entry in writer.manifest["layers"]:
         entry["window"] = sink.windows[entry["index"]]
     writer.manifest["tokens"] = {"ids": ids, "text": pieces(loaded.tokenizer, ids)}
+
+
+def _attention(
+    loaded: models.Model, ids: list[int]
+) -> tuple[tuple[Layer, ...], tuple[Source, ...] | None]:
+    """The attention layers, and where their weights come from if the model attends by itself."""
+    try:
+        return probe(loaded, ids), None
+    except UnknownAttention as error:
+        try:
+            return probe_own(loaded, ids)
+        except NotGiven as why:
+            raise UserError(f"{error}, and it {why}") from None
 
 
 def _types(model: Any) -> str:
@@ -201,6 +223,11 @@ def _plan(
                 f"has {_shape(first)}; record them apart"
             )
         vectors = wanted.values or wanted.output_norms or "qk" in wanted.stores
+        if layer.own and vectors:
+            raise UserError(
+                f"layer {index} of {loaded.name}: only its own code attends, which tells its rows "
+                f"and no queries, keys or values; expected store scores, without values"
+            )
         if layer.latent and vectors:
             raise UserError(
                 f"layer {index} of {loaded.name}: its heads make their keys and values from one "
@@ -276,7 +303,9 @@ def _generation_fields(wanted: Wanted) -> dict[str, Any] | None:
     }
 
 
-def _decode(loaded: models.Model, wanted: Wanted, session: Session, prompt: list[int]) -> list[int]:
+def _decode(
+    loaded: models.Model, wanted: Wanted, session: Session | OwnSession, prompt: list[int]
+) -> list[int]:
     """Prompt and generated tokens of a decoding run; all of them have been fed when it returns."""
     # A tensor, not the number 1: with a number some models leave out rows of their last layers.
     accepts = inspect.signature(loaded.model.forward).parameters
@@ -289,7 +318,7 @@ def _decode(loaded: models.Model, wanted: Wanted, session: Session, prompt: list
         session.begin(len(new))
         last = {"logits_to_keep": torch.tensor([len(new) - 1])}
         options = {loaded.cache_argument: cache, **(last if "logits_to_keep" in accepts else {})}
-        result = call(loaded, new, len(ids), use_cache=True, **options)
+        result = call(loaded, new, len(ids), use_cache=True, **options, **session.options)
         fed = len(ids)
         if fed == len(prompt) + wanted.generate:
             return ids

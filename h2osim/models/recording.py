@@ -56,7 +56,10 @@ def record(
     row t of a head is a_j = exp(x_j) / sum exp(x) over the keys j <= t that the layer's mask
     allows, computed in float32 block by block while the layer runs and written at once: memory is
     the model, one layer's queries, keys and values and a block of rows. The rows are those the
-    model attends with; its outputs do not change. Models that h2osim loads have their weights in
+    model attends with; its outputs do not change. Where its attention does not go through
+    transformers' interface, or takes more than h2osim knows (position biases, sparse indices), the
+    rows are those that its own eager code returns: scores only, and heads x n x n numbers of one
+    layer in memory. Models that h2osim loads have their weights in
     float32; one given as an object keeps its own type, which the manifest names. The trace is read
     back and checked before it gets its name. Program code in a model's folder or repository is
     never run.
@@ -89,9 +92,7 @@ def record(
 
     Raises UserError, leaving nothing behind: a text with too few tokens, more tokens than the
     model's context, a layer or head the model does not have, a model that is no causal decoder,
-    has no softmax attention behind transformers' attention interface, passes that interface
-    something that changes the rows in a way not known here (position biases, sparse indices), or
-    whose attention is not finite.
+    has no softmax attention over its tokens or does not tell it, or whose attention is not finite.
     """
     if (text is None) == (tokens is None):
         raise UserError("record: expected a text or token ids, exactly one of them")

@@ -37,7 +37,8 @@ class Layer:
     (multi-head latent attention, arXiv:2405.04434), so all heads share one cache. order: the
     model's number of each head, where heads of one KV head do not stand together in the model.
     cache_of: the earlier layer whose keys and values this one attends to, None for its own. sink:
-    whether a learned sink takes a part of each row's mass.
+    whether a learned sink takes a part of each row's mass. own: whether the rows are those that the
+    model's own code returned (own.py), so that sizes, scale and vectors are not known.
     """
 
     index: int
@@ -54,6 +55,7 @@ class Layer:
     order: tuple[int, ...] | None = None
     cache_of: int | None = None
     sink: bool = False
+    own: bool = False
 
     @property
     def group_size(self) -> int:
@@ -64,6 +66,11 @@ class Layer:
     def caches(self) -> int:
         """How many caches the layer's heads share: its KV heads, or one latent cache."""
         return 1 if self.latent else self.kv_heads
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether a trace can keep what the layer's caches hold."""
+        return not self.latent and not self.own
 
 
 @dataclass(frozen=True)
@@ -98,14 +105,14 @@ class RowBlock:
     """Consecutive rows of one layer.
 
     p: float32 [heads, rows, columns] of rows `start` on and keys `first` on; all other entries are
-    0. lse: log of the sum of exp, the sink's term included, row_sum: sum of p, float32
-    [heads, rows].
+    0. lse: log of the sum of exp, the sink's term included, None where the logits are not known;
+    row_sum: sum of p, float32 [heads, rows].
     """
 
     start: int
     first: int
     p: torch.Tensor
-    lse: torch.Tensor
+    lse: torch.Tensor | None
     row_sum: torch.Tensor
 
 

@@ -117,7 +117,8 @@ class TraceSink:
         heads = list(self.plan.heads)
         rows = block.p.shape[1]
         stop = block.start + rows
-        file["lse"][:, block.start : stop] = block.lse[heads].cpu().numpy()
+        if block.lse is not None:
+            file["lse"][:, block.start : stop] = block.lse[heads].cpu().numpy()
         file["row_sum"][:, block.start : stop] = block.row_sum[heads].cpu().numpy()
         # All heads at once: PyTorch takes its time to share out a small piece of work.
         half = block.p.to(torch.float16)[heads].cpu().numpy()
@@ -134,7 +135,12 @@ class TraceSink:
         self, layer: Layer, start: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> None:
         """Write what is kept of queries, keys and values."""
-        rows = q.shape[1]
+        if layer.index in self.plan.layers:
+            self._write_call(layer, start, q, k, v)
+        self.end_of_rows(layer, start, q.shape[1])
+
+    def end_of_rows(self, layer: Layer, start: int, rows: int) -> None:
+        """Take the end of a layer's call of which there is nothing more than its rows."""
         if layer.index not in self.plan.layers:
             self._tell(layer, rows)
             return
@@ -144,8 +150,20 @@ class TraceSink:
         if start != opened.rows:
             raise UserError(f"layer {layer.index}: found row {start}, expected row {opened.rows}")
         opened.rows += rows
+        if self.hold:
+            return
+        self._end(layer.index)
+        if self._whole == self.plan.layers:
+            raise Enough
+
+    def _write_call(
+        self, layer: Layer, start: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> None:
+        """Write all but the rows of a layer's call."""
+        rows = q.shape[1]
+        opened = self._open[layer.index]
         here = slice(start, start + rows)
-        if not layer.latent:
+        if layer.has_vectors:
             self._write_vectors(opened.file, here, q, k, v)
         if self.plan.pre_rope:
             plain = self.plan.taken(self.plain, layer, rows)
@@ -158,11 +176,6 @@ class TraceSink:
             values = v[[head // layer.group_size for head in self.plan.heads]].float()
             norms = projected_norms(values.cpu().numpy(), self.plan.projections(layer))
             opened.file["wv_norm1"][:, here] = norms
-        if self.hold:
-            return
-        self._end(layer.index)
-        if self._whole == self.plan.layers:
-            raise Enough
 
     def finish(self) -> None:
         """Wait until the files are closed; UserError when a layer has not every row."""
@@ -216,12 +229,14 @@ class TraceSink:
     def _file(self, layer: Layer) -> AbstractContextManager[LayerWriter]:
         n, heads, caches = self.plan.n, len(self.plan.heads), len(self.plan.caches)
         tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-        if not layer.latent:
+        if layer.has_vectors:
             for name in ("v_norm1", "v_norm2", "k_norm2"):
                 tensors[name] = ("F32", (caches, n))
         if "scores" in self.plan.stores:
             tensors["scores"] = ("F16", (heads, tri(n)))
-            tensors["lse"] = tensors["row_sum"] = ("F32", (heads, n))
+            tensors["row_sum"] = ("F32", (heads, n))
+            if not layer.own:
+                tensors["lse"] = ("F32", (heads, n))
         if "qk" in self.plan.stores:
             tensors["q"] = ("F32", (heads, n, layer.head_dim))
             tensors["k"] = ("F32", (caches, n, layer.head_dim))
@@ -242,5 +257,9 @@ class TraceSink:
         if layer.sink:
             facts["sink"] = True
         return self.writer.layer(
-            layer.index, tensors=tensors, scale=layer.scale, softcap=layer.softcap, **facts
+            layer.index,
+            tensors=tensors,
+            scale=None if layer.own else layer.scale,
+            softcap=layer.softcap,
+            **facts,
         )

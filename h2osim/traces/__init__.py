@@ -3,8 +3,8 @@
 A trace folder holds ``trace.json`` and one safetensors file a layer, of two stores, or both:
 
 * ``scores``: float16 post-softmax attention, the lower triangle packed, ``[H, n(n+1)/2]``, row t
-  from t(t+1)/2 on; with ``row_sum`` [H, n], each row's float32 sum before rounding, and ``lse``
-  [H, n], its log-sum-exp (both float32);
+  from t(t+1)/2 on; with ``row_sum`` [H, n], each row's float32 sum before rounding, and, where the
+  logits were known, ``lse`` [H, n], its log-sum-exp (both float32);
 * ``qk``: queries ``q`` [H, n, d] and keys ``k`` [G, n, d], float32, after RoPE; rows are made from
   them on the fly (rows.py).
 
