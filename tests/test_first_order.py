@@ -17,7 +17,8 @@ import h2osim  # noqa: E402
 from h2osim.closed_loop import uncompressed  # noqa: E402
 from h2osim.closed_loop.first_order import AT_ONCE, unit_kl  # noqa: E402
 from h2osim.models import loading  # noqa: E402
-from h2osim.studies.searching import Search, search  # noqa: E402
+from h2osim.studies.search.asked import Search  # noqa: E402
+from h2osim.studies.search.searching import search  # noqa: E402
 from h2osim.support.bundled import traces  # noqa: E402
 from h2osim.support.errors import UserError  # noqa: E402
 

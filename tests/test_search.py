@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples
 
-from h2osim.optima.sharing import lost, split_budget
-from h2osim.studies import searching, which_policy
-from h2osim.studies.open_loop import SHARES
-from h2osim.studies.searching import Search, Trial, shared
+from h2osim.studies.search import page as which_policy
+from h2osim.studies.search.asked import Search
+from h2osim.studies.search.losses import SHARES, Found
+from h2osim.studies.search.trials import (
+    GRID,
+    Trial,
+    lost,
+    on_the_grid,
+    open_loop,
+    shared,
+    split_budget,
+    split_rows,
+)
 from h2osim.support.errors import UserError
-from h2osim.sweeps.grid import axes
 
 optuna = pytest.importorskip("optuna", reason="a search needs the extra `search` (optuna)")
 
@@ -27,39 +35,41 @@ WINNER = "two-speed:gamma=0.99,mix=0.5,value=1,recent=0.25,heads=max,join=max"
 
 
 @st.composite
-def convex(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
-    """Convex curves at tenths below 1, whole numbers, [budgets, units]."""
-    shares = np.arange(1, 10) / 10
+def convex(draw: st.DrawFn) -> np.ndarray:
+    """Convex curves at SHARES and 1, where nothing is lost, as losses [1, budgets, 1, units]."""
+    at = np.array([*SHARES, 1.0])
     units = draw(st.integers(1, 3))
-    steps = draw(st.lists(st.lists(st.integers(0, 9), min_size=9, max_size=9),
-                          min_size=units, max_size=units))  # fmt: skip
-    falls = np.sort(np.array(steps, float).T, axis=0)[::-1]  # the steepest first
-    return np.cumsum(falls[::-1], axis=0)[::-1], shares
+    falls = st.lists(st.integers(0, 9), min_size=len(SHARES), max_size=len(SHARES))
+    slopes = np.array([sorted(draw(falls), reverse=True) for _ in range(units)], float)
+    drops = slopes * np.diff(at)
+    return np.cumsum(drops[:, ::-1], axis=1)[:, ::-1].T[None, :, None, :]
 
 
 @examples(60)
-@given(convex(), st.integers(1, 10))
-def test_budgets_are_shared_out_so_that_least_is_lost(
-    made: tuple[np.ndarray, np.ndarray], tenths: int
-) -> None:
-    losses, shares = made
-    units = losses.shape[1]
-    split = split_budget(losses, shares, tenths / 10)
-    assert split.mean() == pytest.approx(tenths / 10)  # sums of tenths in float64
-    assert (split >= 0.1 - 1e-12).all() and (split <= 1 + 1e-12).all()
-    every = itertools.product(range(1, 11), repeat=units)
-    least = min(
-        lost(losses, shares, np.array(one) / 10) for one in every if sum(one) == tenths * units
-    )
-    assert lost(losses, shares, split) == pytest.approx(least, abs=1e-9)  # the same
+@given(convex(), st.sampled_from([0.01, 0.02, 0.1, 0.45, 0.7, 1.0]))
+def test_budgets_are_shared_out_so_that_least_is_lost(losses: np.ndarray, mean: float) -> None:
+    curves = on_the_grid(losses)[0]
+    units = len(curves)
+    split = split_budget(curves, mean)
+    assert split.mean() == pytest.approx(mean)  # sums of thousandths in float64
+    assert (split >= 0.01 - 1e-12).all() and (split <= 1 + 1e-12).all()
+    # Of convex curves: no two units lose less together if one hands slots to the other.
+    slots = np.rint(split * GRID).astype(int)
+    fall = [one[k] - one[min(k + 1, GRID)] for one, k in zip(curves, slots, strict=True)]
+    rise = [one[k - 1] - one[k] for one, k in zip(curves, slots, strict=True)]
+    for a, b in itertools.permutations(range(units), 2):
+        if slots[a] < GRID and slots[b] > 10:
+            assert fall[a] <= rise[b] + 1e-9  # losses are rounded to a 2^-40th of the largest
 
 
 def test_what_lies_above_the_hull_is_not_stopped_at() -> None:
-    # Unit 0 gains nothing before 0.4, and then all; unit 1 gains a little with every tenth.
-    shares = np.array([0.1, 0.2, 0.3, 0.4])
-    losses = np.array([[10, 6], [10, 5], [10, 4], [0, 3]], float)
-    assert split_budget(losses, shares, 0.25).tolist() == pytest.approx([0.4, 0.1])
-    assert split_budget(losses, shares, 0.4).tolist() == pytest.approx([0.4, 0.4])
+    # Unit 0 gains nothing before 0.45, and then all; unit 1 gains a little at each.
+    at = np.array([*SHARES, 1.0])
+    one, two = np.where(at < 0.45, 10.0, 0.0), np.where(at < 1, 2 - at, 0.0)
+    curves = on_the_grid(np.stack([one, two], axis=1)[None, :-1, None])[0]
+    assert split_budget(curves, 0.23).tolist() == pytest.approx([0.45, 0.01])
+    assert lost(curves[None], np.array([0.45, 0.01])).tolist() == pytest.approx([1.99])
+    assert lost(curves[None], np.array([0.375, 0.01])).tolist() == pytest.approx([6.99])
 
 
 def test_each_text_counts_by_what_equal_budgets_lose() -> None:
@@ -76,29 +86,32 @@ def test_each_text_counts_by_what_equal_budgets_lose() -> None:
 
 def test_settings_are_proposed_measured_once_and_kept(tmp_path: Path) -> None:
     asked = Search("made", ("decay:gamma=0.5..0.9:0.1,recent=0|4", "tova"), trials=30, batch=5)
-    calls: list[str] = []
+    calls: list[tuple[str, str]] = []
 
-    def measure(policies: Sequence[str]) -> np.ndarray:
-        calls.extend(policies)
-        worth = [2.0 if p == "tova" else 1 + abs(float(p[12:15]) - 0.7) for p in policies]
-        curve = np.linspace(1, 0.1, len(SHARES))[:, None, None]
-        return np.array([[w * curve] for w in worth], np.float32)
+    def measure(policies: Sequence[str], names: Sequence[str]) -> Iterator[Found]:
+        for name in reversed(names):  # they come as they are done, in any order
+            calls.extend((policy, name) for policy in policies)
+            worth = [2.0 if p == "tova" else 1 + abs(float(p[12:15]) - 0.7) for p in policies]
+            curve = np.linspace(1, 0.1, len(SHARES))[:, None, None]
+            scale = {"a": 1, "b": 3}[name]
+            yield name, np.array([scale * w * curve for w in worth], np.float32)
 
-    choices = [axes(space) for space in asked.spaces]
-    found = searching._open_loop(asked, choices, measure, tmp_path / "open", None)
+    def run(key: str = "") -> list[Trial]:
+        return open_loop(asked, ["a", "b"], measure, tmp_path / "open", key, None)
+
+    found = run()
     assert len(found) == 30 and len(calls) == len(set(calls))
     assert min(found, key=lambda t: t.value).policy.startswith("decay:gamma=0.7")
     first, calls[:] = list(calls), []
-    again = searching._open_loop(asked, choices, measure, tmp_path / "open", None)
-    assert [t.policy for t in again] == [t.policy for t in found] and not calls
+    assert [t.policy for t in run()] == [t.policy for t in found] and not calls
 
-    damaged = tmp_path / "open" / "00005.npz"
+    damaged = tmp_path / "open" / "00005" / "001.npz"
     damaged.write_bytes(damaged.read_bytes()[:-20])
-    searching._open_loop(asked, choices, measure, tmp_path / "open", None)
-    assert calls and set(calls) < set(first)
+    run()
+    assert calls and set(calls) < set(first) and {name for _, name in calls} == {"b"}
 
     calls.clear()  # another search's files count as not there
-    searching._open_loop(asked, choices, measure, tmp_path / "open", None, "another")
+    run("another")
     assert sorted(calls) == sorted(first)
 
 
@@ -126,7 +139,7 @@ def table() -> pd.DataFrame:
         some = {"stage": "open loop", "policy": name}
         rows += [some | {"budget": b, "predicted": b} for b in totals]
     trial = Trial(WINNER, 0.0, [], [np.full((3, 2), total) for total in totals])
-    rows += searching._split_rows(Search("made"), trial)
+    rows += split_rows(Search("made"), trial)
     made = pd.DataFrame(rows)
     return made.assign(model="made", winner=WINNER, command="h2osim search made")
 

@@ -62,6 +62,10 @@ def search(
     prompt_len: Annotated[
         int, typer.Option("--prompt-len", min=1, help="Tokens of its prompt.")
     ] = 256,
+    prompts: Annotated[
+        int,
+        typer.Option("--prompts", min=1, help="Prompts with an answer of each kind and depth."),
+    ] = 6,
     checks: Annotated[
         str | None,
         typer.Option("--checks", help="Run also, of these: prompts,cuts,lengths,writing."),
@@ -90,8 +94,8 @@ def search(
 ) -> None:
     """Search policies' parameters and their budgets' split; report on held-out texts."""
     from h2osim.report.files import require_matplotlib
-    from h2osim.studies.searching import SPACE, Search
-    from h2osim.studies.searching import search as run
+    from h2osim.studies.search.asked import SPACE, Search
+    from h2osim.studies.search.searching import search as run
     from h2osim.studies.tasks import read_table, write_table
 
     for path, option, endings in (
@@ -105,7 +109,7 @@ def search(
     if from_ is not None:
         if page is None:
             raise UserError("--from: expected --page with it")
-        from h2osim.studies.which_policy import write
+        from h2osim.studies.search.page import write
 
         write(read_table(from_, frozenset({"stage", "split", "budget", "winner", "command"})), page)
         notice(f"wrote {page}")
@@ -120,7 +124,7 @@ def search(
     asked = Search(
         model, tuple(policies or [SPACE]), tuple(totals), by=by,
         objective=objective, trials=trials, batch=at_once, finalists=finalists, tokens=tokens,
-        prompt_len=prompt_len, seed=seed, device=device,
+        prompt_len=prompt_len, seed=seed, task_seeds=prompts, device=device,
         checks=tuple(checks.split(",") if checks else ()),
     )  # fmt: skip
     with progress_bar() as bar:
@@ -136,7 +140,7 @@ def search(
     write_budgets(budgets_out, result.budgets)
     notice(f"wrote {output} and {budgets_out}")
     if page is not None:
-        from h2osim.studies.which_policy import write
+        from h2osim.studies.search.page import write
 
         write(table, page)
         notice(f"wrote {page}")

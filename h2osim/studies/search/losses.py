@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, as_completed
 from contextlib import ExitStack, closing, contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -80,23 +80,20 @@ def _placed(model: str, device: str) -> Any:
     return placed(loading.load(model), device)
 
 
-Measure = Callable[[Sequence[str]], NDArray[np.float32]]
+Text = tuple[tuple[int, ...], int]
+"""Its tokens, and how many of them are the prompt."""
+Found = tuple[str, NDArray[np.float32]]
+Measure = Callable[[Sequence[str], Sequence[str]], Iterator[Found]]
+"""Gives for policies and names of texts each text's losses, as they are there."""
 
 
 @contextmanager
 def measuring(
-    model: str,
-    device: str,
-    texts: Mapping[str, tuple[int, ...]],
-    prompt_len: int,
-    by: str,
-    jobs: int,
-    dask: str | None,
+    model: str, device: str, texts: Mapping[str, Text], by: str, jobs: int, dask: str | None
 ) -> Iterator[Measure]:
-    """What gives the losses of policies, [policies, texts, budgets, layers, units].
+    """What measures losses here, in ``jobs`` processes or on a Dask cluster.
 
-    Here, in ``jobs`` processes or on a Dask cluster; each text stays with one process, which runs
-    it once.
+    Each text stays with one process, which runs it once.
     """
     with ExitStack() as stack:
         homes: list[Executor] = []
@@ -109,16 +106,18 @@ def measuring(
             count = min(jobs, len(texts))
             threads = cores() // count or 1
             homes = [stack.enter_context(processes(1, threads)) for _ in range(count)]
+        home_of = dict(zip(texts, itertools.cycle(homes), strict=False))
 
-        def measure(policies: Sequence[str]) -> NDArray[np.float32]:
-            every = texts.values()
+        def measure(policies: Sequence[str], names: Sequence[str]) -> Iterator[Found]:
             if not homes:
-                found = [curves(model, device, ids, prompt_len, policies, by) for ids in every]
-                return np.stack(found, axis=1)
-            futures = [
-                home.submit(curves, model, device, ids, prompt_len, tuple(policies), by)
-                for home, ids in zip(itertools.cycle(homes), every, strict=False)
-            ]
-            return np.stack([future.result() for future in futures], axis=1)
+                for name in names:
+                    yield name, curves(model, device, *texts[name], policies, by)
+                return
+            futures = {
+                home_of[name].submit(curves, model, device, *texts[name], tuple(policies), by): name
+                for name in names
+            }
+            for future in as_completed(futures):
+                yield futures[future], future.result()
 
         yield measure

@@ -1,0 +1,142 @@
+"""The stages of a search that run the model: settings and their splits in force, and baselines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from h2osim.replays.unit_budgets import UnitBudgets
+from h2osim.studies.search.asked import Search
+from h2osim.studies.search.trials import Trial
+from h2osim.studies.texts import listed
+from h2osim.support.progress import Progress
+from h2osim.sweeps.evaluation import evaluate
+from h2osim.sweeps.identity import plain_budgets
+
+if TYPE_CHECKING:
+    import xarray
+
+
+def worth(rows: Sequence[Mapping[str, Any]], policy: str, objective: str) -> float:
+    """What a finalist lost: the mean of log KL, or of the answers' -log p."""
+    mine = [row for row in rows if row["policy"] == policy and row["split"] == "shared"]
+    if objective == "kl":
+        return float(np.mean(np.log([row["kl"] for row in mine])))
+    return float(-np.mean([row["answer_logp"] for row in mine]))
+
+
+@dataclass
+class Stages:
+    """Runs the model with policies and their splits in force; each stage has its own store."""
+
+    asked: Search
+    store: Path
+    jobs: int
+    dask: str | None
+    progress: Progress | None
+
+    def budgets(self, trial: Trial, model: str = "") -> list[UnitBudgets]:
+        """A trial's splits, one for each total."""
+        made = f"h2osim search: {trial.policy}, by {self.asked.by}"
+        return [
+            UnitBudgets(f"{total:g} of {trial.policy}", split, (), model, "group", made)
+            for total, split in zip(self.asked.totals, trial.splits, strict=True)
+        ]
+
+    def run(
+        self, stage: str, texts: Mapping[str, Any], trials: Sequence[Trial], tasks: bool = False,
+        parts: bool = False, prompt_len: int | None = None, generate: int = 0,
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """Rows of a stage: baselines with equal budgets, trials with their splits.
+
+        Passes of each trial, and of the baselines, have a store of their own: another winner does
+        not run the baselines again. parts: also each trial with equal budgets, and the first
+        baseline with each split and at twice the totals. tasks: the texts are prompts with answers.
+        """
+        totals = list(self.asked.totals)
+        base = self.asked.baselines
+        if not parts and (stage == "train" or stage.startswith("check")):
+            base = base[:1]
+        more = [2 * t for t in totals if 2 * t not in totals and 2 * t < 1] if parts else []
+        equal = {(j, b) for j in range(len(base)) for b in range(len(totals))}
+        equal |= {(0, len(totals) + b) for b in range(len(more))}
+        asked: list[tuple[list[str], list[Any], set[tuple[int, int]] | None]] = [
+            (list(base), [*totals, *more], equal)
+        ]
+        for trial in trials:
+            splits = self.budgets(trial)
+            if not parts:
+                asked.append(([trial.policy], splits, None))
+                continue
+            only = {(0, b) for b in range(2 * len(totals))}
+            only |= {(1, len(totals) + b) for b in range(len(totals))}
+            names = [trial.policy, base[0]] if trial.policy != base[0] else [trial.policy]
+            some = {at for at in only if at[0] < len(names)}
+            asked.append((names, [*totals, *splits], some))
+        prompt = None if tasks else prompt_len or self.asked.prompt_len
+        return [
+            row
+            for policies, budgets, only_ in asked
+            for row in self._passes(stage, texts, policies, budgets, only_, prompt, generate)
+        ]
+
+    def _passes(
+        self, stage: str, texts: Mapping[str, Any], policies: Sequence[str],
+        budgets: Sequence[Any], only: set[tuple[int, int]] | None, prompt_len: int | None,
+        generate: int,
+    ) -> Iterator[dict[str, Any]]:  # fmt: skip
+        about = [list(texts), policies, sorted(only or ()), plain_budgets(budgets), prompt_len]
+        digest = sha256(json.dumps([*about, generate, self.asked.device]).encode()).hexdigest()[:8]
+        found = evaluate(
+            self.asked.model, texts, policies, budgets, only=only, device=self.asked.device,
+            prompt_len=prompt_len, generate=generate, jobs=self.jobs, dask=self.dask,
+            store=self.store / f"{stage.replace(' ', '-')}-{digest}", progress=self.progress,
+        )  # fmt: skip
+        return _rows(stage, found)
+
+    def check(self, held: Mapping[str, str], winner: Trial, tokenizer: Any) -> Iterator[Any]:
+        """Other prompts, lengths and cuts of the held-out texts, and what the model writes."""
+        chain = [int(x) for text in held.values() for x in tokenizer(text)["input_ids"]]
+        n, p = self.asked.tokens, self.asked.prompt_len
+
+        def pieces(length: int, most: int, first: int = 0) -> dict[str, list[int]]:
+            starts = range(first, len(chain) - length + 1, length)[:most]
+            return {f"tokens {i} on": chain[i : i + length] for i in starts}
+
+        for check, stage, texts, prompt_len, generate in (
+            ("prompts", "check prompt 64", pieces(n, 8), 64, 0),
+            ("prompts", "check prompt 512", pieces(n + 256, 8), 512, 0),
+            ("cuts", "check other cuts", pieces(n, 12, n // 2), p, 0),
+            ("lengths", "check 2048 tokens", pieces(2048, 4), p, 0),
+            ("lengths", "check 4096 tokens", pieces(4096, 2), p, 0),
+            ("writing", "check writing", pieces(p, 4), p, 64),
+        ):
+            if check not in self.asked.checks:
+                continue
+            yield from self.run(stage, texts, [winner], prompt_len=prompt_len, generate=generate)
+
+
+def _rows(stage: str, found: xarray.Dataset) -> Iterator[dict[str, Any]]:
+    genres = {one.name: one.genre for one in listed()}
+    names = [name for name in ("kl", "top1", "recall", "exact", "answer_logp", "agreement")
+             if name in found]  # fmt: skip
+    for i, text in enumerate(found.text.values.tolist()):
+        for j, policy in enumerate(found.policy.values.tolist()):
+            for b, split in enumerate(found.split.values.tolist()):
+                values = {name: float(found[name].values[i, j, b]) for name in names}
+                if np.isnan(values["kl"]):
+                    continue
+                full = {name: float(found[name].values[i]) for name in ("full_exact",)
+                        if name in found}  # fmt: skip
+                yield {
+                    "stage": stage, "text": text, "genre": genres.get(text, ""),
+                    "tokens": int(found.n.values[i]), "prompt_len": int(found.prompt_len.values[i]),
+                    "policy": policy, "split": "equal" if split == "equal" else "shared",
+                    "budget": round(float(found.budget.values[b]), 6), **values, **full,
+                }  # fmt: skip
