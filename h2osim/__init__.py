@@ -87,6 +87,8 @@ _PUBLIC = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name from its module on first use (PEP 562)."""
+    if name == "plot":  # a package; its functions are named after what they draw
+        return importlib.import_module("h2osim.plot")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'h2osim' has no attribute {name!r}")
     value = getattr(importlib.import_module(_PUBLIC[name]), name)

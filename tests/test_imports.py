@@ -30,7 +30,7 @@ LAYERS = (
     {"optima"},
     {"guarantees"},
     {"report", "bench"},
-    {"sweeps"},
+    {"sweeps", "plot"},
     {"studies"},
     {"cli"},
     {"__main__"},

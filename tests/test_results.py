@@ -21,7 +21,7 @@ from commands import Run
 import h2osim
 from h2osim import Policy, Trace, UserError, replay, sweep, synth
 from h2osim.replays import results
-from h2osim.report import best, comparison, figures, files, frames, heatmap
+from h2osim.report import best, comparison, figures, files, frames
 from h2osim.support.parameters import Param
 
 TRACE = synth("powerlaw", 40, seed=3, heads=4, group_size=2, layers=2)
@@ -320,7 +320,7 @@ def test_a_policy_of_a_notebook_goes_all_the_way(tmp_path: Path) -> None:
     swept = best.summarise(sweep(TRACE, [MINE, MINE.with_params(weight=2.0), "topk"], [4, 8]))
     records = best.best_records(swept, 5)
     assert {one["policy"] for one in records} == {"mine", "mine:weight=2.0"}
-    assert [axes.get_xlabel() for axes in heatmap.sweep_figure(swept).axes[:1]] == ["budget"]
+    assert [axes.get_xlabel() for axes in figures.sweep_figure(swept).axes[:1]] == ["budget"]
 
 
 def test_an_online_policy_named_topk_is_ranked_as_one(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sweep_cases import GRID
 
 from h2osim.policies.text import parse
-from h2osim.report.heatmap import varied
+from h2osim.report.figures.sweep import varied
 from h2osim.support.errors import UserError
 from h2osim.sweeps.grid import expand
 

@@ -19,8 +19,8 @@ from trace_cases import random_trace
 from h2osim import cli
 from h2osim.policies.text import parse
 from h2osim.report.best import best_records, columns_of, summarise
+from h2osim.report.figures.sweep import sweep_figure
 from h2osim.report.files import save_figure
-from h2osim.report.heatmap import sweep_figure
 from h2osim.sweeps.sweeping import open_sweep, sweep
 from h2osim.traces.trace import Trace
 

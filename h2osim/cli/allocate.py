@@ -22,12 +22,14 @@ from h2osim.cli.options import (
     EngineOption,
     FormatOption,
     Layers,
+    PlotSize,
+    PlotTitle,
     PromptLen,
     ShareOption,
     TraceNames,
     plot_option,
 )
-from h2osim.cli.output import Format, check_files, draw, notice, save, show
+from h2osim.cli.output import Format, check_files, draw, look_of, notice, save, show
 from h2osim.support.errors import UserError
 
 
@@ -108,6 +110,8 @@ def allocate(
     engine: EngineOption = EngineName.auto,
     format_: FormatOption = Format.table,
     plot: Annotated[Path | None, plot_option("slots over layer and unit")] = None,
+    plot_size: PlotSize = None,
+    plot_title: PlotTitle = None,
     output: Annotated[
         list[Path] | None,
         typer.Option(
@@ -129,6 +133,7 @@ def allocate(
     for text in chosen:
         if text != OPTIMUM:
             parse(text)
+    look = look_of(plot, plot_size, plot_title)
     check_files(plot, output)
     files = [path for path in output or () if path.suffix.lower() == ".json"]
     if files and len(chosen) != 1:
@@ -157,7 +162,7 @@ def allocate(
     names = comparison.traces_named([one.name for one in recorded])
     title = f"{names}: slots over {found.layer.size * found.unit.size} units"
     found.attrs["command"] = command_line(context)
-    draw(plot, lambda: figures.allocation_figure(found, title))
+    draw(plot, lambda: figures.allocation_figure(found, title, look))
     for path in files:
         write_budgets(path, budgets_of(found, write.value))
         notice(f"wrote {path}: {write.value}, {len(totals)} totals")

@@ -30,6 +30,9 @@ from h2osim.cli.options import (
     Layers,
     MeasureOption,
     Outputs,
+    PlotAxes,
+    PlotSize,
+    PlotTitle,
     PromptLen,
     Ratio,
     ShareOption,
@@ -37,7 +40,7 @@ from h2osim.cli.options import (
     plot_option,
     policies_option,
 )
-from h2osim.cli.output import Format, check_files, console, draw, notice, save, show
+from h2osim.cli.output import Format, check_files, console, draw, look_of, notice, save, show
 from h2osim.support.errors import UserError
 
 if TYPE_CHECKING:
@@ -92,6 +95,9 @@ def compare(
     ] = None,
     format_: FormatOption = Format.table,
     plot: Annotated[Path | None, plot_option("what is ranked by, against budget")] = None,
+    plot_size: PlotSize = None,
+    plot_title: PlotTitle = None,
+    plot_axes: PlotAxes = None,
     output: Outputs = None,
 ) -> None:
     """Replay policies on traces and compare their recall, or what their outputs lose."""
@@ -108,6 +114,7 @@ def compare(
     if by is ByStep.step and (wanted == "all" or target_recall is not None):
         raise UserError("--by step: every step of every budget is n² numbers; name a few budgets")
     only = parse_integers(layers, "--layers")
+    look = look_of(plot, plot_size, plot_title, plot_axes)
     check_files(plot, output)
 
     from h2osim.replays.budgets import budget_tokens
@@ -151,7 +158,7 @@ def compare(
     results.attrs["command"] = command_line(context)
     save(results, output)
     first = next(name for name in frames.MEASURED if name in results)
-    draw(plot, lambda: figures.recall_figure(results, title, asked, measure=first))
+    draw(plot, lambda: figures.recall_figure(results, title, asked, first, look))
     rows = None if by is None else by.value
     if target_recall is not None:
         reached = budget_for_recall(results, target_recall)

@@ -27,6 +27,9 @@ from h2osim.cli.options import (
     FormatOption,
     Layers,
     Outputs,
+    PlotAxes,
+    PlotSize,
+    PlotTitle,
     PromptLen,
     Ratio,
     ShareOption,
@@ -34,7 +37,7 @@ from h2osim.cli.options import (
     TraceNames,
     plot_option,
 )
-from h2osim.cli.output import Format, check_files, draw, notice, output_path, save, show
+from h2osim.cli.output import Format, check_files, draw, look_of, notice, output_path, save, show
 from h2osim.support.errors import UserError
 
 
@@ -84,6 +87,9 @@ def optimum(
         typer.Option("--certificate", help="Save schedules and prices for `h2osim certify`."),
     ] = None,
     plot: Annotated[Path | None, plot_option("the price of a cache slot over time")] = None,
+    plot_size: PlotSize = None,
+    plot_title: PlotTitle = None,
+    plot_axes: PlotAxes = None,
     output: Outputs = None,
 ) -> None:
     """Find the most attention mass that any eviction schedule could have kept."""
@@ -91,6 +97,7 @@ def optimum(
     from h2osim.report import comparison, figures, frames, terminal
 
     wanted = parse_budgets(budgets_of(context, budgets, ratio))
+    look = look_of(plot, plot_size, plot_title, plot_axes)
     check_files(plot, output)
     if certificate is not None:
         output_path(certificate, "--certificate")
@@ -124,7 +131,7 @@ def optimum(
         from h2osim.optima.certificate import save_certificate
 
         notice(f"wrote {save_certificate(found, recorded[0], certificate)}")
-    draw(plot, lambda: figures.prices_figure(found, title))
+    draw(plot, lambda: figures.prices_figure(found, title, look))
     save(found, output)
     records = frames.optimum_records(found)
     show(

@@ -111,3 +111,20 @@ def policies_option(help_: str) -> Any:
 def plot_option(what: str) -> Any:
     """--plot, and what a command draws."""
     return typer.Option("--plot", help=f"Draw {what} into this .png, .pdf or .svg.")
+
+
+PlotSize = Annotated[
+    str | None,
+    typer.Option("--plot-size", metavar="WxH", help="Size of the plot in inches: 6.5x4."),
+]
+PlotTitle = Annotated[
+    str | None, typer.Option("--plot-title", help="Title of the plot; '' for none.")
+]
+PlotAxes = Annotated[
+    str | None,
+    typer.Option(
+        "--plot-axes",
+        metavar="AXES",
+        help="Scales and ends of the plot's axes: x=log,y=0.5:1 (log, linear, or FROM:TO).",
+    ),
+]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     import xarray
     from matplotlib.figure import Figure
     from rich.console import Console, RenderableType
+
+    from h2osim.report.figures.drawing import Axis, Look
 
 
 class Format(StrEnum):
@@ -134,3 +138,63 @@ def draw(plot: Path | None, figure: Callable[[], Figure]) -> None:
 
     if plot is not None:
         notice(f"wrote {files.save_figure(figure(), plot)}")
+
+
+def look_of(
+    plot: Path | None, size: str | None, title: str | None, axes: str | None = None
+) -> Look:
+    """Read --plot-size, --plot-title and --plot-axes, which only mean something beside --plot."""
+    from h2osim.report.figures.drawing import Look
+
+    options = {"--plot-size": size, "--plot-title": title, "--plot-axes": axes}
+    for option, value in options.items():
+        if value is not None and plot is None:
+            raise UserError(f"{option}: found no --plot, expected the file to draw into")
+    return Look(None if size is None else _size(size), title, **_axes(axes or ""))
+
+
+def _size(text: str) -> tuple[float, float]:
+    """Read ``6.5x4``: inches, of which Matplotlib draws at most some metres."""
+    width, _, height = text.partition("x")
+    try:
+        size = float(width), float(height)
+    except ValueError:
+        size = 0.0, 0.0
+    if not all(1 <= side <= 100 for side in size):
+        raise UserError(
+            f"--plot-size: found {text!r}, expected width x height in inches, each 1 to 100: 6.5x4"
+        )
+    return size
+
+
+def _axes(text: str) -> dict[str, Axis]:
+    """Read ``x=log,y=0.5:1``."""
+    from h2osim.report.figures.drawing import Axis
+
+    found: dict[str, Axis] = {}
+    for word in filter(None, map(str.strip, text.split(","))):
+        name, _, value = word.partition("=")
+        before = found.get(name, Axis())
+        if name in ("x", "y") and value in ("log", "linear"):
+            found[name] = replace(before, scale=value)
+        elif name in ("x", "y") and (ends := _ends(value)) is not None:
+            found[name] = replace(before, ends=ends)
+        else:
+            raise UserError(
+                f"--plot-axes: found {word!r}, expected x or y = log, linear or FROM:TO, "
+                "as in x=log,y=0.5:1"
+            )
+    for name, axis in found.items():
+        if axis.scale == "log" and axis.ends is not None and axis.ends[0] <= 0:
+            raise UserError(
+                f"--plot-axes: {name}=log: found an end of {axis.ends[0]:g}, expected above 0"
+            )
+    return found
+
+
+def _ends(text: str) -> tuple[float, float] | None:
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        return None
+    return (low, high) if -math.inf < low < high < math.inf else None

@@ -29,6 +29,8 @@ from h2osim.cli.options import (
     FormatOption,
     Layers,
     MeasureOption,
+    PlotSize,
+    PlotTitle,
     PromptLen,
     Ratio,
     ShareOption,
@@ -36,7 +38,7 @@ from h2osim.cli.options import (
     plot_option,
     policies_option,
 )
-from h2osim.cli.output import Format, check_files, console, draw, notice, show
+from h2osim.cli.output import Format, check_files, console, draw, look_of, notice, show
 from h2osim.support.progress import Progress
 
 if TYPE_CHECKING:
@@ -76,6 +78,8 @@ def sweep(
     measure: MeasureOption = Measure.recall,
     dask: Dask = None,
     plot: Annotated[Path | None, plot_option("what is ranked by, over two parameters")] = None,
+    plot_size: PlotSize = None,
+    plot_title: PlotTitle = None,
     format_: FormatOption = Format.table,
     best: Annotated[
         int, typer.Option("--best", min=1, help="How many settings to print for each budget.")
@@ -85,8 +89,9 @@ def sweep(
     ] = None,
 ) -> None:
     """Replay grids of policies at many budgets, and find the best settings."""
-    from h2osim.report import comparison, heatmap, terminal
+    from h2osim.report import comparison, terminal
     from h2osim.report.best import best_records, summarise
+    from h2osim.report.figures.sweep import axes_of, sweep_figure
     from h2osim.sweeps.grid import expand
     from h2osim.sweeps.sweeping import sweep as run
 
@@ -94,9 +99,10 @@ def sweep(
     configured = expand(",".join(policies))
     wanted = parse_budgets(budgets_of(context, budgets, ratio))
     only = parse_integers(layers, "--layers")
+    look = look_of(plot, plot_size, plot_title)
     check_files(plot)
     if plot is not None:
-        heatmap.axes_of([(one.policy.name, one.values) for one in configured])
+        axes_of([(one.policy.name, one.values) for one in configured])
     opened = checked_traces(traces)
     with _bar() as (progress, planned):
         results = run(
@@ -122,7 +128,7 @@ def sweep(
     title = (
         f"{names}: {shape['policy']} settings × {shape['unit']} units × {shape['budget']} budgets"
     )
-    draw(plot, lambda: heatmap.sweep_figure(found, title))
+    draw(plot, lambda: sweep_figure(found, title, look))
     show(
         format_,
         lambda: best_records(found, best, by is not None),

@@ -8,8 +8,15 @@ from typing import Annotated
 import typer
 
 from h2osim.cli.common import checked_traces, parse_integers
-from h2osim.cli.options import FormatOption, Layers, TraceNames, plot_option
-from h2osim.cli.output import Format, check_files, draw, show
+from h2osim.cli.options import (
+    FormatOption,
+    Layers,
+    PlotSize,
+    PlotTitle,
+    TraceNames,
+    plot_option,
+)
+from h2osim.cli.output import Format, check_files, draw, look_of, show
 from h2osim.support.errors import UserError
 
 
@@ -34,11 +41,14 @@ def info(
         Format, typer.Option("--format", "-f", help="How to print; csv: the layers only.")
     ] = Format.table,
     plot: Annotated[Path | None, plot_option("the attention of every layer")] = None,
+    plot_size: PlotSize = None,
+    plot_title: PlotTitle = None,
 ) -> None:
     """Show what is in traces, after checking all of it: shape, origin, where the mass lies."""
     from h2osim.report import figures, pages
 
     only = parse_integers(layers, "--layers")
+    look = look_of(plot, plot_size, plot_title)
     check_files(plot)
 
     from h2osim.traces.description import describe
@@ -47,7 +57,7 @@ def info(
     if len(recorded) > 1 and plot is not None:
         raise UserError(f"--plot: found {len(recorded)} traces, expected one")
     facts = [describe(one, None if only is None else tuple(only)) for one in recorded]
-    draw(plot, lambda: figures.attention_figure(recorded[0]))
+    draw(plot, lambda: figures.attention_figure(recorded[0], look=look))
     if len(facts) == 1:
         one = facts[0]
         rows = lambda: one.record()["layers"]  # noqa: E731

@@ -25,6 +25,9 @@ from h2osim.cli.options import (
     EngineOption,
     FormatOption,
     Layers,
+    PlotAxes,
+    PlotSize,
+    PlotTitle,
     PromptLen,
     Ratio,
     ShareOption,
@@ -32,7 +35,7 @@ from h2osim.cli.options import (
     plot_option,
     policies_option,
 )
-from h2osim.cli.output import Format, check_files, draw, notice, show
+from h2osim.cli.output import Format, check_files, draw, look_of, notice, show
 from h2osim.support.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,6 +68,9 @@ def verify(
         bool, typer.Option("--details", help="One line for each budget, with ranges and notes.")
     ] = False,
     plot: Annotated[Path | None, plot_option("the ratio over time with its certificates")] = None,
+    plot_size: PlotSize = None,
+    plot_title: PlotTitle = None,
+    plot_axes: PlotAxes = None,
 ) -> None:
     """Hold every proved statement against a trace; exit code 1 if one is violated.
 
@@ -79,6 +85,7 @@ def verify(
     if wanted == "all":
         raise UserError("--budgets: all is too many to verify; expected a few")
     chosen = parse_policies(policies) if policies else list(module.POLICIES)
+    look = look_of(plot, plot_size, plot_title, plot_axes)
     check_files(plot)
     recorded = checked_traces(traces)
     only = parse_integers(layers, "--layers")
@@ -111,7 +118,7 @@ def verify(
             for text in chosen
         }
         title = f"{recorded[0].name}, budget {wanted[-1]}"
-        draw(plot, lambda: figures.guarantees_figure(series, title))
+        draw(plot, lambda: figures.guarantees_figure(series, title, look))
     broken = [(one, line) for one, lines in found for line in module.violations(lines)]
     for number, (one, line) in enumerate(broken):
         name = one.name.replace("/", "-")  # a trace of others must not say where we write

@@ -119,7 +119,7 @@ def budget_word(budget: float, attributes: Mapping[Any, Any]) -> str:
 
 def evaluation_figure(results: xr.Dataset) -> Figure:
     """KL against budget, one line a policy, with the intervals over texts."""
-    from h2osim.report.figures import canvas, line_style, open_axes
+    from h2osim.report.figures.drawing import canvas, line_style, open_axes
 
     figure = canvas(8, 5)
     axes = figure.subplots()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from h2osim.report.figures import COLOURS, DASHES, canvas, line_style, open_axes
+from h2osim.report.figures.drawing import COLOURS, DASHES, canvas, line_style, open_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from h2osim.report.figures import canvas, line_style, open_axes
+from h2osim.report.figures.drawing import canvas, line_style, open_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
