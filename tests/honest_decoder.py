@@ -190,7 +190,7 @@ class Honest:
 
 def beside(rows: list[Any]) -> Any:
     """Vectors [heads, d] of tokens as float32 [heads, tokens + 1, d], the last one never read."""
-    return torch.stack([*rows, torch.ones_like(rows[0])], dim=1).float().numpy()
+    return torch.stack([*rows, torch.zeros_like(rows[0])], dim=1).float().numpy()
 
 
 def left(found: dict[int, Any]) -> dict[tuple[int, int, int], int]:

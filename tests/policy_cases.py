@@ -42,6 +42,12 @@ def gone(
     return evicted_at
 
 
+def kept_of(given: Trace, policy: str, k: int, p: int = 1) -> list[list[int]]:
+    """The tokens that each unit holds at the end."""
+    evicted_at = run(given, policy, k, min(p, given.n - 1)).evicted_at.values
+    return [[j for j in range(given.n) if one[j] == given.n] for one in evicted_at]
+
+
 def seen(given: Trace, policy: str, k: int, p: int, whole: int) -> list[float]:
     """The mass attended in each decode step, in the units of the example."""
     masses: list[float] = (run(given, policy, k, p).step_recall.values[0] * whole).tolist()

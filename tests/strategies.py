@@ -96,6 +96,15 @@ def softmax_traces(draw: st.DrawFn, *, norms: bool = False, **sizes: Any) -> Tra
     return _trace(draw, draw(softmax_scores(**sizes)), norms)
 
 
+def turned(plain: np.ndarray) -> np.ndarray:
+    """Vectors [..., n, d] after RoPE as in Llama, to the base 100; a lone dimension stays."""
+    half = plain.shape[-1] // 2
+    angle = np.arange(plain.shape[-2])[:, None] * 100.0 ** -(np.arange(half) / max(1, half))
+    x, y, lone = np.split(plain, [half, 2 * half], axis=-1)
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.concatenate([x * cos - y * sin, y * cos + x * sin, lone], axis=-1)
+
+
 @st.composite
 def qk_traces(
     draw: st.DrawFn,
@@ -112,11 +121,12 @@ def qk_traces(
     kv_heads = heads // draw(st.sampled_from([g for g in range(1, heads + 1) if heads % g == 0]))
     size = draw(st.integers(1, 5))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    plain = rng.standard_normal((layers, heads, n, size)) * draw(st.sampled_from([0.0, 1.0, 8.0]))
     return Trace.from_qk(
-        rng.standard_normal((layers, heads, n, size)) * draw(st.sampled_from([0.0, 1.0, 8.0])),
+        turned(plain),
         rng.standard_normal((layers, kv_heads, n, size)),
         v=rng.standard_normal((layers, kv_heads, n, size)) if values else None,
-        q_plain=rng.standard_normal((layers, heads, n, size)) if values else None,
+        q_plain=plain if values else None,
         wv_norm1=rng.random((layers, heads, n)) if values else None,
         scale=draw(st.sampled_from([0.5, 1.0])),
         softcap=draw(st.sampled_from([None, 2.0])),

@@ -71,7 +71,12 @@ def assert_same(expected: xarray.Dataset, found: xarray.Dataset) -> None:
         np.testing.assert_array_equal(found[name].values, expected[name].values, name)
 
 
-@pytest.mark.parametrize("name", POLICIES)
+#: Rules that see vectors compile for seconds each: these stand for all of them in the quick tests.
+FEW = ("caote", "keydiff", "rkv")
+SLOW = {name for name in POLICIES if all_policies()[name].vectors} - {*FEW}
+
+
+@pytest.mark.parametrize("name", long_but(POLICIES, *({*POLICIES} - SLOW)))
 def test_numba_replays_as_the_definition_says(name: str) -> None:
     policy = all_policies()[name]
 

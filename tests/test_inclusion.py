@@ -15,7 +15,7 @@ import pytest
 from drawing import asks, can_be_inclusive, configured, inclusive, traces_for
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import examples
+from strategies import examples, turned
 
 from h2osim.policies.declaration import Configured
 from h2osim.policies.registry import all_policies
@@ -107,8 +107,11 @@ def test_these_are_nested_all_the_same(name: str) -> None:
 def test_a_kept_trace_violates_inclusion_where_it_is_not_declared(case: dict[str, Any]) -> None:
     """The rows are whole numbers; each is divided by its sum. `because` says what does it."""
     if "vectors" in case:
-        q, k, v = (np.array([case["vectors"][name]], float) for name in "qkv")
-        _check_violation(case, Trace.from_qk(q, k, v=v, scale=1.0), 1)
+        given = {name: np.array([rows], float) for name, rows in case["vectors"].items()}
+        plain = given.get("plain")
+        q = given["q"] if plain is None else turned(plain)
+        trace = Trace.from_qk(q, given["k"], v=given["v"], q_plain=plain, scale=1.0)
+        _check_violation(case, trace, q.shape[1])
         return
     heads, n = len(case["heads"]), len(case["heads"][0])
     scores = np.zeros((heads, n, n))

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from policy_cases import gone, run, trace
+from policy_cases import gone, kept_of, run, trace
 
+from h2osim.policies import inputs
+from h2osim.policies.library import vase
 from h2osim.traces.trace import Trace
 
 
@@ -107,3 +109,40 @@ def test_kvzip_keeps_what_is_looked_at_later() -> None:
     example = trace((16,), (8, 8), (8, 4, 4), (8, 4, 2, 2), (0, 2, 10, 2, 2))
     assert gone(example, "kvzip", 2, p=3) == [5, 2, 5, 5, 5]
     assert gone(example, "kvzip:when=always", 2, p=3) == [3, 2, 4, 5, 5]
+
+
+def test_vase_keeps_sinks_wide_values_and_the_window() -> None:
+    # Ranges of the values (equal to the keys): 1, 2, 9, 3, 5, then the window's 0.
+    example = keys((1, 0), (0, 2), (9, 0), (3, 0), (0, 5), (0, 0), (0, 0))
+    policy = "vase:window=1,when=prompt"
+    assert kept_of(example, f"{policy},sinks=0,n_large=2", 3, p=6) == [[2, 4, 5, 6]]
+    assert kept_of(example, f"{policy},sinks=1,n_large=2", 3, p=6) == [[0, 2, 5, 6]]
+    assert kept_of(example, f"{policy},sinks=0,n_large=.5", 4, p=6)[0][-2:] == [5, 6]
+    assert kept_of(example, "vase:window=9,when=prompt", 3, p=6) == [[3, 4, 5, 6]]
+
+
+def test_vase_draws_by_attention_from_the_window() -> None:
+    # The window's query gives tokens 0 to 2 the weights 1, 2 and 5; one place is drawn.
+    logits = np.log([1.0, 2.0, 5.0])
+    example = keys(*np.eye(4), q=[*np.zeros((3, 4)), [*logits, 0.0]])
+    unit = example.units()[0]
+    draws, count = np.random.default_rng(7).random((3000, 5)), np.zeros(3)
+    key, query = inputs.key(unit, {}), inputs.query(unit, {}) * 2.0  # the scale is 1/√d
+    for one in draws:
+        ranks, cached, width = np.zeros(4), np.arange(4, dtype=np.uint32), np.zeros(4)
+        vase.rank_cache(
+            cached, ranks, key, query, width, one[:4], one[4], 1, 0, 1, 1, 0, 1.0
+        )
+        assert ranks[3] == np.inf
+        count[np.argmax(ranks[:3])] += 1
+    # standard deviation .009
+    np.testing.assert_allclose(count / 3000, [1 / 8, 2 / 8, 5 / 8], atol=0.035)
+
+
+def test_vase_draws_anew_in_every_step() -> None:
+    noise = np.random.default_rng(8).random(2000)
+    first, second = ([vase.waiting(x, now) for x in noise] for now in (0.3, 0.8))
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.6 and min(first) > 0
+    for drawn in (first, second):  # exponential, of mean 1 and deviation 1
+        assert abs(np.mean(drawn) - 1) < 0.1 and abs(np.std(drawn) - 1) < 0.15
+    assert vase.waiting(0.0, 0.0) > 30 and 0 < vase.waiting(1 - 2.0**-53, 0.0) < 1e-15

@@ -115,6 +115,35 @@ def cosine(x: Vector, y: Vector) -> float:
     return dot(x, y) / lengths if lengths > 0.0 else 0.0
 
 
+def softmax(x: Vector) -> None:
+    """Replace x by e**x over its sum, added up index by index; an entry must be above -inf."""
+    most = -INF
+    for i in range(len(x)):
+        most = max(most, x[i])
+    total = 0.0
+    for i in range(len(x)):
+        x[i] = exp(x[i] - most)
+        total += x[i]
+    for i in range(len(x)):
+        x[i] = x[i] / total
+
+
+def around(x: Vector, i: int, kernel: int) -> float:
+    """The sum of x from i - kernel // 2 to i + kernel // 2, as far as x goes."""
+    total = 0.0
+    for s in range(max(0, i - kernel // 2), min(len(x), i + kernel // 2 + 1)):
+        total += x[s]
+    return float(total)
+
+
+def most_around(x: Vector, i: int, kernel: int) -> float:
+    """The largest of the same, and 0."""
+    most = 0.0
+    for s in range(max(0, i - kernel // 2), min(len(x), i + kernel // 2 + 1)):
+        most = max(most, x[s])
+    return float(most)
+
+
 def products_with(x: Vector, positions: NDArray[np.uint32], y: Vector) -> Vector:
     """dot(x[j], y) of the cached tokens j [m], of vectors x [tokens, width]."""
     total = np.zeros(len(positions))

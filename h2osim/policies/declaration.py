@@ -52,6 +52,7 @@ from h2osim.traces.recorded import RECORDED
 INF = math.inf
 
 Array = NDArray[np.float64]
+Positions = NDArray[np.uint32]
 
 #: What the engines call by a name of their own.
 RESERVED = {*STEP, "pos", "age", *(name for role in ROLES.values() for name in role.values)}

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h2osim.attention.fixed_point import UNIT
+from h2osim.policies.rotary import beside, rotary_of
 from h2osim.support.errors import UserError
 from h2osim.traces.unit import Unit
 
@@ -84,6 +85,17 @@ def value_norm(unit: Unit, values: Values) -> Numbers:
     return unit.value_norms()
 
 
+def value_length(unit: Unit, values: Values) -> Numbers:
+    """The L2 norm of the token's value vector, summed over the unit's KV heads."""
+    return unit.value_norms(order=2)
+
+
+def value_range(unit: Unit, values: Values) -> Numbers:
+    """The largest less the smallest entry of the token's value, summed over the unit's KV heads."""
+    found = unit.values().astype(np.float64)
+    return np.asarray(np.add.accumulate(found.max(axis=2) - found.min(axis=2), axis=0)[-1])
+
+
 def key_norm(unit: Unit, values: Values) -> Numbers:
     """The L2 norm of the token's key, summed over the unit's KV heads."""
     return unit.key_norms()
@@ -114,6 +126,18 @@ def query(unit: Unit, values: Values) -> Numbers:
 def plain_query(unit: Unit, values: Values) -> Numbers:
     """Queries before RoPE."""
     return _beside(unit.plain_queries())
+
+
+def paired_key(unit: Unit, values: Values) -> Numbers:
+    """Keys after RoPE, of each KV head first one dimension of every pair that RoPE turns, then the
+    other; see :mod:`h2osim.policies.rotary`.
+    """
+    return beside(rotary_of(unit).complex(unit.keys()))
+
+
+def paired_query(unit: Unit, values: Values) -> Numbers:
+    """Queries before RoPE, in the order of :func:`paired_key`."""
+    return beside(rotary_of(unit).complex(unit.plain_queries()))
 
 
 def key_direction(unit: Unit, values: Values) -> Numbers:

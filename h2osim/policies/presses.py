@@ -7,6 +7,7 @@ PRESSES = {
     "adakv": ("h2osim allocate … -o budgets.json, then --budgets @budgets.json", "its split adakv"),
     "chunkkv": ("--policies chunkkv --share layer", ""),
     "criticalkv": ("--policies criticalkv", "on SnapKV's score"),
+    "expectedattention": ("--policies expected-attention", ""),
     "keydiff": ("--policies keydiff:when=prompt", ""),
     "knorm": ("--policies knorm:when=prompt", ""),
     "lagkv": ("--policies lagkv", ""),
