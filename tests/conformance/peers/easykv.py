@@ -58,7 +58,13 @@ class Model:
 
 def generating(file: Path) -> Callable[..., Any]:
     """The source's ``generate``, and the functions of its file that it calls."""
-    called = ["generate", "logits_adapter", "entropy", "truncate_kv_cache", "truncate_kv_cache_silo"]
+    called = [
+        "generate",
+        "logits_adapter",
+        "entropy",
+        "truncate_kv_cache",
+        "truncate_kv_cache_silo",
+    ]
     left_out = ("modify_method_of_instance", "partial", "llama_forward", "mistral_forward")
     nothing = {name: lambda *_, **__: None for name in left_out}
     made: Callable[..., Any] = parts_of(file, called, **nothing)["generate"]

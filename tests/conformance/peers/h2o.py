@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,6 +14,8 @@ from peers.shown import (
     cached,
     causal,
     identity_keys,
+    masked_layer,
+    masked_steps,
     one_set,
     parts_of,
     positions,
@@ -27,14 +28,6 @@ def lines(case: Case, calls: str, policy: str, k: int, kept: dict[int, Any], **m
     """A line of the data for each step of ``kept``."""
     for after, left in kept.items():
         yield one_set(case, calls, policy, k, left, after=after, **more)
-
-
-def layers(file: Path) -> Any:
-    """The file's attention module, without a rotation of queries and keys."""
-    name = "LlamaAttention_heavy_hitter"
-    unrotated = {"apply_rotary_pos_emb": lambda q, k, *_: (q, k)}
-    outside = dict.fromkeys(("LlamaConfig", "LlamaRotaryEmbedding"), SimpleNamespace)
-    return parts_of(file, [name], **unrotated, **outside)[name]
 
 
 def dropping(root: Path) -> Sets:
@@ -63,7 +56,7 @@ def dropping(root: Path) -> Sets:
 
 def masking(root: Path) -> Sets:
     """Generation under a mask: a token is held while its accumulated score is."""
-    made = layers(root / "h2o_hf/utils_hh/modify_llama.py")
+    made = masked_layer(root / "h2o_hf/utils_hh/modify_llama.py")
     for name, first in (("rows-mha", None), ("rows-mha", 20), ("decode-long", 24)):
         case = CASES[name]
         p = first or case.p
@@ -74,15 +67,8 @@ def masking(root: Path) -> Sets:
                 made, case, cache_budget_records=[], input_length=[],
                 **{f"{part}_budget_ratio": share for part, share in shares.items()},
             )  # fmt: skip
-            module._reset_masks()
-            _, _, pair = module(positions(0, p), causal(0, p), use_cache=True)
-            found = {}
-            for t in range(p - 1, case.n - 2):
-                if t >= p:
-                    mask = torch.zeros(1, 1, 1, t + 1)
-                    _, _, pair = module(positions(t, t + 1), mask, None, pair, use_cache=True)
-                if t - p in (-1, 0, 3, 9, 30):
-                    found[t] = [one.nonzero()[:, 0].tolist() for one in module.previous_scores]
+            steps = masked_steps(module, p, case.n - 2)
+            found = {t: left for t, left in steps if t - p in (-1, 0, 3, 9, 30)}
             yield from lines(
                 case, "LlamaAttention_heavy_hitter, utils_hh", f"h2o-mask:recent={recent}", k,
                 found, p=p, share="head",
@@ -112,7 +98,7 @@ def evaluating(root: Path) -> Sets:
 
 def looking_ahead(root: Path) -> Sets:
     """LLaMA's mask, of attention over the whole text: what each row attends to before itself."""
-    made = layers(root / "h2o_hf/utils_lm_eval/modify_llama.py")
+    made = masked_layer(root / "h2o_hf/utils_lm_eval/modify_llama.py")
     for case in (CASES["rows-mha"], CASES["decode-long"]):
         for heavy, recent in ((4, 4), (8, 7), (15, 3)):
             module = attention_layer(

@@ -33,18 +33,22 @@ def identity_keys(case: Case, n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def projections(case: Case) -> dict[str, Any]:
-    """The projections of an attention layer that attends as a case's rows say, keys for each head.
+    """The projections of an attention layer that attends as a case says, keys for each head.
 
-    Its hidden states are the tokens' positions, [1, tokens, 1]; every head is n wide.
+    Its hidden states are the tokens' positions, [1, tokens, 1]. A head of a case of rows is n wide.
     """
-    queries, keys = identity_keys(case, case.n)
-    keys = keys.repeat_interleave(case.heads // case.groups, dim=1)
+    if case.kind == "rows":
+        queries, keys = identity_keys(case, case.n)
+        values = keys
+    else:
+        queries, keys, values = (vectors(case, case.n)[name].float() for name in "qkv")
+    keys, values = (x.repeat_interleave(case.heads // case.groups, dim=1) for x in (keys, values))
 
     def project(x: torch.Tensor) -> Any:
         return lambda hidden: x[:, :, hidden[0, :, 0].long()].transpose(1, 2).flatten(2)
 
     return {
-        "q_proj": project(queries), "k_proj": project(keys), "v_proj": project(keys),
+        "q_proj": project(queries), "k_proj": project(keys), "v_proj": project(values),
         "o_proj": lambda output: output,
     }  # fmt: skip
 
@@ -53,11 +57,31 @@ def attention_layer(made: Any, case: Case, **attributes: Any) -> Any:
     """A peer's attention module of a case's heads, made without its own constructor."""
     module = made.__new__(made)
     torch.nn.Module.__init__(module)
-    sizes = {"num_heads": case.heads, "head_dim": case.n, "hidden_size": case.heads * case.n}
+    width = case.n if case.kind == "rows" else case.d
+    sizes = {"num_heads": case.heads, "head_dim": width, "hidden_size": case.heads * width}
     unrotated = {"rotary_emb": lambda *_, **__: (None, None)}
     for name, value in (sizes | projections(case) | unrotated | attributes).items():
         setattr(module, name, value)
     return module
+
+
+def masked_layer(file: Path, **namespace: Any) -> Any:
+    """The class of H2O's masked attention in a file, without a rotation of queries and keys."""
+    name = "LlamaAttention_heavy_hitter"
+    unrotated = {"apply_rotary_pos_emb": lambda q, k, *_: (q, k)}
+    outside = dict.fromkeys(("LlamaConfig", "LlamaRotaryEmbedding"), object)
+    return parts_of(file, [name], **unrotated, **outside, **namespace)[name]
+
+
+def masked_steps(module: Any, p: int, stop: int) -> Iterator[tuple[int, list[list[int]]]]:
+    """What each head of H2O's masked attention holds after each step: what still has a score."""
+    module._reset_masks()
+    pair = None
+    for t in range(p - 1, stop):
+        start = t if t >= p else 0
+        hidden, mask = positions(start, t + 1), causal(start, t + 1)
+        _, _, pair = module(hidden, mask, None, pair, use_cache=True)
+        yield t, [one.nonzero()[:, 0].tolist() for one in module.previous_scores]
 
 
 def positions(start: int, stop: int) -> torch.Tensor:
@@ -107,10 +131,11 @@ def one_set(
     p: int | None = None,
     n: int | None = None,
     share: str = "group",
+    differs: str | None = None,
 ) -> dict[str, Any]:
     """A line of the data: what each unit holds after step ``after`` (the prompt's last, else).
 
-    n: the tokens of the text, for rules that look ahead.
+    n: the tokens of the text, for rules that look ahead; differs: why h2osim does not keep these.
     """
     start = case.p if p is None else p
     found = {
@@ -118,7 +143,8 @@ def one_set(
         "p": start, "after": start - 1 if after is None else after,
         "kept": [sorted(map(int, one)) for one in kept],
     }  # fmt: skip
-    return found if n is None else {**found, "n": n}
+    more = {"n": n, "differs": differs}
+    return found | {name: value for name, value in more.items() if value is not None}
 
 
 Sets = Iterator[dict[str, Any]]
