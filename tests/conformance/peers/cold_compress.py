@@ -14,8 +14,8 @@ from peers.shown import Sets, attention, kept_keys, one_set, parts_of, vectors
 SOURCE = "https://github.com/AnswerDotAI/cold-compress, cache.py, prompt_compression.py"
 
 COUNTS = (
-    "it counts rows from 1/(keys cached) on, divided by the rows that the token has seen, and evicts "
-    "a token that was never counted while there is room"
+    "it counts rows from 1/(keys cached) on, divided by the rows that the token has seen, and "
+    "evicts a token that was never counted while there is room"
 )
 DIVIDED = "it divides the mass in the window by the rows that the token has seen"
 POOLED = "it pools over the window's keys too, and over fewer keys at both ends"

@@ -6,10 +6,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from cases import CASES, Case
-from peers.shown import BUDGETS, Sets, identity_keys, kept_keys, one_set, vectors
+from peers.shown import (
+    BUDGETS,
+    Sets,
+    attention,
+    evenly_read,
+    identity_keys,
+    kept_keys,
+    one_set,
+    vectors,
+)
 
 SOURCE = "https://github.com/Zefan-Cai/KVCache-Factory, pyramidkv/pyramidkv_utils.py"
+
+ONE_HEAD = "it takes the head of the largest sum over the window, not the largest in each row"
+CUT = "where pages are cut short it reads one page more, and of the pages the oldest tokens"
 
 
 def kept(cluster: Any, case: Case) -> list[list[int]]:
@@ -19,11 +32,8 @@ def kept(cluster: Any, case: Case) -> list[list[int]]:
     return kept_keys(keys, left)
 
 
-def sets(root: Path | None) -> Sets:
+def clusters(code: Any) -> Sets:
     """SnapKV with both poolings, H2O, StreamingLLM, PyramidKV, L2Norm."""
-    sys.path.insert(0, str(root))
-    from pyramidkv import pyramidkv_utils as code
-
     for name in ("rows-mha", "rows-gqa", "rows-mqa"):
         case = CASES[name]
         for k in (b for b in BUDGETS if b < case.p):
@@ -33,6 +43,12 @@ def sets(root: Path | None) -> Sets:
                 yield one_set(
                     case, f"SnapKVCluster, {pool}pool", f"snapkv:window=8,kernel=7,pool={pool}", k,
                     kept(cluster, case),
+                )  # fmt: skip
+            if case.groups < case.heads:
+                cluster = code.SnapKVCluster(kernel_size=7, gqa_score_agg="max", **size)
+                yield one_set(
+                    case, "SnapKVCluster, gqa_score_agg=max",
+                    "snapkv:window=8,kernel=7,heads=max", k, kept(cluster, case), differs=ONE_HEAD,
                 )  # fmt: skip
             yield one_set(
                 case, "H2OKVCluster", "h2o:recent=8,when=prompt", k,
@@ -57,3 +73,62 @@ def sets(root: Path | None) -> Sets:
             yield one_set(
                 case, "L2NormCluster", "knorm:when=prompt", k, kept_keys(shown["k"], left)
             )
+
+
+def selections(package: Any) -> Sets:
+    """NACL and Scissorhands without a random part, of each query head."""
+    for name in ("rows-mha", "rows-gqa"):
+        case = CASES[name]
+        rows = attention(case, case.p)
+        for k, window, recent, sinks in ((15, 6, 3, 2), (30, 1, 12, 4), (45, 20, 0, 0)):
+            proxies = package.nacl.select_nacl_proxy_indices(case.p, proxy_size=min(window, 6))
+            found = package.nacl.select_nacl_tokens(
+                rows, token_budget=k, proxy_indices=proxies, protected_indices=torch.arange(sinks)
+            )
+            yield one_set(
+                case, "select_nacl_tokens",
+                f"nacl:window={len(proxies)},recent={len(proxies)},sinks={sinks},random=0", k,
+                found[0].tolist(), share="head",
+            )  # fmt: skip
+            scores = package.scissorhands.reduce_scissorhands_scores(rows, history_window=window)
+            found = package.scissorhands.select_scissorhands_tokens(
+                scores, token_budget=k, recent_size=recent, sink_size=sinks
+            )
+            rule = f"scissorhands:count=mass,drop=one,window={window},recent={recent},sinks={sinks}"
+            yield one_set(
+                case, "select_scissorhands_tokens", rule + ",when=prompt", k, found[0].tolist(),
+                share="head",
+            )  # fmt: skip
+
+
+def pages(quest: Any) -> Sets:
+    """What Quest reads: whole pages, and where some are cut."""
+    for name in ("vectors-mha", "vectors-gqa"):
+        case = CASES[name]
+        shown = vectors(case, case.n)
+        keys = shown["k"].repeat_interleave(case.heads // case.groups, dim=1)
+        for page, budget in ((4, 12), (4, 24), (7, 28), (16, 48)):
+            for t in range(case.p - 1, case.n, 3):
+                read = quest.select_quest_tokens(
+                    shown["q"][:, :, t : t + 1], keys[:, :, : t + 1], page_size=page,
+                    token_budget=budget,
+                )[0].tolist()  # fmt: skip
+                k, earlier = evenly_read(read, t)
+                if k:
+                    yield one_set(
+                        case, "select_quest_tokens", f"quest:page={page}", k, earlier, after=t,
+                        share="head", differs=CUT if (t + 1) % page else None,
+                    )  # fmt: skip
+
+
+def sets(root: Path | None) -> Sets:
+    """All of them."""
+    sys.path.insert(0, str(root))
+    import pyramidkv.nacl
+    import pyramidkv.pyramidkv_utils
+    import pyramidkv.quest
+    import pyramidkv.scissorhands
+
+    yield from clusters(pyramidkv.pyramidkv_utils)
+    yield from selections(pyramidkv)
+    yield from pages(pyramidkv.quest)

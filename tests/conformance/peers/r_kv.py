@@ -11,9 +11,11 @@ from peers.shown import Sets, kept_keys, one_set, parts_of, vectors
 SOURCE = "https://github.com/Zefan-Cai/R-KV, rkv/compression/r1_kv.py"
 
 
-def sets(root: Path | None) -> Sets:
-    """The prompt's end, and three evictions while decoding."""
-    assert root is not None
+ELSEWHERE = "it normalises attention over the keys before the window alone"
+
+
+def redundant(root: Path) -> Sets:
+    """R-KV at the prompt's end, and three evictions while decoding."""
     tools = parts_of(root / "rkv/utils.py", ["compute_attention_scores", "cal_similarity"])
     made = parts_of(
         root / "rkv/compression/r1_kv.py", ["R1KV"],
@@ -42,3 +44,30 @@ def sets(root: Path | None) -> Sets:
                         f"rkv:window={window},kernel={kernel},mix={mix:g},when=every:{every}", k,
                         left, after=t,
                     )  # fmt: skip
+
+
+def others(root: Path) -> Sets:
+    """Its StreamingLLM and SnapKV, for the prompt."""
+    name = "compute_attention_scores"
+    scores = {name: parts_of(root / "rkv/utils.py", [name])[name]}
+    streaming = parts_of(root / "rkv/compression/streamingllm.py", ["StreamingLLM"])["StreamingLLM"]
+    snap = parts_of(root / "rkv/compression/snapkv.py", ["SnapKV"], **scores)["SnapKV"]
+    for name in ("vectors-mha", "vectors-gqa"):
+        case = CASES[name]
+        shown = vectors(case, case.p)
+        for k in (15, 30, 45):
+            for made, rule, differs in (
+                (streaming(k, 4), "streaming:sinks=4,when=prompt", None),
+                (snap(k, 8, 7), "snapkv:window=8,kernel=7,pool=max", ELSEWHERE),
+            ):
+                left, _ = made.update_kv(shown["k"], shown["q"], shown["v"])
+                yield one_set(
+                    case, type(made).__name__, rule, k, kept_keys(shown["k"], left), differs=differs
+                )
+
+
+def sets(root: Path | None) -> Sets:
+    """All of them."""
+    assert root is not None
+    yield from redundant(root)
+    yield from others(root)

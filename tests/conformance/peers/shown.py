@@ -110,6 +110,16 @@ def softmax(case: Case, n: int | None = None) -> torch.Tensor:
     return logits.masked_fill(ahead, -torch.inf).softmax(dim=-1)
 
 
+def evenly_read(read: Sequence[Sequence[int]], t: int) -> tuple[int, list[list[int]]]:
+    """Of what each head reads in step t the earlier tokens, and their number; 0: not one number.
+
+    Pages count the newest token too, where h2osim's budget is of the earlier ones.
+    """
+    earlier = [[j for j in one if j < t] for one in read]
+    sizes = {len(one) for one in earlier}
+    return (sizes.pop() if len(sizes) == 1 else 0), earlier
+
+
 def kept_keys(before: torch.Tensor, after: torch.Tensor) -> list[list[int]]:
     """Which tokens' keys are left in each head of [1, heads, tokens, d]."""
     found = []

@@ -24,7 +24,7 @@ def sets(root: Path | None) -> Sets:
     )
     for name, all_rows, values, rule in rules:
         case = CASES[name]
-        for heavy, recent, sinks in ((6, 4, 2), (15, 15, 4), (20, 10, 0)):
+        for heavy, recent, sinks in ((6, 4, 2), (15, 15, 4), (25, 10, 0)):
             module = attention_layer(
                 made, case, cache_budget_records=[], input_length=[], applyval=values,
                 h2o=all_rows, sink_len=sinks, heavy_budget_ratio=(heavy + 0.5) / case.p,
