@@ -13,7 +13,7 @@ from commands import Run, fails
 import h2osim
 from h2osim import Trace, UserError, replay, sweep, synth
 from h2osim.replays.results import check
-from h2osim.report import best, comparison
+from h2osim.report import best, comparison, goals
 from h2osim.report.frames import with_optimum
 from h2osim.report.statistics import mean_interval, ties_with_best
 from h2osim.traces.catalogue import open_traces
@@ -165,7 +165,7 @@ def test_the_gap_closed_is_a_ratio_of_means() -> None:
     found["recall"].values[:, 0, :, 0] = [a, b]
     best_, base = h2osim.optimum(trace, 4), replay(trace, "streaming", 4)["recall"].isel(policy=0)
     best_["recall"].values[0, :, 0], base.values[0, :, 0] = [1.0, 1.0], [0.1, 0.9]
-    rows = rows_of(comparison.regret_table(with_optimum(found, best_, base)))
+    rows = rows_of(goals.regret_table(with_optimum(found, best_, base)))
     assert rows == [["tova", "0.075 (85 %)"], ["h2o", "0.100 (80 %)"]]
 
 
@@ -209,7 +209,7 @@ def test_compare_and_sweep_take_a_folder(run: Run, corpus: Path, tmp_path: Path)
         ended.out.split()
     )
     by = run("compare", corpus, *words, "--by", "trace").out
-    assert by.count("text") == 8 and "intervals" not in by
+    assert by.count("text") == 16 and "intervals" not in by
     records = json.loads(run("compare", corpus, *words, "--by", "step", "-f", "json").out)
     assert len(records) == 10 * 3 * 2
     target = ("compare", corpus, "-p", "h2o,tova", "--target-recall", ".8")
@@ -252,3 +252,9 @@ def test_a_sweep_sums_up_over_traces(corpus: Path) -> None:
     geometric = np.exp(np.log(all_.of_traces[:, 0]).mean(axis=-1))
     # as above, of logarithms
     np.testing.assert_allclose(all_.mean[:, 0], geometric)
+
+
+def test_notes_of_several_traces_name_the_shortest_prompt() -> None:
+    found = replay([made(40, 1), made(30, 2)], "h2o:when=prompt", [4])
+    (note,) = (row[-1] for row in rows_of(comparison.comparison_table(found)))
+    assert note.endswith("a prompt of 1 has nothing to evict")

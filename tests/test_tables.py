@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,22 +32,26 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-MANY = "h2o:recent=8,scores=full,tova,streaming:sinks=4,decay:gamma=.98,recency,topk"
+MANY = "h2o:recent=8,scores=full,tova,streaming:sinks=4,decay:gamma=.98,recency,snapkv,topk"
 COMMANDS = [
     ("compare", "-p", MANY, "-b", "5%,10%,20%,40%"),
-    ("compare", "-p", MANY, "-b", "5%,10%,20%,40%", "--measure", "both", "--optimum"),
-    ("compare", "-p", "h2o,tova", "-b", "5%,10%", "--by", "layer"),
+    ("compare", "-p", MANY, "-b", "5%,10%,20%,30%,40%", "--measure", "both", "--optimum"),
+    ("compare", "-p", MANY, "-b", "5%,10%", "--by", "layer"),
     ("compare", "-p", "h2o,tova", "-b", "5%,10%", "--by", "unit"),
-    ("compare", "-p", "h2o,tova", "-b", "5%,10%", "--by", "step"),
+    ("compare", "-p", MANY, "-b", "5%,10%", "--by", "step"),
     ("compare", "-p", MANY, "--target-recall", "0.9"),
     ("optimum", "-b", "2,4,6,8,12,16,24,32"),
     ("optimum", "-b", "4,8", "--by", "unit", "--output-error"),
-    ("allocate", "--slots", "900", "-p", "h2o:recent=8,scores=full"),
+    ("allocate", "--slots", "900", "-p", MANY.removesuffix(",snapkv,topk") + ",optimum"),
     ("verify", "-b", "4"),
     ("verify", "-b", "4", "--details"),
     ("info",),
     ("sweep", "-p", "h2o:recent=0..16:4,scores=full|cached", "-b", "10%,20%"),
 ]
+#: What is left of a policy's name where it breaks amid a word.
+PIECES = {name[at:] for name in MANY.split(",") for at in range(1, len(name))} - {
+    part for name in MANY.split(",") for part in re.findall("[^:=]+", name)
+}
 #: Where rows are units, or a page is long by its nature.
 LONG = {"unit", "--details", "info"}
 
@@ -73,6 +78,10 @@ def test_it_fits(
     lines = ended.out.splitlines()
     assert max(map(len, (line.rstrip() for line in lines))) <= 80
     assert "…" not in ended.out and "━┳━┳━┳━┳" not in ended.out
+    assert "││" not in ended.out  # a column without room
+    for line in lines:  # a name goes on behind a sign, not amid a word
+        ended_at = [cell.strip() for cell in line.split("│") if re.search("[a-z]", cell)]
+        assert not [cell for cell in ended_at if cell in PIECES], line
     if not LONG.intersection(words):
         assert len(lines) <= 150
 

@@ -29,7 +29,7 @@ from h2osim.cli.options import (
     TraceNames,
     plot_option,
 )
-from h2osim.cli.output import Format, check_files, draw, look_of, notice, save, show
+from h2osim.cli.output import Format, check_files, console, draw, look_of, notice, save, show
 from h2osim.support.errors import UserError
 
 
@@ -170,5 +170,5 @@ def allocate(
     show(
         format_,
         lambda: frames.allocation_records(found),
-        lambda: terminal.allocation_page(found, title),
+        lambda: terminal.allocation_page(console(), found, title),
     )

@@ -45,8 +45,9 @@ from h2osim.support.errors import UserError
 
 if TYPE_CHECKING:
     import xarray
-    from rich.table import Table
+    from rich.console import RenderableType
 
+    from h2osim.report.comparison import Noted, Spread
     from h2osim.traces.trace import Trace
 
 
@@ -101,7 +102,9 @@ def compare(
     output: Outputs = None,
 ) -> None:
     """Replay policies on traces and compare their recall, or what their outputs lose."""
-    from h2osim.report import comparison, figures, frames
+    from h2osim.report import comparison, figures, frames, goals
+    from h2osim.report.by_place import by_tables
+    from h2osim.report.layouts import first_that_fits
 
     # All that can be wrong about the request is found before a trace is read.
     every = target_recall is not None and ratio is None and not given(context, "budgets")
@@ -165,7 +168,7 @@ def compare(
         show(
             format_,
             lambda: frames.target_records(reached),
-            lambda: comparison.target_table(reached, title, rows),
+            lambda: goals.target_table(reached, title, rows, results),
         )
         return
     show(
@@ -175,12 +178,21 @@ def compare(
             if rows
             else frames.comparison_records(results)
         ),
-        lambda: _fitting_table(results, title, asked, first, first, rows),
+        lambda: (
+            by_tables(console(), results, rows, first, title, asked)
+            if rows
+            else _fitting_table(results, title, asked, first, first)
+        ),
     )
     if measure is Measure.both and format_ is Format.table:
-        console().print(_fitting_table(results, None, asked, "recall", first, rows))
+        console().print(
+            by_tables(console(), results, rows, "recall", None, asked)
+            if rows
+            else _fitting_table(results, None, asked, "recall", first)
+        )
     if optimum and format_ is Format.table:
-        console().print(comparison.regret_table(results, first))
+        both = (goals.regret_table(results, first, narrow) for narrow in (False, True))
+        console().print(first_that_fits(console(), both))
 
 
 def _measure(traces: Sequence[Trace], measure: Measure) -> Measure:
@@ -201,18 +213,21 @@ def _fitting_table(
     asked: dict[int, float],
     measure: str,
     ranked_by: str,
-    by: str | None,
-) -> Table:
+) -> RenderableType:
     """The table of a comparison, with as much of the spread as the screen is wide enough for."""
     from h2osim.report.comparison import comparison_table
+    from h2osim.report.layouts import first_that_fits
 
-    screen = console()
-    unbounded = screen.options.update(max_width=10_000)
-    for spread in ("beside", "below", "none"):
-        table = comparison_table(results, title, asked, spread, measure, ranked_by, by)
-        if screen.measure(table, options=unbounded).maximum <= screen.width:
-            break
-    return table
+    forms: list[tuple[Spread, Noted]] = [
+        ("beside", "beside"), ("below", "beside"), ("below", "below"), ("none", "below"),
+    ]  # fmt: skip
+    return first_that_fits(
+        console(),
+        (
+            comparison_table(results, title, asked, spread, measure, ranked_by, noted)
+            for spread, noted in forms
+        ),
+    )
 
 
 def _beside_optimum(

@@ -115,7 +115,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Run a model with policies in force and say what it loses (needs the extra `record`)."""
-    from h2osim.report.evaluation import evaluation_figure, evaluation_records, evaluation_table
+    from h2osim.report.evaluation import evaluation_figure, evaluation_page, evaluation_records
 
     # A mask brings its own policies and budgets.
     usual_budgets = "" if mask_from else "5%,10%,20%"
@@ -171,7 +171,7 @@ def evaluate(
         )
     save(results, output)
     draw(plot, lambda: evaluation_figure(results))
-    show(format_, lambda: evaluation_records(results), lambda: evaluation_table(results))
+    show(format_, lambda: evaluation_records(results), lambda: evaluation_page(results))
 
 
 def _tasks(kind: str, length: int, depths: str, seeds: range) -> dict[str, Any]:

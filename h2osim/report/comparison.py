@@ -15,6 +15,7 @@ import numpy as np
 
 from h2osim.report.best import mean_of_traces
 from h2osim.report.frames import MEASURED, Record, budget_label, share_word, shown_budgets
+from h2osim.report.layouts import Name
 from h2osim.report.ranking import competing, notes, ranks
 from h2osim.report.statistics import can_tell, mean_interval, ties_with_best, what_intervals_say
 from h2osim.report.terminal import plain_table
@@ -31,6 +32,7 @@ _SPANS = 10
 #: How wide the notes beside a table may be.
 _NOTES = 24
 Spread = Literal["beside", "below", "none"]
+Noted = Literal["beside", "below"]
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def comparison_table(
     spread: Spread = "beside",
     measure: str = "recall",
     ranked_by: str = "recall",
-    by: str | None = None,
+    noted: Noted = "beside",
 ) -> Table:
     """Rank the policies: a row a policy, a column a budget; ``measure`` is what the cells hold.
 
@@ -168,50 +170,57 @@ def comparison_table(
     stand in their place without a number. ``asked`` maps budgets in tokens to the fractions they
     were asked for as: 0.05 of 768 tokens comes to 38, which would otherwise be labelled 4.95 %.
     ``spread`` says where the least and the greatest stand: a narrow screen wants them below the
-    mean, or not at all. ``by`` gives a section to each layer, unit, trace or span of decode steps.
+    mean, or not at all. ``noted``: notes on a policy stand in its row or below the table.
     """
-    shown = shown_budgets(results)
-    part = results.isel(budget=shown)
-    racing = competing(part)
-    keys = _means(part[ranked_by], ranked_by).mean(axis=1) * (-1 if ranked_by == "recall" else 1)
+    part = results.isel(budget=shown_budgets(results))
+    racing, keys = competing(part), rank_keys(part, ranked_by)
     texts = [str(text) for text in part["policy"].values]
     beside = notes(part)
-    optimum = "optimum" in part and measure == ranked_by == "recall" and by is None
-    if optimum:
+    rows = cells(part[measure], racing, measure)
+    if "optimum" in part and measure == ranked_by == "recall":
         offline = part["optimum"].expand_dims("policy")
-        best = cells(offline, [False], "recall")
+        rows += cells(offline, [False], "recall")
         keys = np.append(keys, -_means(offline, "recall").mean())
         texts, beside, racing = [*texts, "optimum"], [*beside, "offline"], [*racing, False]
 
-    table = plain_table(title, _caption(results, spread, measure, ranked_by, by))
-    if by is not None:
-        table.add_column("decode steps" if by == "step" else by, overflow="fold", min_width=7)
+    caption = caption_of(results, spread, measure, ranked_by)
+    if noted == "below":
+        caption = "\n".join((*_footnotes(texts, beside), caption))
+    table = plain_table(title, caption)
     table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("policy", overflow="fold", min_width=9)
+    table.add_column("policy", min_width=9)
     for label in headings(part, asked, spread == "beside"):
         table.add_column(label, justify="right", no_wrap=True)
-    with_notes = any(beside) and by is None
+    with_notes = any(beside) and noted == "beside"
     if with_notes:
         table.add_column("notes", max_width=_NOTES)
 
-    places = ranks(keys, racing)
-    found = [(None, part[measure])] if by is None else groups(part, by, measure)
-    for word, values in found:
-        rows = cells(values, racing[: part.sizes["policy"]], measure) + (best if optimum else [])
-        digits = 0 if measure == "recall" else 3
-        first = [] if word is None else [word]
-        for i in np.argsort(keys, kind="stable"):  # equals in the order they were asked for in
-            numbers = (_cell(one, spread, digits, "trace" in values.dims) for one in rows[i])
-            row = [*first, places[i], texts[i], *numbers]
-            table.add_row(*row, *([beside[i]] if with_notes else []))
-            first = [""] if first else []
-        table.add_section()
+    places, digits = ranks(keys.tolist(), racing), 0 if measure == "recall" else 3
+    for i in np.argsort(keys, kind="stable"):  # equals in the order they were asked for in
+        numbers = (cell_text(one, spread, digits, "trace" in part.dims) for one in rows[i])
+        note = [beside[i]] if with_notes else []
+        table.add_row(places[i], Name(texts[i]), *numbers, *note)
     return table
 
 
-def _caption(
-    results: xr.Dataset, spread: Spread, measure: str, ranked_by: str, by: str | None
+def rank_keys(part: xr.Dataset, ranked_by: str) -> np.ndarray:
+    """What policies are ranked by, the least first: the mean over budgets, recall negated."""
+    return _means(part[ranked_by], ranked_by).mean(axis=1) * (-1 if ranked_by == "recall" else 1)
+
+
+def _footnotes(texts: Sequence[str], beside: Sequence[str]) -> list[str]:
+    """A line for each note, with all the policies that it is about."""
+    about: dict[str, list[str]] = {}
+    for text, note in zip(texts, beside, strict=True):
+        if note:
+            about.setdefault(note, []).append(text)
+    return [f"{', '.join(some)}: {note}" for note, some in about.items()]
+
+
+def caption_of(
+    results: xr.Dataset, spread: Spread, measure: str, ranked_by: str, by: str | None = None
 ) -> str:
+    """What the numbers of a table are, and what its order means."""
     name, sizes = MEASURED[measure], results.sizes
     if "trace" in results.dims and by != "trace":
         racing = sum(competing(results.isel(budget=shown_budgets(results))))
@@ -253,7 +262,7 @@ def headings(part: xr.Dataset, asked: Mapping[int, float] | None, beside: bool) 
             yield f"{budget:g} ({share})" if beside else f"{budget:g}\n{share}"
 
 
-def _cell(one: Cell, spread: Spread, digits: int, several: bool) -> str:
+def cell_text(one: Cell, spread: Spread, digits: int, several: bool) -> str:
     """Mean and spread: three decimals, or so many significant ``digits``, one less of the ends."""
     places = (digits, max(0, digits - 1), max(0, digits - 1))
     mean, low, high = (
@@ -272,45 +281,6 @@ def short(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.3f}".removeprefix("0")
 
 
-def regret_table(results: xr.Dataset, ranked_by: str = "recall") -> Table:
-    """A row a policy, a column a budget: regret, and the share of StreamingLLM's gap closed.
-
-    The share is a ratio of means, (recall - streaming) / (optimum - streaming), so that of two
-    policies the better never shows the smaller one.
-    """
-    shown = results.isel(budget=shown_budgets(results))
-    best, base = (
-        shown[name].mean([d for d in shown[name].dims if d != "budget"]).values
-        for name in ("optimum", "streaming")
-    )
-    others = [d for d in shown["recall"].dims if d not in ("policy", "budget")]
-    reached = shown["recall"].mean(others).transpose("policy", "budget").values
-    caption = (
-        "below the offline optimum by; in brackets the share of the gap between StreamingLLM and "
-        "the optimum that is closed (both from means over all units)"
-    )
-    title = "recall of the attention mass, against the offline optimum"
-    if ranked_by != "recall":
-        title += (
-            f"; what {MEASURED[ranked_by]} could be at best is not known (`h2osim optimum "
-            "--weights value` has the best sum of attention times distance from the output)"
-        )
-    table = plain_table(title, caption)
-    table.add_column("policy", overflow="fold", min_width=9)
-    for heading, recall in zip(headings(shown, None, False), best, strict=True):
-        label = f"{heading.splitlines()[0]}\noptimum {short(recall)}"
-        table.add_column(label, justify="right", no_wrap=True)
-    gap = best - base
-    closed = np.divide(reached - base, gap, out=np.full(reached.shape, np.nan), where=gap > 0)
-    for i in np.argsort((best - reached).mean(axis=1), kind="stable"):
-        numbers = [
-            f"{r:.3f} ({'–' if np.isnan(c) else f'{100 * c:.0f} %'})"
-            for r, c in zip(best - reached[i], closed[i], strict=True)
-        ]
-        table.add_row(str(shown["policy"].values[i]), *numbers)
-    return table
-
-
 def one_pass_line(results: xr.Dataset) -> str:
     """Which policies had all their budgets from one pass, and which ran budget by budget."""
     ways = {True: "all budgets in one pass", False: "budget by budget"}
@@ -320,53 +290,3 @@ def one_pass_line(results: xr.Dataset) -> str:
         if len(names):
             parts.append(f"{words}: {', '.join(map(str, names))}")
     return "; ".join(parts)
-
-
-def target_table(reached: xr.Dataset, title: str | None = None, by: str | None = None) -> Table:
-    """A row a policy: the least budget whose mean recall is enough, and those of single units.
-
-    On several traces the first is the mean over them, as a share of each, with its interval. ``by``
-    gives a section to each layer, unit or trace.
-    """
-    target, several = reached.attrs["target_recall"], "trace" in reached.dims
-    caption = f"smallest budget whose recall is at least {target:g}"
-    caption += ": overall, for the mean over the units; then of single units, in tokens"
-    if several:
-        caption += "; overall as a share of each trace: "
-        caption += what_intervals_say(reached.sizes["trace"], 0, "trace")
-    table = plain_table(title, caption)
-    if by is not None:
-        table.add_column(by)
-    table.add_column("policy", overflow="fold", min_width=9)
-    columns = ("least", "median", "greatest")
-    for column in (*(() if by else ("overall",)), *columns):
-        table.add_column(column, justify="right", no_wrap=True)
-    policies = reached.sizes["policy"]
-    overall = reached["least_budget_overall"].transpose("policy", ...).values.reshape(policies, -1)
-    worst = np.where(overall == 0, np.inf, overall).mean(axis=1)
-    lengths = reached["n"].values if several else np.array([reached.attrs["n"]])
-    names = reached["policy"].values
-    single = [(None, reached["least_budget"])]
-    for word, values in single if by is None else groups(reached, by, "least_budget"):
-        first = [] if word is None else [word]
-        for i in np.argsort(worst, kind="stable"):
-            units = values.isel(policy=i).values.ravel()
-            ordered = np.sort(np.where(units == 0, np.inf, units))
-            ends = (ordered[0], ordered[(len(ordered) - 1) // 2], ordered[-1])
-            shown = ["never" if np.isinf(k) else f"{k:.0f}" for k in ends]
-            least = [] if by else [_least(overall[i], lengths)]
-            table.add_row(*first, str(names[i]), *least, *shown)
-            first = [""] if first else []
-        table.add_section()
-    return table
-
-
-def _least(budgets: np.ndarray, lengths: np.ndarray) -> str:
-    """The least budgets of some traces in words, 0 where none is enough."""
-    never = int((budgets == 0).sum())
-    if never:
-        return "never" if never == len(budgets) else f"never in {never} of {len(budgets)}"
-    if len(budgets) == 1:
-        return f"{budgets[0]} ({100 * budgets[0] / lengths[0]:.3g} %)"
-    one = mean_interval(100 * budgets / lengths)
-    return f"{one.mean:.3g} % [{one.low:.3g}, {one.high:.3g}]"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from h2osim.report.frames import share_word
+from h2osim.report.layouts import Name
 from h2osim.report.statistics import can_tell, mean_interval, ties_with_best, what_intervals_say
+from h2osim.report.terminal import plain_table
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
+    from rich.console import Group
     from rich.table import Table
 
 
@@ -55,61 +59,69 @@ def evaluation_records(results: xr.Dataset) -> list[dict[str, Any]]:
     return found
 
 
-def evaluation_table(results: xr.Dataset) -> Table:
+def evaluation_page(results: xr.Dataset) -> Group:
     """KL by policy and budget, the least first at the largest budget; * marks the best and ties.
 
-    Of prompts with an answer also how many were answered and the answer's log-probability; of what
-    the model wrote, how long it agreed with the full cache.
+    Below, in tables of the same rows, the perplexity; of prompts with an answer how many were
+    answered and the answer's log-probability; of what the model wrote, how long it agreed with the
+    full cache.
     """
-    from rich.table import Table
+    from rich.console import Group
 
     records = evaluation_records(results)
-    count, texts = results.sizes["budget"], results.sizes["text"]
-    full = float(np.exp(results["full_nll"].mean()))
-    interval = what_intervals_say(texts, results.sizes["policy"])
-    caption = f"geometric means; {interval}; perplexity of the full cache {full:.2f}"
-    if "exact" in results:
-        exact, logp = (float(results[f"full_{x}"].mean()) for x in ("exact", "answer_logp"))
-        caption += f"; with the full cache {exact:.0%} exact, log p {logp:.2f} nats"
-    table = Table(
-        title=f"KL from the full cache, nats a token, {texts} text{'s' if texts > 1 else ''}",
-        caption=caption,
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("policy")
-    for b in range(count):
-        table.add_column(_heading(results, b), justify="right")
-    columns = [(name, word, form) for name, word, form in _COLUMNS if name in records[0]]
-    for _, word, _ in columns:
-        table.add_column(word, justify="right")
-    rows = [records[i :: results.sizes["policy"]] for i in range(results.sizes["policy"])]
-    for row in sorted(rows, key=lambda row: row[-1]["kl"]):
-        also = (" ".join(format(one[name], form) for one in row) for name, _, form in columns)
-        table.add_row(row[0]["policy"], *(_cell(one, texts) for one in row), *also)
-    return table
+    texts, policies = results.sizes["text"], results.sizes["policy"]
+    rows = sorted((records[i::policies] for i in range(policies)), key=lambda row: row[-1]["kl"])
+    headings = [_heading(results, b) for b in range(results.sizes["budget"])]
+
+    def table(title: str, caption: str, cell: Callable[[dict[str, Any]], str]) -> Table:
+        made = plain_table(title, caption)
+        made.add_column("policy", min_width=9)
+        for heading in headings:
+            made.add_column(heading, justify="right", no_wrap=True)
+        for row in rows:
+            made.add_row(Name(row[0]["policy"]), *map(cell, row))
+        return made
+
+    title = f"KL from the full cache, nats a token, {texts} text{'s' if texts > 1 else ''}"
+    caption = f"geometric means; {what_intervals_say(texts, policies)}"
+    caption += f"; the least at {headings[-1].replace(chr(10), ' ')} first"
+    full = {
+        "perplexity": float(np.exp(results["full_nll"].mean())),
+        **{x: float(results[f"full_{x}"].mean()) for x in ("exact", "answer_logp") if x in results},
+    }
+    tables = [table(title, caption, lambda one: _cell(one, texts))]
+    for name, (word, form) in _COLUMNS.items():
+        if name in records[0]:
+            known = f"with the full cache {full[name]:{form}}" if name in full else ""
+            tables.append(table(word, known, partial(_written, name=name, form=form)))
+    return Group(*tables)
 
 
-_COLUMNS = (
-    ("perplexity", "perplexity", ".2f"),
-    ("exact", "exact", ".0%"),
-    ("answer_logp", "answer's log p", ".2f"),
-    ("agreement", "agreement", ".1f"),
-)
+_COLUMNS = {
+    "perplexity": ("perplexity", ".2f"),
+    "exact": ("prompts answered exactly", ".0%"),
+    "answer_logp": ("log-probability of the answer, nats", ".2f"),
+    "agreement": ("tokens written before the first that differs from the full cache's", ".1f"),
+}
+"""What is known besides KL: its title and how it is written."""
+
+
+def _written(one: dict[str, Any], name: str, form: str) -> str:
+    return format(one[name], form)
 
 
 def _heading(results: xr.Dataset, b: int) -> str:
     """A budget as it was asked, and the file's name where units have their own."""
     word = budget_word(float(results["budget"][b]), results.attrs)
     split = str(results["split"][b].item())
-    return word if split == "equal" else f"{split}, mean {word}"
+    return word if split == "equal" else f"{split}\nmean {word}"
 
 
 def _cell(one: dict[str, Any], texts: int) -> str:
     if texts == 1:
         return f"{one['kl']:.4f}"
-    spread = "" if one["low"] is None else f" [{one['low']:.3f}, {one['high']:.3f}]"
-    return f"{one['kl']:.4f}{spread}{'*' if one['best'] else ' '}"
+    spread = "" if one["low"] is None else f"\n[{one['low']:.3f}, {one['high']:.3f}]"
+    return f"{one['kl']:.4f}{'*' if one['best'] else ''}{spread}"
 
 
 def budget_word(budget: float, attributes: Mapping[Any, Any]) -> str:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+#: More budgets that a window fills are not listed one by one.
+_MOST_LISTED = 4
+
+
 def filled(windows: str, params: str, tokens: np.ndarray) -> dict[str, np.ndarray]:
     """For each window that is given in tokens, written ``name=value``: which budgets it fills.
 
@@ -58,22 +62,34 @@ def ranks(keys: Sequence[float], racing: Sequence[bool]) -> list[str]:
     ]
 
 
+def exceeding(one: xr.Dataset) -> str:
+    """By how much a policy held more than its budget, in words; nothing where it never did."""
+    held, room = one["held"].values, _room(one)
+    over = np.divide(held, room, out=np.zeros(held.shape), where=room > 0)
+    worst = np.unravel_index(int(over.argmax()), over.shape)
+    return f"holds up to {held[worst]} of {int(room[worst])}" if over[worst] > 1 else ""
+
+
+def _room(one: xr.Dataset) -> np.ndarray:
+    """Each unit's budget in tokens, in the order of what it held; 0 where there is none."""
+    return tokens_of(one).broadcast_like(one["held"]).transpose(*one["held"].dims).values
+
+
 def _outside(one: xr.Dataset) -> list[str]:
     """Why a policy has no rank, in words; nothing where it has one."""
     words = list(filter(None, [remark(one["kind"].item())]))
-    tokens = tokens_of(one)
-    held = one["held"].values
-    room = tokens.broadcast_like(one["held"]).transpose(*one["held"].dims).values
-    over = np.divide(held, room, out=np.zeros(held.shape), where=room > 0)
-    worst = np.unravel_index(int(over.argmax()), over.shape)
-    if over[worst] > 1:
-        words.append(f"holds up to {held[worst]} of {int(room[worst])}")
-    if over[worst] > 1 and params_of(one["params"].item()).get("when") == "prompt":
-        p = np.min(one["prompt_len"] if "prompt_len" in one.coords else one.attrs["prompt_len"])
+    room = _room(one)
+    if over := exceeding(one):
+        words.append(over)
+    if over and params_of(one["params"].item()).get("when") == "prompt":
+        prompts = (one.coords if "prompt_len" in one.coords else one.attrs)["prompt_len"]
+        p = int(np.min(prompts))
         if (room >= p).any():
-            words.append(f"a prompt of {int(p)} has nothing to evict")
+            words.append(f"a prompt of {p} has nothing to evict")
     for window, at in filled(str(one["windows"].item()), one["params"].item(), room).items():
         if at.any():
-            full = ", ".join(f"{k:g}" for k in sorted(set(room[at])))
-            words.append(f"{window} fills a budget of {full}")
+            full = sorted(set(room[at]))
+            listed = ", ".join(f"{k:g}" for k in full)
+            some = listed if len(full) <= _MOST_LISTED else f"up to {full[-1]:g}"
+            words.append(f"{window} fills a budget of {some}")
     return words

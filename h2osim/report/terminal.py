@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from h2osim.report.best import Summary, best_records
 from h2osim.report.frames import MEASURED, Record
+from h2osim.report.layouts import Name, in_parts
 from h2osim.report.statistics import mean_interval, what_intervals_say
 
 if TYPE_CHECKING:
     import xarray as xr
-    from rich.console import Group
+    from rich.console import Console, Group
     from rich.table import Table
 
 
@@ -94,7 +95,7 @@ def _bound_cell(some: Sequence[Record]) -> str:
     return text
 
 
-def allocation_page(found: xr.Dataset, title: str) -> Group:
+def allocation_page(screen: Console, found: xr.Dataset, title: str) -> Group:
     """A row a policy and split, a column a total: what all units lose; then slots by layer.
 
     Of several traces means over them, with intervals below.
@@ -109,7 +110,7 @@ def allocation_page(found: xr.Dataset, title: str) -> Group:
     if (slack := float((best - found["least"]).max())) > 1e-9:
         caption += f"; best is proved within {slack:.1e}"
     sums = plain_table(title, caption)
-    sums.add_column("policy", overflow="fold", min_width=9)
+    sums.add_column("policy", min_width=9)
     sums.add_column("split", no_wrap=True)
     for share in found["budget"].values:
         sums.add_column(f"{100 * share:.3g} %", justify="right", no_wrap=True)
@@ -126,23 +127,36 @@ def allocation_page(found: xr.Dataset, title: str) -> Group:
                 ends = f"\n[{loss.low:.3g}, {loss.high:.3g}]" * (several and not np.isnan(loss.low))
                 cells.append(f"{loss.mean:.4g}{ends}")
             slots = one["slots"].isel(budget=int(found["budget"].values.argmax())).values
-            sums.add_row(policy if j == 0 else "", rule, *cells, f"{slots.min()}–{slots.max()}")
+            first = Name(policy if j == 0 else "")
+            sums.add_row(first, rule, *cells, f"{slots.min()}–{slots.max()}")
+    return Group(sums, *_slots_by_layer(screen, found, policies, rules))
+
+
+def _slots_by_layer(
+    screen: Console, found: xr.Dataset, policies: Sequence[str], rules: Sequence[str]
+) -> Iterator[Table]:
+    """A row a layer, a column a split; several tables where the screen is too narrow for one."""
     largest = float(found["budget"].max())
-    by_layer = plain_table(
-        None, f"slots of a layer, all its units together, at {100 * largest:.3g} %"
-    )
-    by_layer.add_column("layer", justify="right")
     others = [rule for rule in rules if rule not in ("best", "oracle")]
-    for word in (*(f"best: {policy}" for policy in policies), *others):
-        by_layer.add_column(word, justify="right", overflow="fold")
-    over = [dim for dim in ("trace",) if several]
+    words = [*(f"best: {policy}" for policy in policies), *others]
+    over = [dim for dim in ("trace",) if dim in found.dims]
     layers = found["slots"].sel(budget=largest).sum("unit").mean(over)
     # The other rules do not look at the policy.
     columns = [layers.sel(policy=policy, split="best") for policy in policies]
     columns += [layers.sel(policy=policies[0], split=rule) for rule in others]
-    for i, layer in enumerate(found["layer"].values):
-        by_layer.add_row(str(layer), *(f"{column.values[i]:.0f}" for column in columns))
-    return Group(sums, by_layer)
+
+    def table(some: Sequence[int]) -> Table:
+        made = plain_table(
+            None, f"slots of a layer, all its units together, at {100 * largest:.3g} %"
+        )
+        made.add_column("layer", justify="right", no_wrap=True)
+        for i in some:
+            made.add_column(Name(words[i], folded=True), justify="right", no_wrap=True)
+        for at, layer in enumerate(found["layer"].values):
+            made.add_row(str(layer), *(f"{columns[i].values[at]:.0f}" for i in some))
+        return made
+
+    return in_parts(screen, range(len(words)), table)
 
 
 def best_table(summary: Summary, most: int, title: str, by_trace: bool = False) -> Table:
@@ -172,9 +186,9 @@ def best_table(summary: Summary, most: int, title: str, by_trace: bool = False) 
         label, setting = column.label, ""
         for one in (r for r in records if _place(r) == (column.budget, column.split)):
             tie = "=" * (ranks[*_place(one), one["rank"]] > 1)
-            words = [f"{one['rank']}{tie}", one["policy"]]
+            rank, name = f"{one['rank']}{tie}", one["policy"]
             if one["policy"] == setting:
-                words = ["", ""]
+                rank = name = ""
             setting = one["policy"]
             if by_trace:
                 beside = one["trace"]
@@ -185,7 +199,7 @@ def best_table(summary: Summary, most: int, title: str, by_trace: bool = False) 
                     "" if one["low"] is None else f"[{one['low']:{style}}, {one['high']:{style}}]"
                 )
             mean = f"{one[summary.measure]:{style}}" + "*" * bool(one.get("best"))
-            table.add_row(label, *words, mean, beside)
+            table.add_row(label, rank, Name(name), mean, beside)
             label = ""
         table.add_section()
     return table
