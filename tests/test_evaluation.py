@@ -331,12 +331,13 @@ def test_the_command_takes_tasks_prompts_files_and_writes(
     (tmp_path / "b.json").write_text(json.dumps(GOOD))
     task = ["--task", "needle", "--task-length", "400", "--task-depths", "0.5", "-b", "20%"]
     ended = run("evaluate", "any", *task, "--task-seeds", "2", "-p", "tova")
-    assert ended.code == 0 and "2 texts" in ended.out and "answer's log p" in ended.out, ended.err
+    assert ended.code == 0 and "2 texts" in ended.out, ended.err
+    assert "log-probability of the answer" in ended.out
     ended = run("evaluate", "any", "--prompts", tmp_path / "p.jsonl", "-b", "5", "-f", "json")
     assert {"exact", "answer_logp"} <= set(json.loads(ended.out)[0])
     split = ["-b", f"@{tmp_path / 'b.json'},6", "--plot", tmp_path / "x.png"]
     ended = run("evaluate", "any", "--text", text, *split, "-p", "tova")
-    assert ended.code == 0 and "b, mean 10 tokens" in ended.out, ended.err
+    assert ended.code == 0 and "mean 10 tokens" in ended.out, ended.err
     ended = run("evaluate", "any", "--text", text, "--generate", "5", "-b", "6", "-f", "json")
     assert len(json.loads(ended.out)[0]["generated"].split()) == 5
     for more, said in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -11,9 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import Run, fails
+from rich.console import Console
+from rich.table import Table
 
 import h2osim
 from h2osim import Trace, synth
+from h2osim.report.by_place import by_tables
+from h2osim.report.layouts import Name, in_parts, plain_table
 
 LAYERS, GROUPS = 30, 3
 
@@ -42,7 +47,7 @@ COMMANDS = [
     ("compare", "-p", MANY, "--target-recall", "0.9"),
     ("optimum", "-b", "2,4,6,8,12,16,24,32"),
     ("optimum", "-b", "4,8", "--by", "unit", "--output-error"),
-    ("allocate", "--slots", "900", "-p", MANY.removesuffix(",snapkv,topk") + ",optimum"),
+    ("allocate", "--slots", "900", "-p", "h2o:recent=8,scores=full,tova,recency,streaming,optimum"),
     ("verify", "-b", "4"),
     ("verify", "-b", "4", "--details"),
     ("info",),
@@ -161,3 +166,52 @@ def test_what_the_optimum_is_of_is_said(run: Run, full: Path) -> None:
     assert "is not known" not in run(*words).out
     said = " ".join(run(*words, "--measure", "error").out.split())
     assert "recall of the attention mass, against the offline optimum; what output error" in said
+
+
+# --- layouts --------------------------------------------------------------------------------
+
+
+def printed(shown: Any, width: int) -> list[str]:
+    screen = Console(width=width, file=io.StringIO())
+    with screen.capture() as capture:
+        screen.print(shown)
+    return [line.rstrip() for line in capture.get().splitlines()]
+
+
+def test_names_break_behind_their_signs() -> None:
+    name = Name("h2o-mean:recent=32,scores=full")
+    assert printed(name, 80) == ["h2o-mean:recent=32,scores=full"]
+    assert printed(name, 20) == ["h2o-mean:recent=32,", "scores=full"]
+    assert printed(name, 10) == ["h2o-mean:", "recent=32,", "scores=", "full"]
+    assert printed(name, 7) == ["h2o-", "mean:", "recent=", "32,", "scores=", "full"]
+
+
+def test_what_is_too_wide_comes_in_parts() -> None:
+    def table(some: Any) -> Table:
+        made = plain_table(None)
+        for i in some:
+            made.add_column("wide" * 3 + str(i), no_wrap=True)
+        return made
+
+    parts = list(in_parts(Console(width=40), range(5), table))
+    assert [[str(c.header)[-1] for c in part.columns] for part in parts] == [
+        ["0", "1"], ["2", "3"], ["4"]
+    ]  # fmt: skip
+
+
+def test_a_title_may_be_wider_than_its_table() -> None:
+    made = plain_table("three words above", "and five words beneath it")
+    made.add_column("x")
+    lines = printed(made, 80)
+    assert lines[0] == "three words above" and lines[-1] == "and five words beneath it"
+    assert made.title == "three words above"
+
+
+def test_a_layers_row_has_a_column_a_policy(full: Path) -> None:
+    found = h2osim.replay(h2osim.open_trace(full / "first"), ["recency", "tova"], [4, 8])
+    lines = printed(by_tables(Console(width=80), found, "layer", "recall"), 80)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
+    means = found["recall"].mean("unit").transpose("budget", "layer", "policy").values
+    got = [row[2:] for row in rows if row]  # tova first, which keeps more
+    for row, (recency, tova) in zip(got, means.reshape(-1, 2), strict=True):
+        assert [cell.split()[0] for cell in row] == [f"{x:.3f}"[1:] for x in (tova, recency)]

@@ -18,15 +18,13 @@ from h2osim.report.comparison import (
     rank_keys,
 )
 from h2osim.report.frames import shown_budgets
-from h2osim.report.layouts import Name, fits, in_parts
+from h2osim.report.layouts import Name, fits, in_parts, plain_table
 from h2osim.report.ranking import competing, ranks
-from h2osim.report.terminal import plain_table
 
 if TYPE_CHECKING:
     import xarray as xr
     from rich.console import Console
     from rich.table import Table
-
 
 
 def by_tables(

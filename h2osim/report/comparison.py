@@ -15,10 +15,9 @@ import numpy as np
 
 from h2osim.report.best import mean_of_traces
 from h2osim.report.frames import MEASURED, Record, budget_label, share_word, shown_budgets
-from h2osim.report.layouts import Name
+from h2osim.report.layouts import Name, plain_table
 from h2osim.report.ranking import competing, notes, ranks
 from h2osim.report.statistics import can_tell, mean_interval, ties_with_best, what_intervals_say
-from h2osim.report.terminal import plain_table
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from h2osim.report.frames import share_word
-from h2osim.report.layouts import Name
+from h2osim.report.layouts import Name, plain_table
 from h2osim.report.statistics import can_tell, mean_interval, ties_with_best, what_intervals_say
-from h2osim.report.terminal import plain_table
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -8,10 +8,9 @@ import numpy as np
 
 from h2osim.report.comparison import groups, headings, short
 from h2osim.report.frames import MEASURED, remark, shown_budgets
-from h2osim.report.layouts import Name
+from h2osim.report.layouts import Name, plain_table
 from h2osim.report.ranking import exceeding
 from h2osim.report.statistics import mean_interval, what_intervals_say
-from h2osim.report.terminal import plain_table
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -7,11 +7,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.measure import Measurement
+from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-    from rich.table import Table
+
+#: How wide a title or a caption may be.
+_PROSE = 100
 
 
 class Name:
@@ -48,6 +52,34 @@ class Name:
                     lines.append("")
                 lines[-1] += piece
         return lines
+
+
+class Sheet(Table):
+    """A table whose title and caption may be wider than it is."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        around = options.update(width=min(options.max_width, _PROSE))
+        yield from self._text(console, around, self.title, "table.title")
+        title, caption = self.title, self.caption
+        self.title = self.caption = None
+        try:
+            yield from super().__rich_console__(console, options)
+        finally:
+            self.title, self.caption = title, caption
+        yield from self._text(console, around, caption, "table.caption")
+
+    @staticmethod
+    def _text(
+        console: Console, options: ConsoleOptions, text: object, style: str
+    ) -> Iterator[Segment]:
+        if text:
+            for line in console.render_lines(Text(str(text), style), options, pad=False):
+                yield from (*line, Segment.line())
+
+
+def plain_table(title: str | None, caption: str = "") -> Sheet:
+    """An empty table with what it shows above it and how to read it below."""
+    return Sheet(title=title, caption=caption)
 
 
 def fits(screen: Console, table: RenderableType) -> bool:

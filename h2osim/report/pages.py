@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from h2osim.policies.declaration import Policy
 from h2osim.report.frames import flat
+from h2osim.report.layouts import plain_table
 from h2osim.traces.recorded import in_words
 
 if TYPE_CHECKING:
@@ -51,14 +52,11 @@ def _one_pass(policy: Policy) -> str:
 
 def policies_table(policies: Sequence[Policy]) -> Table:
     """One row a policy: name, rule, and what to know of it; the rest is on its page."""
-    from rich.table import Table
-
-    table = Table(
-        caption="one pass: whether one pass over a trace gives every budget (theorem T7), some by "
+    table = plain_table(
+        None,
+        "one pass: whether one pass over a trace gives every budget (theorem T7), some by "
         "parameters or for one head; * may hold more than the budget; `h2osim policies NAME` has "
         "parameters, source and notes",
-        caption_justify="left",
-        title_justify="left",
     )
     for header in ("policy", "rule", "one pass"):
         table.add_column(header, overflow="fold", no_wrap=header == "policy")
@@ -95,7 +93,7 @@ def policy_page(policy: Policy) -> Group:
             grid.add_row(name, Text(str(value)))
     parts: list[Any] = [Text(f"{policy.name}: {policy.summary}"), grid]
     if policy.params:
-        table = Table(title="parameters", title_justify="left")
+        table = plain_table("parameters")
         for header in ("name", "default", "values", "meaning"):
             table.add_column(header, overflow="fold")
         for p in policy.params:
@@ -112,9 +110,7 @@ def policy_page(policy: Policy) -> Group:
 
 def generators_table(generators: Sequence[Generator]) -> Table:
     """One row a generator of synthetic traces, then a row for each of its parameters."""
-    from rich.table import Table
-
-    table = Table()
+    table = plain_table(None)
     for header in ("generator", "parameter", "default", "values", "meaning"):
         table.add_column(header, overflow="fold")
     for generator in generators:
@@ -150,9 +146,7 @@ def trace_record(trace: Trace) -> dict[str, Any]:
 
 def traces_table(records: Sequence[Mapping[str, Any]]) -> Table:
     """One row a trace, from :func:`trace_record`."""
-    from rich.table import Table
-
-    table = Table(caption="heads/KV: query heads and the KV heads that they share")
+    table = plain_table(None, "heads/KV: query heads and the KV heads that they share")
     for header in ("trace", "tokens", "layers", "heads/KV", "model", "MB"):
         numbers = header in ("tokens", "heads/KV", "MB")
         table.add_column(header, justify="right" if numbers else "left", overflow="fold")
@@ -169,13 +163,11 @@ def traces_table(records: Sequence[Mapping[str, Any]]) -> Table:
 
 def infos_table(facts: Sequence[TraceFacts]) -> Table:
     """Several traces: a row each, with the means over its layers of what :func:`info_page` has."""
-    from rich.table import Table
-
-    table = Table(
-        caption="means over the layers, in %: entries under 1 % of their row's maximum; the "
+    table = plain_table(
+        None,
+        "means over the layers, in %: entries under 1 % of their row's maximum; the "
         "attention mass on the first 4 tokens (sinks), the newest 32 (recent), the tenth most "
         "attended of the others (heavy) and the rest",
-        caption_justify="left",
     )
     for header in ("trace", "tokens", "layers", "sparse", "sinks", "recent", "heavy", "rest"):
         table.add_column(header, justify="left" if header == "trace" else "right")
@@ -212,12 +204,12 @@ def info_page(facts: TraceFacts) -> Group:
     for name, value in lines.items():
         if value:
             grid.add_row(name, value)
-    table = Table(
-        caption="% of entries under 1 % of their row's maximum and exactly 0; % of the attention "
+    table = plain_table(
+        None,
+        "% of entries under 1 % of their row's maximum and exactly 0; % of the attention "
         "mass on the first 4 tokens (sinks), the newest 32 (recent), the tenth most attended of "
         "the others (heavy) and the rest; largest mass a row lost to float16; power-law exponent "
         "of the mass tokens receive",
-        caption_justify="left",
     )
     columns = ("layer", "sparse", "zero", "sinks", "recent", "heavy", "rest", "lost", "exponent")
     for header in columns:

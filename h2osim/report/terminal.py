@@ -10,7 +10,7 @@ import numpy as np
 
 from h2osim.report.best import Summary, best_records
 from h2osim.report.frames import MEASURED, Record
-from h2osim.report.layouts import Name, in_parts
+from h2osim.report.layouts import Name, in_parts, plain_table
 from h2osim.report.statistics import mean_interval, what_intervals_say
 
 if TYPE_CHECKING:
@@ -203,10 +203,3 @@ def best_table(summary: Summary, most: int, title: str, by_trace: bool = False) 
             label = ""
         table.add_section()
     return table
-
-
-def plain_table(title: str | None, caption: str) -> Table:
-    """An empty table with what it shows above it and how to read it below."""
-    from rich.table import Table
-
-    return Table(title=title, caption=caption, title_justify="left", caption_justify="left")
