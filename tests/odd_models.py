@@ -171,6 +171,8 @@ def decoded(model: Any, ids: list[int], prompt_len: int) -> list[Any]:
             )  # fmt: skip
             cache = getattr(result, argument)
             own = [a[0].double().numpy() for a in result.attentions if a is not None]
+            # Linear attention tells its states, of other shapes.
+            own = [a for a in own if a.shape[1] == stop - fed]
             rows = rows or [np.zeros((len(a), len(ids), len(ids))) for a in own]
             for square, a in zip(rows, own, strict=True):  # a cache may hold the window only
                 square[:, fed:stop, stop - a.shape[2] : stop] = a

@@ -38,7 +38,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "CpmAntConfig",
         {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
          "dim_head": 8, "dim_ff": 48},
-        r"cpmant\), and it gives attention weights, but no module of it returns them",
+        r"cpmant\), and it gives attention weights, but none of its modules returns them as",
     ),
     "encoder": ("BertConfig", SMALL, r"layer 0 is not causal"),
     "own code of an encoder": (

@@ -56,7 +56,10 @@ class Model:
     @property
     def vocabulary(self) -> int:
         """How many token ids the model has embeddings for."""
-        return int(self.model.get_input_embeddings().weight.shape[0])
+        weight = getattr(self.model.get_input_embeddings(), "weight", None)
+        if weight is None:  # embeddings of several kinds of tokens, as of musicgen's codebooks
+            return int(self.model.config.get_text_config().vocab_size)
+        return int(weight.shape[0])
 
 
 def require() -> None:
@@ -167,7 +170,7 @@ def _pretrained(source: str, *, name: str, sha256: str | None) -> Model:
                     f"model {name}: an encoder-decoder ({config.model_type}) cannot be recorded, "
                     f"only causal decoders"
                 )
-            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            model, report = _class_for(config).from_pretrained(
                 source,
                 config=config,
                 dtype=torch.float32,
@@ -188,6 +191,18 @@ def _pretrained(source: str, *, name: str, sha256: str | None) -> Model:
             tokenizer = None  # enough when the caller brings token ids
     revision = getattr(model.config, "_commit_hash", None)
     return Model(model.eval(), tokenizer, name, revision, sha256)
+
+
+def _class_for(config: Any) -> Any:
+    """The class of transformers' whose models have such a configuration, a causal one if there is.
+
+    A model that sees or hears too reads a text as any other does.
+    """
+    import transformers
+
+    names = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+    kinds = [getattr(transformers, name) for name in names if hasattr(transformers, name)]
+    return next((kind for kind in kinds if type(config) in kind._model_mapping), kinds[0])
 
 
 def _first_line(error: BaseException) -> str:

@@ -205,7 +205,7 @@ def _layer(
     cached: its keys and values [kv_heads, tokens, d], None of a model that keeps no cache.
     """
     heads, rows, keys = weights.shape
-    sink = any("sink" in name for name, _ in source.module.named_parameters(recurse=False))
+    sink = any("sink" in name for name, _ in source.module.named_parameters())
     if rows != keys:
         raise NotGiven(f"gives weights of {rows} queries and {keys} keys for {rows} tokens")
     check_rows(weights, 0, sink)
@@ -256,7 +256,9 @@ def _traced(loaded: Model, few: list[int]) -> tuple[list[Source], list[torch.Ten
     for one in weights:
         found = next((source for source, other in left if other is one), None)
         if found is None:
-            raise NotGiven("gives attention weights, but no module of it returns them")
+            raise NotGiven(
+                "gives attention weights, but none of its modules returns them as they are"
+            )
         sources.append(found)
     return sources, weights, result
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -117,6 +117,7 @@ def _record(loaded: models.Model, wanted: Wanted, writer: TraceWriter) -> None:
     else:
         session = Session(loaded.name, sink, block_bytes=block_bytes, layers=layers)
         running = hooked(model, session)
+    sizes = {layer.head_dim for layer in layers if layer.index in plan.layers} - {0}
     writer.manifest.update(
         command=wanted.command,
         model={
@@ -136,7 +137,7 @@ def _record(loaded: models.Model, wanted: Wanted, writer: TraceWriter) -> None:
         group_size=len(plan.heads) // len(plan.caches),
         model_heads=first.heads,
         model_kv_heads=first.caches,
-        head_dim=first.head_dim or None,
+        head_dim=sizes.pop() if len(sizes) == 1 else None,
         provenance={
             "torch": str(torch.__version__),
             "transformers": str(transformers.__version__),
@@ -217,10 +218,17 @@ def _plan(
     first = facts[chosen[0]]
     for index in chosen:
         layer = facts[index]
-        if _shape(layer) != _shape(first):
+        if _heads(layer) != _heads(first):
             raise UserError(
-                f"layers: layer {index} of {loaded.name} has {_shape(layer)}, layer {first.index} "
-                f"has {_shape(first)}; record them apart"
+                f"layers: layer {index} of {loaded.name} has {_heads(layer)}, layer {first.index} "
+                f"has {_heads(first)}; record them apart: "
+                + " and ".join(f"--layers {some}" for some in _alike(facts, chosen))
+            )
+        if layer.head_dim != first.head_dim and "qk" in wanted.stores:
+            raise UserError(
+                f"layers: layer {index} of {loaded.name} has heads of size {layer.head_dim}, layer "
+                f"{first.index} of size {first.head_dim}, so their queries do not fit into one "
+                f"trace; expected store scores, or some of the layers"
             )
         vectors = wanted.values or wanted.output_norms or "qk" in wanted.stores
         if layer.own and vectors:
@@ -266,10 +274,18 @@ def _plan(
     return plan, first
 
 
-def _shape(layer: Layer) -> str:
+def _heads(layer: Layer) -> str:
     """What layers of one trace have in common, in words."""
     shared = "one latent cache" if layer.latent else f"{layer.kv_heads} KV heads"
-    return f"{layer.heads} heads, {shared} of size {layer.head_dim}"
+    return f"{layer.heads} heads, {shared}"
+
+
+def _alike(facts: Mapping[int, Layer], chosen: Sequence[int]) -> list[str]:
+    """The chosen layers in sets that fit into one trace, as the command's option takes them."""
+    sets: dict[str, list[int]] = {}
+    for index in chosen:
+        sets.setdefault(_heads(facts[index]), []).append(index)
+    return [",".join(map(str, indices)) for indices in sets.values()]
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -46,7 +46,6 @@ class RecordingPlan:
     residual: bool = False
     projected: Mapping[int, Residual] = field(default_factory=dict)
 
-
     def projections(self, layer: Layer) -> NDArray[np.float32]:
         """The output projections of the recorded heads, [heads, d, residual size]."""
         order = layer.order or range(layer.heads)
