@@ -31,6 +31,7 @@ __all__ = [
     "optimum",
     "read_budgets",
     "record",
+    "record_many",
     "replay",
     "sweep",
     "synth",
@@ -39,7 +40,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from h2osim.engines.stepper import Stepper
-    from h2osim.models.recording import record
+    from h2osim.models.recording import record, record_many
     from h2osim.optima.allocating import allocate, budgets_of
     from h2osim.optima.certifying import certify
     from h2osim.optima.solving import optimum
@@ -78,6 +79,7 @@ _PUBLIC = {
     "optimum": "h2osim.optima.solving",
     "read_budgets": "h2osim.replays.budget_file",
     "record": "h2osim.models.recording",
+    "record_many": "h2osim.models.recording",
     "replay": "h2osim.replays.replaying",
     "sweep": "h2osim.sweeps.sweeping",
     "synth": "h2osim.traces.synthetic",

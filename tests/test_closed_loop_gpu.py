@@ -19,8 +19,9 @@ from h2osim import cuda
 from h2osim.bench import closed_loop
 from h2osim.closed_loop import caches
 from h2osim.closed_loop.caches import Eviction
-from h2osim.closed_loop.decoding import Decoder, placed
+from h2osim.closed_loop.decoding import Decoder
 from h2osim.models.loading import given
+from h2osim.models.placing import placed
 from h2osim.policies.text import parse
 from h2osim.traces.trace import Trace
 

@@ -89,6 +89,20 @@ def test_record(tmp_path: Path, more: tuple[str, ...]) -> None:
 
 @pytest.mark.nightly
 @MODEL
+def test_record_several(tmp_path: Path) -> None:
+    """What is finished stays, and nothing of the text at work."""
+    texts = []
+    for name in ("a", "b", "c"):
+        texts.append(tmp_path / name)
+        texts[-1].write_text(TEXT.read_text())
+    out = tmp_path / "out"
+    words = ("record", "smollm2", "--text", *texts, "--tokens", "600", "-o", out)
+    interrupted(words, lambda: (out / "a").exists() and any(out.rglob("b/layer-*")))
+    assert [path.name for path in out.iterdir()] == ["a"]
+
+
+@pytest.mark.nightly
+@MODEL
 @pytest.mark.parametrize("group", [False, True])
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_evaluate(tmp_path: Path, jobs: int, group: bool) -> None:

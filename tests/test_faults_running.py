@@ -343,7 +343,7 @@ def test_the_text_is_what_the_files_bytes_are(
     """CRLF became LF, a byte-order mark became the first token, and sha256 was of neither file."""
     tokenizer = Letters()
     tiny = loading.Model(family("llama"), tokenizer, "tiny", None, None)
-    monkeypatch.setattr(loading, "load", lambda name: tiny)
+    monkeypatch.setattr(loading, "load", lambda name, say: tiny)
     file = tmp_path / "text"
     file.write_bytes(data)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))

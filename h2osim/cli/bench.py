@@ -141,7 +141,7 @@ def closed_loop(
         raise UserError(f"--grid: {size[0]} texts, but --text names {len(words)}")
     loading.require()
     from h2osim.bench import closed_loop as measuring
-    from h2osim.closed_loop.decoding import placed
+    from h2osim.models.placing import placed
 
     loaded = placed(loading.load(model), device)
     texts = {name: text_ids(loaded, name, some, n) for name, some in words.items()}

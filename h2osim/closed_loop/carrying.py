@@ -23,10 +23,11 @@ import torch.autograd.forward_ad as forward_ad
 from numpy.typing import NDArray
 
 from h2osim.closed_loop.attention import GPU_BLOCK_BYTES, NoRows
-from h2osim.closed_loop.decoding import Decoder, placed
+from h2osim.closed_loop.decoding import Decoder
 from h2osim.closed_loop.uncompressed import known_attention
 from h2osim.models.hook import Session, hooked
 from h2osim.models.loading import Model, quiet
+from h2osim.models.placing import placed
 from h2osim.models.rows import BLOCK_BYTES, Call, softmax_blocks
 from h2osim.support.atomic import locked_file
 

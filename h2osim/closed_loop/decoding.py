@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,30 +62,6 @@ class Choice:
         noise = np.random.default_rng([self.seed, step]).gumbel(size=len(logits))
         scaled = logits.double().cpu().numpy() / self.temperature
         return int((scaled + noise).argmax())
-
-
-def check_device(device: str) -> None:
-    """UserError where there is no such device (cpu, cuda, cuda:1), before a model is loaded."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise UserError(f"device {device!r}: expected cpu, cuda or cuda:1")
-    with _told(device):
-        torch.empty(0, device=device)
-
-
-def placed(loaded: Model, device: str) -> Model:
-    """The model with its weights on a device; UserError where there is none, or no room."""
-    check_device(device)
-    with _told(device):
-        loaded.model.to(torch.device(device))
-    return loaded
-
-
-@contextmanager
-def _told(device: str) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, AssertionError) as error:  # no CUDA, no such device, no room there
-        raise UserError(f"device {device}: {str(error).splitlines()[0]}") from None
 
 
 class OutOfMemory(UserError):

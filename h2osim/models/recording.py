@@ -7,20 +7,15 @@ Needs PyTorch and transformers (``pip install 'h2osim[record]'``), which are imp
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from hashlib import sha256
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
 
-from h2osim.support.errors import UserError
-from h2osim.support.given import decode, temperature_of, utf8, whole, whole_numbers
+from h2osim.models import loading
+from h2osim.models.wanted import silent, wanted
 from h2osim.support.progress import Progress
 
-__all__ = ["STORES", "record"]
-
-
-STORES = {"scores": ("scores",), "qk": ("qk",), "both": ("scores", "qk")}
-"""The values of `store`, and the stores of the trace each makes."""
+__all__ = ["record", "record_many"]
 
 
 def record(
@@ -48,6 +43,7 @@ def record(
     command: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    device: str | None = None,
     block_bytes: int | None = None,
 ) -> Path:
     """Run a causal language model over a text and write its attention as a trace; its path.
@@ -88,58 +84,54 @@ def record(
         softmax(logits / temperature) with a generator of this seed.
     text_name, text_license: for the manifest. name: the trace's name, the folder's by default.
     command: the command line that made the trace, for the manifest.
-    progress: see `Progress`. block_bytes: memory for the logits of one block of rows (4 MiB).
+    progress: see `Progress`. device: where the model runs, `cpu` or `cuda`; None leaves it where it
+        is. block_bytes: memory for the logits of one block of rows (4 MiB, on a GPU 256 MiB).
 
     Raises UserError, leaving nothing behind: a text with too few tokens, more tokens than the
     model's context, a layer or head the model does not have, a model that is no causal decoder,
     has no softmax attention over its tokens or does not tell it, or whose attention is not finite.
     """
-    if (text is None) == (tokens is None):
-        raise UserError("record: expected a text or token ids, exactly one of them")
-    if store not in STORES:
-        raise UserError(f"store: found {store!r}, expected one of {', '.join(STORES)}")
-    if values not in (False, True, "8bit"):
-        raise UserError(f"values: found {values!r}, expected False, True or '8bit'")
-    if pre_rope and "qk" not in STORES[store]:
-        raise UserError(f"pre-rope: found store {store!r}, expected qk or both, which keep queries")
-    for what, said in (("name", name), ("text's name", text_name), ("licence", text_license)):
-        utf8(said or "", what)
-    digest = None
-    if text is not None:
-        digest = sha256(utf8(text, "text") if isinstance(text, str) else text).hexdigest()
-        if isinstance(text, bytes):
-            text, _ = decode(text, f"text {text_name}" if text_name else "text")
-    from h2osim.models import loading as models
+    asked = wanted(
+        path=out, text=text, tokens=tokens, n_tokens=n_tokens, store=store, layers=layers,
+        kv_heads=kv_heads, values=values, pre_rope=pre_rope, output_norms=output_norms,
+        residual=residual, generate=generate, sample=sample, seed=seed, temperature=temperature,
+        text_name=text_name, text_license=text_license, name=name, command=command,
+        overwrite=overwrite, progress=progress or silent, device=device, block_bytes=block_bytes,
+    )  # fmt: skip
+    loading.require()
+    from h2osim.models import recorder
 
-    models.require()
-    from h2osim.models import recorder as run
-
-    return run.run(
-        model,
-        run.Wanted(
-            path=Path(out),
-            text=text,
-            text_sha256=digest,
-            tokens=whole_numbers("tokens", tokens),
-            n_tokens=None if n_tokens is None else whole("tokens", n_tokens, 1),
-            stores=STORES[store],
-            layers=whole_numbers("layers", layers),
-            kv_heads=whole_numbers("kv-heads", kv_heads),
-            values=values or residual,
-            pre_rope=pre_rope,
-            output_norms=output_norms,
-            residual=residual,
-            generate=whole("generate", generate),
-            sample=sample,
-            seed=whole("seed", seed, 0, 2**64 - 1),
-            temperature=temperature_of(temperature) if sample else 1.0,
-            tokenizer=tokenizer,
-            text_name=text_name,
-            text_license=text_license,
-            name=name,
-            command=command,
-            overwrite=overwrite,
-            progress=progress or (lambda done, total, what: None),
-            block_bytes=block_bytes,
-        ),
+    return recorder.run(
+        lambda: recorder.ready(model, tokenizer, asked.device, asked.progress), asked
     )
+
+
+def record_many(
+    model: Any,
+    texts: Mapping[str, str | bytes],
+    *,
+    out: str | os.PathLike[str],
+    tokenizer: Any = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> list[Path]:
+    """Record several texts with a model that is loaded once, a trace each; the traces' paths.
+
+    Each trace is a folder in `out`, called as its text, and gets its name once it is whole. Traces
+    that are there already are kept, so the same call continues one that was stopped; with
+    `overwrite` they are recorded again. All traces in `out` are of one model (by its sha256, or its
+    name and revision) and of the same settings.
+
+    texts: name -> text, or its UTF-8 bytes. settings: more arguments of `record`, for all texts.
+
+    Raises UserError as `record` does, before the first text is recorded; also for a name that no
+    folder can have, and for a trace in `out` of another model, other settings or another text.
+    """
+    loading.require()
+    from h2osim.models import many
+
+    asked = {
+        name: wanted(path=many.place(out, name), text=text, text_name=name, **settings)
+        for name, text in texts.items()
+    }
+    return many.run(model, tokenizer, asked, Path(out), progress or silent)

@@ -120,13 +120,8 @@ class TraceSink:
             file["lse"][:, block.start : stop] = block.lse[heads].cpu().numpy()
         file["row_sum"][:, block.start : stop] = block.row_sum[heads].cpu().numpy()
         # All heads at once: PyTorch takes its time to share out a small piece of work.
-        half = block.p.to(torch.float16)[heads].cpu().numpy()
-        packed = np.zeros((len(heads), tri(stop) - tri(block.start)), dtype=np.float16)
-        for row in range(rows):
-            at = row_slice(block.start + row, block.start)
-            seen = block.start + row + 1 - block.first
-            packed[:, at.start + block.first : at.stop] = half[:, row, :seen]
-        for place, bits in enumerate(packed):
+        half = block.p.to(torch.float16)[heads]
+        for place, bits in enumerate(packed(half, block.start, block.first)):
             file.write_rows("scores", place, block.start, bits)
         self._tell(layer, rows)
 
@@ -262,3 +257,22 @@ class TraceSink:
             softcap=layer.softcap,
             **facts,
         )
+
+
+def packed(half: torch.Tensor, start: int, first: int) -> NDArray[np.float16]:
+    """Rows [heads, rows, columns] of rows `start` on and keys `first` on, packed, [heads, size].
+
+    A GPU packs them itself, so that no more than is kept goes to the host.
+    """
+    heads, rows, columns = half.shape
+    stop = start + rows
+    if half.device.type != "cpu":
+        square = half.new_zeros((heads, rows, stop))
+        square[:, :, first : first + columns] = half
+        keys = torch.arange(stop, device=half.device)
+        return np.asarray(square[:, keys <= keys[start:, None]].cpu())
+    found = np.zeros((heads, tri(stop) - tri(start)), dtype=np.float16)
+    for row, values in enumerate(half.numpy().swapaxes(0, 1)):
+        at = row_slice(start + row, start)
+        found[:, at.start + first : at.stop] = values[:, : start + row + 1 - first]
+    return found

@@ -27,10 +27,10 @@ import h2osim
 from h2osim.support.archive import read_arrays, write_arrays
 from h2osim.support.atomic import locked_file, replacing, sweep
 from h2osim.support.errors import UserError
+from h2osim.support.identity import check_same
 from h2osim.support.processes import processes
 from h2osim.support.progress import Progress
 from h2osim.support.reading import MOST_TEXT, json_of, text_of
-from h2osim.sweeps.identity import check_same
 
 if TYPE_CHECKING:
     import pandas

@@ -10,6 +10,7 @@ import json
 import re
 import stat
 import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from typing import Annotated, Any
 import msgspec
 
 from h2osim.support.errors import UserError
+from h2osim.support.given import decode
 
 Index = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
@@ -88,6 +90,18 @@ def parse(data: bytes, schema: Any, where: object) -> Any:
         raise UserError(f"{where}: not valid JSON: {str(error).split(';')[0]}") from None
     check(value, schema, where)
     return value
+
+
+def json_lines(path: Path, schema: Any, option: str) -> Iterator[tuple[int, str, Any]]:
+    """The number of each line of a JSON-lines file, what messages call it, and its value.
+
+    Empty lines are passed over. option: of the command line, by which the file was given.
+    """
+    text, _ = decode(text_of(path, f"{option} {path}"), f"{option} {path}")
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            where = f"{option} {path}: line {number}"
+            yield number, where, parse(line.encode(), schema, where)
 
 
 def check(value: Any, schema: Any, where: object) -> None:

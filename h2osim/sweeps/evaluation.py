@@ -167,7 +167,8 @@ def evaluate(
     from h2osim.models import loading
 
     loading.require()
-    from h2osim.closed_loop.decoding import Choice, check_device, placed
+    from h2osim.closed_loop.decoding import Choice
+    from h2osim.models.placing import check_device, placed
 
     check_device(device)
     if store is not None and Path(store).exists() and not Path(store).is_dir():

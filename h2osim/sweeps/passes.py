@@ -30,12 +30,13 @@ from h2osim.policies.text import parse
 from h2osim.support.archive import read_arrays, write_arrays
 from h2osim.support.atomic import locked_file, replacing, sweep
 from h2osim.support.errors import UserError
+from h2osim.support.identity import check_same
 from h2osim.support.machine import cores
 from h2osim.support.processes import processes
 from h2osim.support.progress import Progress
 from h2osim.support.reading import json_of
 from h2osim.sweeps.cluster import connect, lanes_of
-from h2osim.sweeps.identity import check_same, plain_budgets, policies_of
+from h2osim.sweeps.identity import plain_budgets, policies_of
 
 _IDENTITY = "study.json"
 
@@ -216,7 +217,7 @@ def _remote(
 
 @lru_cache(maxsize=1)
 def _loaded(model: str, device: str) -> Model:
-    from h2osim.closed_loop.decoding import placed
     from h2osim.models import loading
+    from h2osim.models.placing import placed
 
     return placed(loading.load(model), device)

@@ -42,8 +42,9 @@ from h2osim.replays.plan import WorkPlan
 from h2osim.replays.results import FORMS, VARIABLES, Labels
 from h2osim.support.atomic import hidden_folder, locked_file, naming, replacing, sweep
 from h2osim.support.errors import UserError
+from h2osim.support.identity import check_same
 from h2osim.support.reading import Sha256, json_of, regular
-from h2osim.sweeps.identity import check_same, identity
+from h2osim.sweeps.identity import identity
 
 #: The attribute of the group that holds the sweep's identity.
 KEY = "h2osim_sweep"

@@ -74,8 +74,8 @@ def _run(model: str, device: str, ids: tuple[int, ...], prompt_len: int) -> Unco
 
 @lru_cache(maxsize=1)
 def _placed(model: str, device: str) -> Any:
-    from h2osim.closed_loop.decoding import placed
     from h2osim.models import loading
+    from h2osim.models.placing import placed
 
     return placed(loading.load(model), device)
 

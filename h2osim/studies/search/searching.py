@@ -27,9 +27,10 @@ from h2osim.studies.search.losses import measuring
 from h2osim.studies.search.trials import open_loop, require_optuna, split_rows, trial_rows
 from h2osim.support.atomic import locked_file, replacing, sweep
 from h2osim.support.errors import UserError
+from h2osim.support.identity import check_same
 from h2osim.support.progress import Progress
 from h2osim.support.reading import json_of
-from h2osim.sweeps.identity import check_same, policies_of
+from h2osim.sweeps.identity import policies_of
 
 if TYPE_CHECKING:
     import pandas
