@@ -27,7 +27,7 @@ def trace(*rows: Sequence[int], **more: Any) -> Trace:
 
 
 def run(
-    given: Trace, policy: str, k: int, p: int = 1, share: str = "group", engine: str = "naive"
+    given: Trace, policy: Any, k: int, p: int = 1, share: str = "group", engine: str = "naive"
 ) -> xarray.Dataset:
     """One replay, by the definition or another engine."""
     found = replay(given, policy, k, prompt_len=p, share=share, engine=engine, step_recall=True)
@@ -35,7 +35,7 @@ def run(
 
 
 def gone(
-    given: Trace, policy: str, k: int, p: int = 1, share: str = "group", engine: str = "naive"
+    given: Trace, policy: Any, k: int, p: int = 1, share: str = "group", engine: str = "naive"
 ) -> list[int]:
     """The step after which each token is gone, for the first unit."""
     evicted_at: list[int] = run(given, policy, k, p, share, engine).evicted_at.values[0].tolist()

@@ -9,6 +9,7 @@ import numpy as np
 from policy_cases import gone, kept_of, run, trace
 
 from h2osim.policies import inputs
+from h2osim.policies.arithmetic import drawn
 from h2osim.policies.library import vase
 from h2osim.traces.trace import Trace
 
@@ -139,10 +140,20 @@ def test_vase_draws_by_attention_from_the_window() -> None:
     np.testing.assert_allclose(count / 3000, [1 / 8, 2 / 8, 5 / 8], atol=0.035)
 
 
-def test_vase_draws_anew_in_every_step() -> None:
+def test_draws_are_exponential_and_new_in_every_step_and_head() -> None:
     noise = np.random.default_rng(8).random(2000)
-    first, second = ([vase.waiting(x, now) for x in noise] for now in (0.3, 0.8))
-    assert abs(np.corrcoef(first, second)[0, 1]) < 0.6 and min(first) > 0
-    for drawn in (first, second):  # exponential, of mean 1 and deviation 1
-        assert abs(np.mean(drawn) - 1) < 0.1 and abs(np.std(drawn) - 1) < 0.15
-    assert vase.waiting(0.0, 0.0) > 30 and 0 < vase.waiting(1 - 2.0**-53, 0.0) < 1e-15
+    for shift, head in ((0.3, 0), (0.8, 0), (0.3, 2)):  # exponential, of mean 1 and deviation 1
+        found = [drawn(x, shift, head) for x in noise]
+        assert abs(np.mean(found) - 1) < 0.1 and abs(np.std(found) - 1) < 0.15
+    # over steps, what a token draws for one head and for another, and two tokens, are independent
+    steps = np.random.default_rng(9).random(2000)
+    first, same, other = (
+        [drawn(x, now, head) for now in steps] for x, head in ((0.3, 0), (0.3, 1), (0.7, 1))
+    )
+    for pair in ((first, same), (first, other)):
+        assert abs(np.corrcoef(*pair)[0, 1]) < 0.08  # standard deviation .022
+    assert drawn(0.0, 0.0, 0) > 30 and 0 < drawn(1 - 2.0**-53, 0.0, 0) < 1e-15
+    # and so are the draws of tokens that were chosen together, for small ones, in an earlier step
+    few = [x for x in noise if drawn(x, 0.3, 0) < 0.05]
+    later = [drawn(x, 0.6180339, 0) for x in few]
+    assert len(few) > 60 and 0.7 < np.mean(later) < 1.3 and 0.6 < np.std(later) < 1.5

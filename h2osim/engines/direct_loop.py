@@ -140,6 +140,11 @@ def advance(
                         least = r
                         worst = i
 
+            if UPDATES_WHOLE:
+                _update_cache(
+                    state, tokens[:m], head_scores, head_row, inputs, ints, floats,
+                    t, k, p, n, heads,
+                )  # fmt: skip
             if WHOLE and (READMITS or evicting):
                 _rank_cache(
                     state, tokens[:m], ranks[:m], head_scores, head_row, inputs, ints, floats,

@@ -169,6 +169,9 @@ class NaiveStepper:
                 a_old = self.shown[0].get(j, 0.0) if t >= lag > 0 else 0.0
                 self.remember(j, self.ask("update", j, a=self.shown[-1][j], a_old=a_old))
 
+        if policy.update_cache:
+            self.ask_cache("update_cache")
+
         if policy.readmits:
             earlier = [j for _, j in self.worst_first() if j != t]
             seen = {t, *earlier[max(0, len(earlier) - k) :]}
@@ -197,13 +200,20 @@ class NaiveStepper:
         if self.configured.policy.rank_batch:
             return self.in_order(batch_ranks(self), "rank_batch")
         ranks = np.zeros(len(self.cache))
-        arrays: dict[str, Any] = dict(self.inputs)
-        for field, values in self.state.items():
-            arrays[field] = np.array([values[j] for j in range(self.t + 1)])
-        arrays |= {"positions": self.cache, "ranks": ranks}
-        arrays |= {"head_scores": self.head_scores, "head_row": self.head_row}
-        self.ask("rank_cache", **arrays)
+        self.ask_cache("rank_cache", ranks=ranks)
         return self.in_order(ranks, "rank_cache")
+
+    def ask_cache(self, role: str, **more: Any) -> None:
+        """Have a rule look at the whole cache; it may change the cached tokens' state."""
+        arrays = {
+            field: np.array([values[j] for j in range(self.t + 1)])
+            for field, values in self.state.items()
+        }
+        more |= {"head_scores": self.head_scores, "head_row": self.head_row}
+        self.ask(role, **{**self.inputs, **arrays, "positions": self.cache, **more})
+        for field, values in arrays.items():
+            for j in self.cache:
+                self.state[field][j] = values[j] if field in self.widths else float(values[j])
 
     def in_order(self, ranks: Iterable[float], role: str) -> list[tuple[float, int]]:
         """The cached tokens by rank; UserError for NaN, which has no place in an order."""

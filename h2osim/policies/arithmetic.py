@@ -19,6 +19,13 @@ def accumulate(score: float, a: float) -> float:
     return score + a
 
 
+def observed(score: float, a: float, t: int, p: int, heads: int, window: int) -> float:
+    """The mean over heads of what the prompt's last ``window`` rows gave."""
+    if p - window <= t < p:
+        return score + a / heads
+    return score
+
+
 def fade(score: float, a: float, gamma: float) -> float:
     """The sum of the attention received, every row's share multiplied by gamma a step."""
     return gamma * score + a
@@ -86,6 +93,27 @@ def log1p(z: float) -> float:
     for i in range(21, 0, -2):
         total = total * y * y + 1.0 / i
     return 2.0 * y * total + halvings * 0.6931471805599453
+
+
+def log(x: float) -> float:
+    """The natural logarithm of x > 0, in the same sense as :func:`log1p`."""
+    if x < 1.0:
+        return -log1p(1.0 / x - 1.0)
+    return log1p(x - 1.0)
+
+
+def drawn(noise: float, noise_now: float, head: int) -> float:
+    """An exponential draw of mean 1 for a token, by its ``noise`` and the newest token's.
+
+    Draws of other tokens, in other steps and for other heads are independent of it, pair by pair:
+    the first 20 bits of the step's noise are the factor, and the rest the summand, of a
+    multiplicative hash of the token's.
+    """
+    bits = noise_now * 1048576.0
+    factor = math.floor(bits)
+    mixed = noise * (factor + 1)
+    u = (head + 1) * (mixed - math.floor(mixed)) + (bits - factor)
+    return max(-log(max(u - math.floor(u), 1e-16)), 1e-16)
 
 
 def dot(x: Vector, y: Vector) -> float:

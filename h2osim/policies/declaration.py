@@ -93,6 +93,11 @@ class Policy:
         (oldest first) where a rank needs the whole cache; state and inputs then arrive as arrays
         indexed by position, and it may ask for ``head_row[h][j]``, what head h showed of token j in
         this step, and ``head_scores[h][j]``, the sum of that so far. Given instead of ``rank``.
+        It may change the cached tokens' state in these arrays: state of the rankings so far.
+    update_cache
+        ``update_cache(positions, ...)`` changes the cached tokens' state in its arrays where that
+        needs the whole cache at once, in every row of the text, after ``update``; it may ask for
+        what ``rank_cache`` may. Not with ``rank``.
     rank_batch
         ``rank_batch(positions, …) -> ranks[m]`` instead of ``rank``, in NumPy or PyTorch: what it
         names arrives as arrays of the m cached tokens, oldest first (``head_row`` and
@@ -142,6 +147,7 @@ class Policy:
     state: tuple[str, ...] = ()
     init: Rule | None = None
     update: Rule | None = None
+    update_cache: Rule | None = None
     scores: str = "full"
     keep: Rule | None = None
     rank_cache: Rule | None = None
@@ -166,6 +172,8 @@ class Policy:
             raise TypeError(
                 f"policy {self.name}: give exactly one of rank, rank_cache and rank_batch"
             )
+        if self.update_cache and self.rank:
+            raise TypeError(f"policy {self.name}: update_cache can not go with rank")
         if self.rank_batch and (self.visible or self.readmits):
             raise TypeError(f"policy {self.name}: rank_batch can not go with visible or readmits")
         self._check_vectors()
@@ -214,7 +222,8 @@ class Policy:
 
     def _check_inclusive(self) -> None:
         # What inclusion rules out by its form; the rest is tested, and `keep` before every pass.
-        for name in ("visible", "linger", "expires", "lag", "vectors", "means", "rank_batch"):
+        for name in ("visible", "linger", "expires", "lag", "vectors", "means", "rank_batch",
+                     "update_cache"):  # fmt: skip
             # what looks back may still be inclusive while it decides by the prompt alone
             if getattr(self, name) and not (name == "lag" and callable(self.inclusive)):
                 raise TypeError(f"policy {self.name}: {name} can not go with inclusive")

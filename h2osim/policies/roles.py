@@ -61,9 +61,9 @@ class Role:
     ``about`` is a token (then ``pos`` and ``age`` are known), a step, the whole cache, the cached
     tokens as a batch (which is not compiled), or the run (then ``t`` is not known). ``values`` are
     the names that only this role has. ``reads`` says what it sees of the tokens' own numbers.
-    ``gives`` is the kind of its answer: new state, a number, ranks, or nothing (ranks are written
-    into an array). ``default`` stands for the answer where a policy has no such rule: a name among
-    STEP, or a constant; None leaves things as they are.
+    ``gives`` is the kind of its answer: new state, a number, ranks, or nothing (ranks and state
+    are written into arrays). ``default`` stands for the answer where a policy has no such rule: a
+    name among STEP, or a constant; None leaves things as they are.
     """
 
     about: Literal["token", "step", "cache", "batch", "run"]
@@ -94,6 +94,7 @@ _BOTH = ("state", "inputs")
 ROLES: Mapping[str, Role] = {
     "init": Role("token", "state", reads=("inputs",)),
     "update": Role("token", "state", ("a", "a_old"), _BOTH),
+    "update_cache": Role("cache", "nothing", ("positions", "head_scores", "head_row"), _BOTH),
     "rank": Role("token", "float", reads=_BOTH, default=0.0),
     "rank_cache": Role(
         "cache", "nothing", ("positions", "ranks", "head_scores", "head_row"), _BOTH

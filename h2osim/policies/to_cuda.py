@@ -50,7 +50,8 @@ def rules_text(policy: Policy) -> str:
             "engine=numba runs it"
         )
     module = Module(policy.name)
-    wrappers = [_wrapper(policy, role, module) for role in COMPILED if role != "rank_cache"]
+    roles = [role for role in COMPILED if ROLES[role].about != "cache"]
+    wrappers = [_wrapper(policy, role, module) for role in roles]
     ints, floats = number_slots(policy)
     macros = {
         "F": len(policy.state),

@@ -69,9 +69,10 @@ def number_slots(policy: Policy) -> tuple[list[str], list[str]]:
 
 
 def sees_heads(policy: Policy) -> bool:
-    """Whether a policy's ranking asks for attention head by head."""
-    rule = policy.rank_cache or policy.rank_batch
-    return rule is not None and not {"head_scores", "head_row"}.isdisjoint(arguments(rule))
+    """Whether a policy's rules ask for attention head by head."""
+    rules = (policy.update_cache, policy.rank_cache, policy.rank_batch)
+    asked = {name for rule in rules if rule is not None for name in arguments(rule)}
+    return not {"head_scores", "head_row"}.isdisjoint(asked)
 
 
 def collect(rule: Rule, policy: str, found: dict[str, str]) -> None:
@@ -179,9 +180,10 @@ def text_for(policy: Policy, loop: str) -> str:
         "EXPIRES": policy.expires,
         "READMITS": policy.readmits,
         "WHOLE": policy.rank_cache is not None,
+        "UPDATES_WHOLE": policy.update_cache is not None,
         "BY_HEAD": sees_heads(policy),
         "MEANS": bool(policy.means),
-        "MEANS_ALWAYS": "update" in policy.means,
+        "MEANS_ALWAYS": not policy.means.isdisjoint({"update", "update_cache"}),
     }
     constants += [f"{name} = {value}\n" for name, value in flags.items()]
     constants += [f"{kind.upper()} = {i}\n" for i, kind in enumerate(SCORE_KINDS)]

@@ -2,15 +2,11 @@
 
 import numpy as np
 
+from h2osim.policies.arithmetic import observed
 from h2osim.policies.declaration import INF, Array, Policy
 from h2osim.policies.parameters import shared
+from h2osim.policies.whole_cache import snapkv_scores
 from h2osim.support.parameters import Param
-
-
-def update(score: float, a: float, t: int, p: int, window: int) -> float:
-    if p - window <= t < p:
-        return score + a
-    return score
 
 
 def keep(size: int) -> int:
@@ -24,7 +20,6 @@ def rank_cache(
     t: int,
     k: int,
     p: int,
-    heads: int,
     window: int,
     kernel: int,
     chunk: int,
@@ -34,23 +29,14 @@ def rank_cache(
         ranks[i] = INF
     if t != p - 1:
         return
-    # SnapKV's score at the prompt's end, where position = slot; the window has more than all.
-    cut = max(0, m - window)
-    most = 0.0
-    for i in range(cut):
-        ranks[i] = 0.0
-        for s in range(max(0, i - kernel // 2), min(cut, i + kernel // 2 + 1)):
-            ranks[i] += score[s]
-        ranks[i] = ranks[i] / (kernel * window)
-        most = max(most, ranks[i])
-    for i in range(cut, m):
-        ranks[i] = most + heads
+    # At the prompt's end position = slot.
+    by_score = snapkv_scores(score, m, window, kernel)
     chunks = (m + chunk - 1) // chunk
     mean = np.zeros(chunks)
     for c in range(chunks):
         stop = min(m, (c + 1) * chunk)
         for i in range(c * chunk, stop):
-            mean[c] += ranks[i]
+            mean[c] += by_score[i]
         mean[c] = mean[c] / (stop - c * chunk)
     order = np.argsort(mean, kind="mergesort")
     for i in range(m):
@@ -72,7 +58,7 @@ POLICY = Policy(
     ),
     scores="cached",
     state=("score",),
-    update=update,
+    update=observed,
     keep=keep,
     rank_cache=rank_cache,
     expires=True,

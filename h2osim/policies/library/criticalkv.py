@@ -2,16 +2,12 @@
 
 import numpy as np
 
+from h2osim.policies.arithmetic import observed
 from h2osim.policies.declaration import INF, Array, Policy
 from h2osim.policies.inputs import output_norm
 from h2osim.policies.parameters import shared
+from h2osim.policies.whole_cache import snapkv_scores
 from h2osim.support.parameters import Param
-
-
-def update(score: float, a: float, t: int, p: int, window: int, heads: int) -> float:
-    if p - window <= t < p:
-        return score + a / heads
-    return score
 
 
 def rank_cache(
@@ -27,19 +23,10 @@ def rank_cache(
 ) -> None:
     # Acts at the prompt's end alone, where the cache is the whole prompt: position = slot.
     m = len(positions)
-    cut = max(0, m - window)
-    most = 0.0
-    for i in range(cut):
-        ranks[i] = 0.0
-        for s in range(max(0, i - kernel // 2), min(cut, i + kernel // 2 + 1)):
-            ranks[i] += score[s]
-        ranks[i] = ranks[i] / (kernel * window)
-        most = max(most, ranks[i])
-    for i in range(cut, m):
-        ranks[i] = most + 1.0
-    order = np.argsort(ranks, kind="mergesort")
+    by_score = snapkv_scores(score, m, window, kernel)
+    order = np.argsort(by_score, kind="mergesort")
     for i in range(m):
-        ranks[i] = (ranks[i] + epsilon) * output_norm[i]
+        ranks[i] = (by_score[i] + epsilon) * output_norm[i]
     for place in range(max(0, m - max(1, int(first * k))), m):
         ranks[order[place]] = INF
 
@@ -60,7 +47,7 @@ POLICY = Policy(
     state=("score",),
     inputs={"output_norm": output_norm},
     needs=("output_norms",),
-    update=update,
+    update=observed,
     rank_cache=rank_cache,
     notes="A token of the window scores one more than the largest score, in the source of all "
     "heads of the layer, here of the unit.",

@@ -4,14 +4,15 @@ import math
 
 import numpy as np
 
-from h2osim.policies.arithmetic import dot, exp
-from h2osim.policies.declaration import INF, Array, Policy
+from h2osim.policies.arithmetic import dot, products_with, softmax
+from h2osim.policies.declaration import Array, Policy, Positions
 from h2osim.policies.inputs import key, query, value
 from h2osim.policies.parameters import shared
+from h2osim.policies.whole_cache import protect
 
 
 def rank_cache(
-    positions: Array,
+    positions: Positions,
     ranks: Array,
     key: Array,
     query: Array,
@@ -24,24 +25,16 @@ def rank_cache(
     groups = key.shape[1] // d
     wide = value.shape[1] // groups
     cut = max(0, m - window)
-    for i in range(m):
-        ranks[i] = 0.0 if i < cut else INF
+    protect(ranks, cut)
     for h in range(heads):
         g = h * groups // heads
         for s in range(cut, m):
             asked = query[positions[s], h * d : (h + 1) * d]
-            a = np.zeros(s + 1)
-            most = -INF
-            for i in range(s + 1):
-                a[i] = dot(asked, key[positions[i], g * d : (g + 1) * d]) / math.sqrt(d)
-                most = max(most, a[i])
-            total = 0.0
-            for i in range(s + 1):
-                a[i] = exp(a[i] - most)
-                total += a[i]
+            a = products_with(key[:, g * d : (g + 1) * d], positions[: s + 1], asked)
+            a = a / math.sqrt(d)
+            softmax(a)
             output = np.zeros(wide)
             for i in range(s + 1):
-                a[i] = a[i] / total
                 output += a[i] * value[positions[i], g * wide : (g + 1) * wide]
             for i in range(cut):
                 odds = a[i] / max(1.0 - a[i], 1e-9)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from h2osim.policies.arithmetic import exp
+from h2osim.policies.arithmetic import softmax
 from h2osim.policies.declaration import INF, Array, Policy
 from h2osim.policies.inputs import key, value
 from h2osim.policies.parameters import shared
@@ -23,7 +23,6 @@ def spread(x: Array, start: int, lag: int, found: Array) -> None:
     for c in range(d):
         if width[c] == 0.0:
             width[c] = 1.0
-    most = 0.0
     deviation = np.zeros(lag)
     for i in range(lag):
         scaled = (x[start + i] - low) / width
@@ -34,13 +33,9 @@ def spread(x: Array, start: int, lag: int, found: Array) -> None:
         for c in range(d):
             square += (scaled[c] - mean) * (scaled[c] - mean)
         deviation[i] = math.sqrt(square / max(1, d - 1))
-        most = max(most, deviation[i])
-    total = 0.0
+    softmax(deviation)
     for i in range(lag):
-        deviation[i] = exp(deviation[i] - most)
-        total += deviation[i]
-    for i in range(lag):
-        found[i] += deviation[i] / total
+        found[i] += deviation[i]
 
 
 def rank_cache(

@@ -2,16 +2,11 @@
 
 import numpy as np
 
+from h2osim.policies.arithmetic import observed
 from h2osim.policies.declaration import INF, Array, Policy
 from h2osim.policies.inputs import gumbel
 from h2osim.policies.parameters import shared
 from h2osim.support.parameters import Param
-
-
-def update(score: float, a: float, t: int, p: int, heads: int, window: int) -> float:
-    if p - window <= t < p:
-        return score + a / heads
-    return score
 
 
 def rank_cache(
@@ -54,7 +49,7 @@ POLICY = Policy(
     ),
     inputs={"gumbel": gumbel},
     state=("score",),
-    update=update,
+    update=observed,
     rank_cache=rank_cache,
     notes="The source takes 1 % of the prompt as proxies, which are not the tokens that stay, and "
     "lets them see later keys, which a causal matrix does not have; it protects 256 sinks, and "

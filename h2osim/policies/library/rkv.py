@@ -3,23 +3,17 @@
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
-from h2osim.policies.arithmetic import dot, exp, products
-from h2osim.policies.declaration import INF, Array, Policy
+from h2osim.policies.arithmetic import most_around, products_with, softmax
+from h2osim.policies.declaration import INF, Array, Policy, Positions
 from h2osim.policies.inputs import key, key_direction, query
 from h2osim.policies.parameters import shared
+from h2osim.policies.whole_cache import alike, protect
 from h2osim.support.parameters import Param
 
 
 def attended(
-    positions: NDArray[np.uint32],
-    key: Array,
-    query: Array,
-    heads: int,
-    g: int,
-    groups: int,
-    cut: int,
+    positions: Positions, key: Array, query: Array, heads: int, g: int, groups: int, cut: int
 ) -> Array:
     # Of one KV head: softmax over the keys before the window of the largest logit of its query
     # heads, mean over the window's queries.
@@ -27,52 +21,19 @@ def attended(
     m = len(positions)
     found = np.zeros(cut)
     for s in range(cut, m):
-        logits = np.zeros(cut)
-        most = -INF
-        for i in range(cut):
-            logits[i] = -INF
-            for h in range(heads):
-                if h * groups // heads == g:
-                    asked = query[positions[s], h * d : (h + 1) * d]
-                    there = key[positions[i], g * d : (g + 1) * d]
-                    logits[i] = max(logits[i], dot(asked, there) / math.sqrt(d))
-            most = max(most, logits[i])
-        total = 0.0
-        for i in range(cut):
-            logits[i] = exp(logits[i] - most)
-            total += logits[i]
-        for i in range(cut):
-            found[i] += logits[i] / total / (m - cut)
+        logits = np.full(cut, -INF)
+        for h in range(heads):
+            if h * groups // heads == g:
+                asked = query[positions[s], h * d : (h + 1) * d]
+                given = products_with(key[:, g * d : (g + 1) * d], positions[:cut], asked)
+                logits = np.maximum(logits, given / math.sqrt(d))
+        softmax(logits)
+        found += logits / (m - cut)
     return found
 
 
-def alike(positions: NDArray[np.uint32], directions: Array, threshold: float) -> Array:
-    # Softmax over keys of the mean cosine with the others; in each row the last that is above the
-    # threshold (else the first key) is left out, so that the newest of a kind stays.
-    m = len(positions)
-    cosines = products(directions, positions)
-    mean = np.zeros(m)
-    for i in range(m):
-        last = 0
-        for j in range(m):
-            if j != i and cosines[i, j] > threshold:
-                last = j
-        for j in range(m):
-            if j != i and j != last:
-                mean[j] += cosines[i, j]
-    most = -INF
-    for i in range(m):
-        mean[i] = mean[i] / m
-        most = max(most, mean[i])
-    total = 0.0
-    for i in range(m):
-        mean[i] = exp(mean[i] - most)
-        total += mean[i]
-    return mean / total
-
-
 def rank_cache(
-    positions: NDArray[np.uint32],
+    positions: Positions,
     ranks: Array,
     key: Array,
     key_direction: Array,
@@ -87,16 +48,12 @@ def rank_cache(
     d = query.shape[1] // heads
     groups = key.shape[1] // d
     cut = max(0, m - window)
-    for i in range(m):
-        ranks[i] = 0.0 if i < cut else INF
+    protect(ranks, cut)
     for g in range(groups):
         shown = attended(positions, key, query, heads, g, groups, cut)
-        like = alike(positions, key_direction[:, g * d : (g + 1) * d], threshold)
+        like = alike(positions, key_direction[:, g * d : (g + 1) * d], threshold, 0)
         for i in range(cut):
-            pooled = 0.0
-            for s in range(max(0, i - kernel // 2), min(cut, i + kernel // 2 + 1)):
-                pooled = max(pooled, shown[s])
-            ranks[i] += mix * pooled - (1.0 - mix) * like[i]
+            ranks[i] += mix * most_around(shown, i, kernel) - (1.0 - mix) * like[i]
 
 
 POLICY = Policy(

@@ -1,7 +1,11 @@
 """SnapKV: the last rows choose which keys stay: in the source once, for the prompt."""
 
-from h2osim.policies.declaration import INF, Array, Policy
+import numpy as np
+
+from h2osim.policies.arithmetic import around, most_around
+from h2osim.policies.declaration import Array, Policy
 from h2osim.policies.parameters import shared
+from h2osim.policies.whole_cache import protect
 from h2osim.support.parameters import Param
 
 
@@ -18,13 +22,12 @@ def rank_cache(
     cut = m
     while cut > 0 and positions[cut - 1] > t - window:
         cut -= 1
-    for i in range(m):
-        ranks[i] = INF if i >= cut else 0.0
-        for s in range(max(0, i - kernel // 2), min(cut, i + kernel // 2 + 1)):
-            if pool == 0:
-                ranks[i] += score[positions[s]]
-            else:
-                ranks[i] = max(ranks[i], score[positions[s]])
+    protect(ranks, cut)
+    given = np.zeros(cut)
+    for i in range(cut):
+        given[i] = score[positions[i]]
+    for i in range(cut):
+        ranks[i] = around(given, i, kernel) if pool == 0 else most_around(given, i, kernel)
 
 
 POLICY = Policy(

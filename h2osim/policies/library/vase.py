@@ -4,20 +4,12 @@ import math
 
 import numpy as np
 
-from h2osim.policies.arithmetic import around, log1p, products_with, softmax
+from h2osim.policies.arithmetic import around, drawn, products_with, softmax
 from h2osim.policies.declaration import INF, Array, Policy, Positions
 from h2osim.policies.inputs import key, noise, query, value_range
 from h2osim.policies.parameters import shared
+from h2osim.policies.whole_cache import protect
 from h2osim.support.parameters import Param
-
-
-def waiting(noise: float, noise_now: float) -> float:
-    # An exponential draw of mean 1, another one in every step: of the tokens' draws over their
-    # weights the smallest are a sample without replacement.
-    u = noise + noise_now
-    if u >= 1.0:
-        u = u - 1.0
-    return max(log1p(1.0 / max(u, 1e-16) - 1.0), 1e-16)
 
 
 def rank_cache(
@@ -40,8 +32,7 @@ def rank_cache(
     groups = key.shape[1] // d
     cut = max(0, m - window)
     width = np.zeros(cut)
-    for i in range(m):
-        ranks[i] = 0.0 if i < cut else INF
+    protect(ranks, cut)
     for i in range(cut):
         width[i] = INF if positions[i] < sinks else value_range[positions[i]]
     for h in range(heads):
@@ -55,8 +46,8 @@ def rank_cache(
             shown += logits
         for i in range(cut):
             ranks[i] += around(shown, i, kernel)
-    for i in range(cut):
-        ranks[i] = ranks[i] / waiting(noise[positions[i]], noise_now)
+    for i in range(cut):  # the largest weights over exponential draws: a sample by weight
+        ranks[i] = ranks[i] / drawn(noise[positions[i]], noise_now, 0)
     order = np.argsort(width, kind="mergesort")
     for place in range(max(0, cut - n_large), cut):
         ranks[order[place]] = INF
