@@ -2,7 +2,8 @@
 
 A case is drawn by NumPy's legacy generator, whose numbers never change. In ``rows`` cases attention
 is made of logits and rounded to float16, so that both sides read the same numbers; ``vectors``
-cases have queries, keys and values in sixteenths, of which attention follows.
+cases have queries, keys and values in sixteenths, of which attention follows; in ``turned`` cases
+RoPE has turned the queries.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ class Case:
 
     @cached_property
     def vectors(self) -> dict[str, np.ndarray]:
-        """float32: q [heads, n, d], k and v [groups, n, d], in sixteenths; w_o [heads, d, D]."""
+        """float32: q [heads, n, d], k and v [groups, n, d], in sixteenths; w_o [heads, d, D].
+
+        In ``turned`` cases q_plain has the queries before RoPE.
+        """
         draw = np.random.RandomState(self.seed)
         group = self.heads // self.groups
         mean = draw.randn(self.groups, 1, self.d)
@@ -52,7 +56,10 @@ class Case:
         v = draw.randn(self.groups, self.n, self.d) * scale
         w_o = draw.randn(self.heads, self.d, self.heads * self.d) / 4
         found = {"q": q, "k": k, "v": v, "w_o": w_o}
-        return {name: (np.round(16 * x) / 16).astype(np.float32) for name, x in found.items()}
+        found = {name: (np.round(16 * x) / 16).astype(np.float32) for name, x in found.items()}
+        if self.kind == "turned":
+            found |= {"q_plain": found["q"], "q": turned(found["q"])}
+        return found
 
     @property
     def digest(self) -> str:
@@ -60,6 +67,17 @@ class Case:
         shown = [self.rows] if self.kind == "rows" else list(self.vectors.values())
         return hashlib.sha256(b"".join(x.tobytes() for x in shown)).hexdigest()[:16]
 
+
+def turned(x: np.ndarray) -> np.ndarray:
+    """Vectors [heads, n, d] under RoPE: a dimension and that of the other half are a pair."""
+    half = x.shape[-1] // 2
+    angles = np.arange(x.shape[1])[:, None] * BASE ** (-np.arange(half) / half)
+    z = (x[..., :half] + 1j * x[..., half:].astype(np.float64)) * np.exp(1j * angles)
+    return np.concatenate([z.real, z.imag], axis=-1).astype(np.float32)
+
+
+#: The longest wave of RoPE has about this many tokens.
+BASE = 10_000.0
 
 CASES = {
     case.name: case
@@ -71,5 +89,7 @@ CASES = {
         Case("decode-long", "rows", n=96, p=1, heads=4, groups=2, seed=7),
         Case("vectors-mha", "vectors", n=80, p=60, heads=3, groups=3, seed=5),
         Case("vectors-gqa", "vectors", n=80, p=60, heads=6, groups=2, seed=6),
+        Case("turned-mha", "turned", n=80, p=60, heads=3, groups=3, seed=8),
+        Case("turned-gqa", "turned", n=80, p=60, heads=6, groups=2, seed=9),
     )
 }

@@ -37,8 +37,9 @@ def shown(case: Case, n: int) -> Trace:
     v = case.vectors["v"].repeat(group, axis=0).astype(np.float64)
     norms = np.abs(v @ case.vectors["w_o"]).sum(axis=-1)[None, :, :n]
     return Trace.from_qk(
-        vectors["q"], vectors["k"], v=vectors["v"], wv_norm1=norms, scale=case.d**-0.5
-    )
+        vectors["q"], vectors["k"], v=vectors["v"], q_plain=vectors.get("q_plain"),
+        wv_norm1=norms, scale=case.d**-0.5,
+    )  # fmt: skip
 
 
 def kept(case: Case, one: dict[str, Any], steps: set[int]) -> dict[int, list[list[int]]]:
