@@ -32,12 +32,13 @@ DECLARED = [name for name in POLICIES if can_be_inclusive(all_policies()[name])]
 #: h2o-global, h2o-hindsight: the first k - R columns of a fixed order and a window of R.
 #: nacl: the m best and the next b of a fixed noisy order, where k + 1 adds one to m or to b.
 #: chunkkv: the first chunks of a fixed order, as many as k has room for.
-#: lagkv, dropkv: the first k of an order fixed at the prompt's end (one pass has no vectors).
+#: lagkv, dropkv, snapkv-kvfactory: the first k of an order fixed at the prompt's end (one pass has
+#: neither vectors nor state by head).
 #: criticalkv: the m first of one order and the next of another, where k + 1 adds one to either.
 #: quest: nothing is evicted.
 NESTED = {
     "h2o-lmeval", "h2o-global", "h2o-hindsight", "nacl", "chunkkv", "lagkv", "dropkv", "criticalkv",
-    "quest",
+    "quest", "snapkv-kvfactory",
 }  # fmt: skip
 
 VIOLATIONS: list[dict[str, Any]] = json.loads(

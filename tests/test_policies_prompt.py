@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from policy_cases import gone, run, trace
+from policy_cases import gone, kept_of, run, square, trace
 
 from h2osim.policies.inputs import gumbel
 from h2osim.policies.library import nacl
+from h2osim.traces.trace import Trace
 
 
 def test_snapkv_pools_inside_the_borders() -> None:
@@ -90,3 +91,26 @@ def test_nacl_draws_by_softmax_of_the_score() -> None:
     weights = np.array([math.exp(0.5), 1.0, 1.0])
     # standard deviation .008
     np.testing.assert_allclose(count[1:4] / 4000, weights / weights.sum(), atol=0.03)
+
+
+def test_snapkv_of_kvcache_factory_takes_the_head_that_gave_a_key_most() -> None:
+    # The window's two rows, of 64: head 0 gives token 0 20 and 20, head 1 nothing; tokens 1 to 3
+    # get from the heads 18 + 0 and 0 + 18, 16 + 16 and 16 + 0, 9 + 9 and 9 + 9.
+    before = [(64,), (64, 0), (64, 0, 0), (64, 0, 0, 0)]
+    one = square(*before, (20, 18, 16, 9, 1), (20, 0, 16, 9, 10, 9), (64, *[0] * 6))
+    two = square(*before, (0, 0, 16, 9, 39), (0, 18, 0, 9, 18, 19), (64, *[0] * 6))
+    example = Trace.from_scores(np.array([one, two]), group_size=2)
+    policy = "snapkv-kvfactory:window=2,kernel=1"
+    for k, most, mean in ((3, [0], [2]), (4, [0, 2], [0, 2]), (5, [0, 2, 3], [0, 2, 3])):
+        kept = kept_of(example, f"{policy},gqa_score_agg=max", k, p=6)[0]
+        assert [j for j in kept if j < 4] == most  # 40, 18, 32 and 18
+        kept = kept_of(example, policy, k, p=6)[0]
+        assert [j for j in kept if j < 4] == mean  # 40, 36, 48 and 36, and the newer one of these
+    # row by row the largest head gives 40, 36, 32 and 18
+    kept = kept_of(example, "snapkv:window=2,kernel=1,heads=max", 4, p=6)[0]
+    assert [j for j in kept if j < 4] == [0, 1]
+    # pooled by 3 after the heads are one: 40, 40, 32 and 32
+    pooled = f"{policy},gqa_score_agg=max".replace("kernel=1", "kernel=3")
+    assert [j for j in kept_of(example, pooled, 3, p=6)[0] if j < 4] == [1]
+    averaged = kept_of(example, f"{pooled},pool=avg", 3, p=6)[0]  # 58, 90, 68 and 50
+    assert [j for j in averaged if j < 4] == [1]

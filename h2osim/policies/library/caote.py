@@ -43,5 +43,7 @@ POLICY = Policy(
     needs=("values",),
     rank_cache=rank_cache,
     notes="The paper puts this on top of another rule's scores; here they are the newest row, as "
-    "with TOVA. Heads that share a cache are added. No code of the authors is public.",
+    "with TOVA. Heads that share a cache are added. The paper decides for each KV head: with "
+    "share=layer a head's output is taken over the values of all KV heads, side by side, so that "
+    "values of heads that it never reads count too. No code of the authors is public.",
 )

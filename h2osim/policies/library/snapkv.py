@@ -48,7 +48,8 @@ POLICY = Policy(
     rank_cache=rank_cache,
     inclusive=lambda values, heads: values["when"] == "prompt",
     notes="Pooling pads with zeros, over the keys before the window that are cached. `pool=max` is "
-    "KVCache-Factory's. `heads=max` takes the largest of a group's heads row by row, where its "
-    "gqa_score_agg=max takes the head of the largest sum over the window. With `when=every:m` the "
-    "newest `window` rows choose again every m steps, as rows renormalised over the cache.",
+    "KVCache-Factory's. `heads=max` takes the largest of a group's heads row by row; its "
+    "gqa_score_agg=max takes the head of the largest sum over the window, which is "
+    "`snapkv-kvfactory`. With `when=every:m` the newest `window` rows choose again every m steps, "
+    "as rows renormalised over the cache.",
 )
