@@ -19,6 +19,7 @@ from h2osim.cli import (
     optimum,
     policies,
     record,
+    report,
     search,
     study,
     sweep,
@@ -58,7 +59,7 @@ def _root(
 for _command in (
     record.record, synth.synth, traces.traces, traces.info, policies.policies, compare.compare,
     evaluate.evaluate, optimum.optimum, optimum.certify, allocate.allocate, verify.verify,
-    sweep.sweep, search.search,
+    report.report, sweep.sweep, search.search,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(study.study, name="study")

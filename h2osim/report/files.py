@@ -80,6 +80,13 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> Path:
     return target
 
 
+def write_text(text: str, path: Path) -> Path:
+    """Write a text to a file, which is whole or not there."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
 def _of_kind(path: Path, what: str, suffixes: tuple[str, ...]) -> Path:
     if path.suffix.lower() not in suffixes:
         raise UserError(
