@@ -8,7 +8,6 @@ The table is written, after a policy was added or changed, by
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from drawing import BUNDLED, inclusive, traces_for
+from guide import blocks, guide_commands, guide_in
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples
@@ -30,7 +30,6 @@ from h2osim.traces.trace import Trace
 
 TOP = Path(__file__).parent.parent
 TABLE = TOP / "docs" / "policies.md"
-GUIDE = TOP / "docs" / "add-a-policy.md"
 DRIVE = TOP / "docs" / "drive-a-decoder.md"
 
 # --- the table ------------------------------------------------------------------------------
@@ -110,18 +109,11 @@ def test_the_table_of_policies_is_fresh() -> None:
 # --- the guide ------------------------------------------------------------------------------
 
 
-def blocks(language: str, page: Path = GUIDE) -> list[str]:
-    """The fenced blocks of a language in a page."""
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-
-
 @pytest.fixture(scope="module")
 def my(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the guide's file in it."""
+    """A folder with the guide's files in it."""
     folder = tmp_path_factory.mktemp("mine")
-    code = blocks("python")
-    for name, text in zip(["my", "", "keydiff", "asked", "scorer"], code, strict=True):
-        (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    guide_in(folder)
     return folder
 
 
@@ -160,15 +152,7 @@ def test_the_guides_commands_run(my: Path) -> None:
 def test_the_guides_vectors_and_network_run(my: Path) -> None:
     """As the page says, from the command line, but for what records the trace."""
     pytest.importorskip("torch", reason="the page's network is one of PyTorch")
-    rng = np.random.default_rng(0)
-    q, k = rng.standard_normal((1, 4, 40, 6)), rng.standard_normal((1, 2, 40, 6))
-    Trace.from_qk(q, k, scale=0.4).save(my / "my-trace")
-    np.savez(
-        my / "w.npz", w1=rng.standard_normal((4, 5)), b1=np.zeros(5), w2=rng.standard_normal(5)
-    )
-    record, *commands = "".join(blocks("console")).splitlines()
-    assert record.startswith("h2osim record") and "--store both" in record
-    for line, words in zip(commands, ["keydiff.py", "weights=w.npz", "not exact"], strict=True):
+    for line, words in guide_commands():
         assert words in run(my, "-m", "h2osim", *line.split()[1:])
 
 

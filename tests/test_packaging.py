@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from guide import guide_commands, guide_in
 
 import h2osim
 
@@ -183,6 +184,20 @@ def test_wheel_works_from_elsewhere(built: tuple[Path, Path], fresh: Path, tmp_p
         assert name in run([command, "traces"], tmp_path)
     importable = "import importlib.util as u; print([u.find_spec(n) for n in ('traces', 'gpu')])"
     assert run([fresh, "-c", importable], tmp_path) == "[None, None]\n"
+
+
+@pytest.mark.nightly
+def test_a_users_policies_run_without_a_checkout(
+    built: tuple[Path, Path], fresh: Path, tmp_path: Path
+) -> None:
+    """Those of docs/add-a-policy.md: by keys, with vectors as state, and a network of PyTorch."""
+    pytest.importorskip("torch", reason="the page's network is one of PyTorch")
+    install(fresh, built[1])
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    guide_in(mine)
+    for line, words in guide_commands():
+        assert words in run([fresh.parent / "h2osim", *line.split()[1:]], mine), line
 
 
 @pytest.mark.nightly
