@@ -26,6 +26,8 @@ __all__ = [
     "budgets_of",
     "certify",
     "evaluate",
+    "export_trace",
+    "import_trace",
     "open_sweep",
     "open_trace",
     "optimum",
@@ -40,6 +42,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from h2osim.engines.stepper import Stepper
+    from h2osim.models.importing import import_trace
     from h2osim.models.recording import record, record_many
     from h2osim.optima.allocating import allocate, budgets_of
     from h2osim.optima.certifying import certify
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
     from h2osim.sweeps.evaluation import evaluate
     from h2osim.sweeps.sweeping import open_sweep, sweep
     from h2osim.traces.catalogue import open_trace
+    from h2osim.traces.exchange import export_trace
     from h2osim.traces.synthetic import synth
     from h2osim.traces.trace import Trace
     from h2osim.traces.unit import Unit
@@ -74,6 +78,8 @@ _PUBLIC = {
     "budgets_of": "h2osim.optima.allocating",
     "certify": "h2osim.optima.certifying",
     "evaluate": "h2osim.sweeps.evaluation",
+    "export_trace": "h2osim.traces.exchange",
+    "import_trace": "h2osim.models.importing",
     "open_sweep": "h2osim.sweeps.sweeping",
     "open_trace": "h2osim.traces.catalogue",
     "optimum": "h2osim.optima.solving",

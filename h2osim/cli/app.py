@@ -16,6 +16,7 @@ from h2osim.cli import (
     bench,
     compare,
     evaluate,
+    exchange,
     optimum,
     policies,
     record,
@@ -57,10 +58,11 @@ def _root(
 
 
 for _command in (
-    record.record, synth.synth, traces.traces, traces.info, policies.policies, compare.compare,
-    evaluate.evaluate, optimum.optimum, optimum.certify, allocate.allocate, verify.verify,
-    report.report, sweep.sweep, search.search,
+    record.record, exchange.import_, exchange.export, synth.synth, traces.traces, traces.info,
+    policies.policies, compare.compare, evaluate.evaluate, optimum.optimum, optimum.certify,
+    allocate.allocate, verify.verify, report.report, sweep.sweep,
+    search.search,
 ):  # fmt: skip
-    app.command()(_command)
+    app.command(_command.__name__.rstrip("_"))(_command)
 app.add_typer(study.study, name="study")
 app.add_typer(bench.bench, name="bench")

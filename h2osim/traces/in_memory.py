@@ -120,12 +120,13 @@ def _frozen(array: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 
 def pack_rows(
-    scores: NDArray[Any], layers: Sequence[int]
+    scores: NDArray[Any], layers: Sequence[int], computed_in: str | None = None
 ) -> tuple[NDArray[np.uint16], NDArray[np.float32] | None, dict[str, Any]]:
     """Patterns [layers, heads, n(n+1)/2], sums before rounding, and what a layer's entry says.
 
     scores: [layers, heads, n, n]. The sums are None where the rows were float16 before they came
-    here, whatever they have been cast to since. UserError for a row that is no distribution.
+    here, whatever they have been cast to since. computed_in: the type they were computed in, where
+    it is known; else it is found out. UserError for a row that is no distribution.
     """
     count, heads, n, _ = scores.shape
     bits = np.empty((count, heads, tri(n)), dtype=np.uint16)
@@ -135,9 +136,10 @@ def pack_rows(
             where = f"scores: layer {layer}, head {head}"
             bits[i, head], sums[i, head] = _pack_square(scores[i, head], where)
     entries = np.arange(1.0, n + 1)
-    computed_in = "float16" if scores.dtype == np.float16 else "float32"
+    known = computed_in is not None
+    computed_in = computed_in or ("float16" if scores.dtype == np.float16 else "float32")
     off = np.abs(sums - 1) > checks.summation_bound(entries, computed_in)
-    if off.any():
+    if off.any() and not known:
         kinds = {precision(square) for layer in scores for square in layer}
         if kinds <= {"float16", "bfloat16"}:
             computed_in = max(kinds, key=["float16", "bfloat16"].index)

@@ -18,6 +18,9 @@ from h2osim.traces.arrays import real
 from h2osim.traces.unit import Unit, split_layer
 from h2osim.traces.writer import TraceWriter
 
+KEPT = (*manifest.OPTIONAL, "name", "n", "heads", "group_size", "kv_heads", "stores")
+"""The fields of a manifest that a trace keeps where it is written anew."""
+
 
 class Trace:
     """Attention recorded from a model, or made up.
@@ -81,6 +84,7 @@ class Trace:
         v: Any = None,
         w_o: Any = None,
         x_norm: Any = None,
+        computed_in: str | None = None,
         **fields: Any,
     ) -> Trace:
         """A trace in memory from post-softmax attention, `scores[layers, heads, n, n]`.
@@ -96,6 +100,8 @@ class Trace:
         v_norm1, v_norm2, k_norm2: norms of values and keys [layers, KV heads, n]; v: values
         [layers, KV heads, n, d]; w_o: output projections [layers, heads, d, D], x_norm: norms of
         the residual stream [layers, n]. The layers axis may be left out where scores leaves it out.
+        computed_in: the float type in which the rows were computed ("bfloat16"), where they have
+        been cast since; by default it is found out where their sums need it.
         fields: more fields of the manifest (model, text, tokens, provenance, ...).
 
         UserError: shape or dtype; an entry that is NaN, negative, above 1 or above the diagonal; a
@@ -112,7 +118,7 @@ class Trace:
             )
         array = array[(None,) * (4 - array.ndim)]
         indices = in_memory.layer_numbers(layers, len(array))
-        bits, row_sum, entry = in_memory.pack_rows(array, indices)
+        bits, row_sum, entry = in_memory.pack_rows(array, indices, computed_in)
         tensors = {
             "scores": bits, "row_sum": row_sum, "v_norm1": v_norm1, "v_norm2": v_norm2,
             "k_norm2": k_norm2, "v": v, "w_o": w_o, "x_norm": x_norm,
@@ -223,26 +229,26 @@ class Trace:
         UserError when `path` exists (with overwrite: when it is not a trace). Rows are checked
         before, so that no bad trace gets written.
         """
-        kept = {*manifest.OPTIONAL, "name", "n", "heads", "group_size", "kv_heads", "stores"}
-        fields = {k: v for k, v in self.manifest.items() if k in kept and v is not None}
+        fields = {k: v for k, v in self.manifest.items() if k in KEPT and v is not None}
         with TraceWriter(path, overwrite=overwrite, **fields) as writer:
             for index in self.layers:
                 self.check_layer(index)
-                of_file = ("index", "file", "sha256", "bytes", "tensors")
-                facts = {k: v for k, v in self._entries[index].items() if k not in of_file}
-                tensors = {name: self.tensor(index, name) for name in self.tensors(index)}
-                with writer.layer(
-                    index,
-                    tensors={name: (t.dtype, t.shape) for name, t in tensors.items()},
-                    **facts,
-                ) as file:
-                    for name, tensor in tensors.items():
-                        if name == "scores":
-                            for head, bits in enumerate(tensor):
-                                file.write_rows(name, head, 0, bits)
-                        else:
-                            file[name][...] = tensor
+                self.write_layer(writer, index)
         return Path(path)
+
+    def write_layer(self, writer: TraceWriter, layer: int) -> None:
+        """Write a layer into a trace that is being written; it is not checked here."""
+        of_file = ("index", "file", "sha256", "bytes", "tensors")
+        facts = {k: v for k, v in self.layer_entry(layer).items() if k not in of_file}
+        tensors = {name: self.tensor(layer, name) for name in self.tensors(layer)}
+        shapes = {name: (t.dtype, t.shape) for name, t in tensors.items()}
+        with writer.layer(layer, tensors=shapes, **facts) as file:
+            for name, tensor in tensors.items():
+                if name == "scores":
+                    for head, bits in enumerate(tensor):
+                        file.write_rows(name, head, 0, bits)
+                else:
+                    file[name][...] = tensor
 
     # --- reading ---------------------------------------------------------------------------------
 
