@@ -24,6 +24,7 @@ __all__ = [
     "allocate",
     "budget_for_recall",
     "budgets_of",
+    "by_cache",
     "certify",
     "evaluate",
     "export_trace",
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from h2osim.sweeps.sweeping import open_sweep, sweep
     from h2osim.traces.catalogue import open_trace
     from h2osim.traces.exchange import export_trace
+    from h2osim.traces.shared_caches import by_cache
     from h2osim.traces.synthetic import synth
     from h2osim.traces.trace import Trace
     from h2osim.traces.unit import Unit
@@ -76,6 +78,7 @@ _PUBLIC = {
     "allocate": "h2osim.optima.allocating",
     "budget_for_recall": "h2osim.replays.curves",
     "budgets_of": "h2osim.optima.allocating",
+    "by_cache": "h2osim.traces.shared_caches",
     "certify": "h2osim.optima.certifying",
     "evaluate": "h2osim.sweeps.evaluation",
     "export_trace": "h2osim.traces.exchange",

@@ -120,3 +120,15 @@ def test_other_logits_with_the_weights_are_no_record(tmp_path: Path) -> None:
         record(model, tokens=tokens(), out=tmp_path / "t")
     model.config._attn_implementation = "eager"  # now it does, and this is what is recorded
     check_rows(model, record(model, tokens=tokens(), out=tmp_path / "t"))
+
+
+def test_without_a_cache_the_module_says_how_many_heads_share_one() -> None:
+    module = torch.nn.Linear(2, 2)
+    weights = torch.eye(3).expand(4, 3, 3)
+    layer = own._layer(0, own.Source(module, 1), weights, None)
+    assert (layer.heads, layer.kv_heads, layer.head_dim, layer.sink) == (4, 4, 0, False)
+    module.num_key_value_groups = 2
+    assert own._layer(0, own.Source(module, 1), weights, None).kv_heads == 2
+    keys = torch.zeros(3, 3, 2)
+    with pytest.raises(own.NotGiven, match="has 4 heads for 3 cached keys"):
+        own._layer(0, own.Source(module, 1), weights, (keys + torch.arange(3)[:, None, None], keys))

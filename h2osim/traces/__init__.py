@@ -21,9 +21,10 @@ trace.json (format version 1): format, version, name, created_by, command, model
 tokens {ids, text}, n, prompt_len (null for given text), generation, stores, heads, kv_heads,
 group_size, model_heads, model_kv_heads, head_dim, provenance, and layers, each with index, file,
 sha256, bytes, scale, window, softcap, the names of its tensors, and cache_of: the layer whose keys
-and values it attends to, where these are not its own. computed_in: "bfloat16" where a model rounded
-its rows to that. sink: true where a learned sink takes part of each row, so that rows sum to less
-than 1 and row_sum says by how much; lse then counts the sink in.
+and values it attends to, where these are not its own (`by_cache` makes one layer of these).
+computed_in: "bfloat16" where a model rounded its rows to that. sink: true where a learned sink
+takes part of each row, so that rows sum to less than 1 and row_sum says by how much; lse then
+counts the sink in.
 """
 
 from h2osim.traces.catalogue import open_trace
