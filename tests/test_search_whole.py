@@ -40,6 +40,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+MORE = ("--tune", "2")
+
+
 def words(home: Path, *more: str) -> list[str]:
     return [
         "search", str(home / "model"), "--texts", str(home / "texts"), "--train", "a,b",
@@ -50,10 +53,13 @@ def words(home: Path, *more: str) -> list[str]:
 
 
 def test_a_search_runs_goes_on_and_keeps_what_is_done(run: Run, home: Path, tmp_path: Path) -> None:
-    done = run(*words(home))
+    done = run(*words(home, *MORE))
     assert done.code == 0, done.err
     table = pd.read_csv(tmp_path / "t.csv")
-    assert set(table["stage"]) == {"open loop", "train", "held out", "answers", "split"}
+    stages = {"open loop", "train", "tune", "held out", "answers", "split"}
+    assert set(table["stage"]) == stages
+    tried = table[table["stage"] == "tune"]
+    assert len(tried) == 2 and tried.iloc[0][["power", "late", "equal"]].tolist() == [1, 0, 0]
     ours = table[(table["stage"] == "held out") & (table["policy"] == table["winner"])]
     assert sorted(ours["text"].unique()) == ["c", "d"] and (ours["kl"] > 0).all()
     split = json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))
@@ -61,7 +67,7 @@ def test_a_search_runs_goes_on_and_keeps_what_is_done(run: Run, home: Path, tmp_
     times = {path: path.stat().st_mtime_ns for path in Path(tmp_path, "s").rglob("*.npz")}
     lost = sorted((tmp_path / "s" / "open").rglob("*.npz"))[-1]
     lost.unlink()
-    assert run(*words(home)).code == 0
+    assert run(*words(home, *MORE)).code == 0
     again = pd.read_csv(tmp_path / "t.csv")
     pd.testing.assert_frame_equal(table.drop(columns="command"), again.drop(columns="command"))
     kept = {path for path, time in times.items() if path.stat().st_mtime_ns == time}
@@ -81,7 +87,9 @@ def test_other_measures(run: Run, home: Path, tmp_path: Path, by: str) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("more", [("--objective", "answers"), ("-j", "2"), ("--dask",)], ids=str)
+@pytest.mark.parametrize(
+    "more", [("--objective", "both", "--answers", "0.3"), ("-j", "2"), ("--dask",)], ids=str
+)
 def test_other_ways(run: Run, home: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     """Answers to training prompts choose; processes and a cluster find what one process finds."""
     assert run(*words(home)).code == 0
@@ -97,7 +105,7 @@ def test_other_ways(run: Run, home: Path, tmp_path: Path, more: tuple[str, ...])
         assert run(*again).code == 0
     found = pd.read_csv(tmp_path / "t.csv").drop(columns="command")
     if more[0] == "--objective":
-        trained = found[found["stage"] == "train"]
+        trained = found[found["stage"] == "train answers"]
         assert trained["answer_logp"].notna().all() and trained["text"].nunique() == 9
     else:
         pd.testing.assert_frame_equal(plain, found)

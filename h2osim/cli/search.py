@@ -49,8 +49,12 @@ def search(
         ),
     ] = "first-order",
     objective: Annotated[
-        str, typer.Option("--objective", help="What chooses at last: kl, answers, open-loop.")
+        str, typer.Option("--objective", help="What chooses: kl, answers, both, open-loop."),
     ] = "kl",
+    answers: Annotated[
+        float,
+        typer.Option("--answers", help="What prompts with an answer count in the open loop: 0.3."),
+    ] = 0.0,
     trials: Annotated[int, typer.Option("--trials", min=1, help="Settings to measure.")] = 100,
     at_once: Annotated[
         int, typer.Option("--at-once", min=1, help="Settings proposed and measured together.")
@@ -58,6 +62,10 @@ def search(
     finalists: Annotated[
         int, typer.Option("--finalists", min=1, help="Settings that run in the closed loop.")
     ] = 6,
+    tune: Annotated[
+        int,
+        typer.Option("--tune", min=0, help="Ways to share the budget to try in the closed loop."),
+    ] = 0,
     tokens: Annotated[int, typer.Option("--tokens", "-n", min=3, help="Tokens of a text.")] = 768,
     prompt_len: Annotated[
         int, typer.Option("--prompt-len", min=1, help="Tokens of its prompt.")
@@ -70,6 +78,10 @@ def search(
         str | None,
         typer.Option("--checks", help="Run also, of these: prompts,cuts,lengths,writing."),
     ] = None,
+    left: Annotated[
+        int,
+        typer.Option("--left", min=0, help="Held-out texts to work out on what is left to win."),
+    ] = 0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the proposals.")] = 0,
     device: DeviceOption = "cpu",
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes.")] = 1,
@@ -125,6 +137,7 @@ def search(
         model, tuple(policies or [SPACE]), tuple(totals), by=by,
         objective=objective, trials=trials, batch=at_once, finalists=finalists, tokens=tokens,
         prompt_len=prompt_len, seed=seed, task_seeds=prompts, device=device,
+        answers=answers, tune=tune, left=left,
         checks=tuple(checks.split(",") if checks else ()),
     )  # fmt: skip
     with progress_bar() as bar:

@@ -186,7 +186,7 @@ def _replayed(
 
     if by == "value":
         gone = run["evicted_at"].values[0].reshape(len(units), len(grid), trace.n)
-        worth, mass = _value_kept(trace, share, units, p, gone)
+        worth, mass = schedules_keep(trace, share, "value", p, gone, layers)
         return _lost(np.floor(curve(worth)).astype(np.int64), mass, by)
     if by in MASSES:
         kept = np.floor(curve(run["kept"].values[0])).astype(np.int64)
@@ -202,16 +202,21 @@ def _lost(kept: Ints, mass: Ints, by: str) -> _Found:
     return loss, kept, mass
 
 
-def _value_kept(
-    trace: Trace, share: str, units: Sequence[Unit], p: int, gone: NDArray[np.int32]
-) -> tuple[Ints, Ints]:
-    """Value-weighted mass [units, budgets] that schedules keep, and all of it [units]."""
+def schedules_keep(
+    trace: Trace, share: str, weights: str, p: int, gone: NDArray[np.int32],
+    layers: Sequence[int] | None = None,
+) -> tuple[Ints, Ints]:  # fmt: skip
+    """Mass, or value-weighted mass, that schedules keep of the rows from p on, in integers.
+
+    gone: the step after which each token is never attended again, int32 [units, schedules, n], the
+    units of the chosen layers. Returns int64 [units, schedules], and all of it, int64 [units].
+    """
     from h2osim.optima.weighing import weighed
 
-    places = {(unit.layer, unit.index) for unit in units}
-    rows = [unit for unit in weighed(trace, share, "value") if (unit.layer, unit.index) in places]
+    chosen = chosen_layers(trace, layers)
+    rows = [unit for unit in weighed(trace, share, weights) if unit.layer in chosen]
     n = trace.n
-    kept, mass = np.zeros(gone.shape[:2], np.int64), np.zeros(len(units), np.int64)
+    kept, mass = np.zeros(gone.shape[:2], np.int64), np.zeros(len(rows), np.int64)
     for u, unit in enumerate(rows):
         for t in range(p, n):
             row = unit.row(t)

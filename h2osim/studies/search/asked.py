@@ -20,7 +20,7 @@ SPACE = (
     "join=sum|max,prior=0|4|16|64,value=0|0.5|1,recent=0.1|0.15|0.2|0.25|0.3|0.4,sinks=0|1|4,"
     "heads=sum|max"
 )
-OBJECTIVES = ("kl", "answers", "open-loop")
+OBJECTIVES = ("kl", "answers", "both", "open-loop")
 CHECKS = ("prompts", "cuts", "lengths", "writing")
 DEPTHS = (0.1, 0.5, 0.9)
 """Where in a prompt the answer stands."""
@@ -34,10 +34,13 @@ class Search:
 
     spaces: grids of policies. totals: mean budgets as shares of a text. by: the measure of the open
     loop, one of ``losses.MEASURES``. objective: what chooses among the ``finalists``: ``kl`` of
-    the closed loop on the training texts, ``answers``: the log-probability that training prompts'
-    answers lose, ``open-loop``: nothing but the first stage. batch: settings measured at a time.
-    task_seeds: prompts with an answer of each kind and depth. checks: what else is run of the
-    held-out texts, some of CHECKS.
+    the closed loop on the training texts, ``answers``: the log-probability of training prompts'
+    answers, ``both``: KL, of those that answer as many training prompts as the first baseline,
+    ``open-loop``: nothing but the first stage. answers: what training prompts count in the open
+    loop; the texts count 1 - answers. batch: settings measured at a time. tune: settings of the
+    winner's split that are tried in the closed loop. task_seeds: prompts with an answer of each
+    kind and depth. checks: what else is run of the held-out texts, some of CHECKS. left: on how
+    many held-out texts it is worked out what is left to win.
     """
 
     model: str
@@ -49,11 +52,14 @@ class Search:
     trials: int = 100
     batch: int = 8
     finalists: int = 6
+    answers: float = 0.0
+    tune: int = 0
     tokens: int = 768
     prompt_len: int = 256
     seed: int = 0
     task_seeds: int = 6
     checks: tuple[str, ...] = ()
+    left: int = 0
     device: str = "cpu"
 
     def choices(self) -> list[Axes]:
@@ -89,3 +95,7 @@ class Search:
             raise UserError(f"text {name}: held out and trained on; expected other texts")
         if not train or not held:
             raise UserError(f"{len(train)} training and {len(held)} held-out texts: expected some")
+        if self.tune and len(train) < 2:
+            raise UserError("--tune: 1 training text, expected at least two")
+        if not 0 <= self.answers < 1:
+            raise UserError(f"--answers {self.answers:g}: expected a share from 0 to below 1")

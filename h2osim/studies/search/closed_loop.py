@@ -22,13 +22,41 @@ from h2osim.sweeps.identity import plain_budgets
 if TYPE_CHECKING:
     import xarray
 
+TRAIN, ASKED = "train", "train answers"
+"""The stages that choose the winner: texts, and prompts with an answer."""
 
-def worth(rows: Sequence[Mapping[str, Any]], policy: str, objective: str) -> float:
-    """What a finalist lost: the mean of log KL, or of the answers' -log p."""
+
+def worth(
+    rows: Sequence[Mapping[str, Any]], policy: str, objective: str, base: str
+) -> tuple[float, float]:
+    """What a finalist lost, small is good: by how many answers it falls short, then what else.
+
+    That is the mean of log KL, or of the answers' -log p. Only ``both`` looks at how many answers
+    there are: it is the largest lead, over budgets, of the policy ``base`` with equal budgets, as a
+    number of prompts.
+    """
     mine = [row for row in rows if row["policy"] == policy and row["split"] == "shared"]
+    if objective == "answers":
+        asked = [row["answer_logp"] for row in mine if row["stage"] == ASKED]
+        return 0.0, -float(np.mean(asked))
+    kl = float(np.mean(np.log([row["kl"] for row in mine if row["stage"] == TRAIN])))
     if objective == "kl":
-        return float(np.mean(np.log([row["kl"] for row in mine])))
-    return float(-np.mean([row["answer_logp"] for row in mine]))
+        return 0.0, kl
+    theirs = [row for row in rows if row["policy"] == base and row["split"] == "equal"]
+    ahead = [
+        _answered(theirs, budget) - _answered(mine, budget)
+        for budget in {row["budget"] for row in mine}
+    ]
+    return float(max(0, *ahead)), kl
+
+
+def _answered(rows: Sequence[Mapping[str, Any]], budget: float) -> int:
+    """How many prompts are answered at a budget, of those that the full cache answers."""
+    return sum(
+        row["exact"] == 1 and row["full_exact"] == 1
+        for row in rows
+        if row["stage"] == ASKED and row["budget"] == budget
+    )
 
 
 @dataclass
@@ -61,36 +89,36 @@ class Stages:
         """
         totals = list(self.asked.totals)
         base = self.asked.baselines
-        if not parts and (stage == "train" or stage.startswith("check")):
+        if not parts and stage != "answers":
             base = base[:1]
         more = [2 * t for t in totals if 2 * t not in totals and 2 * t < 1] if parts else []
+        prompt = None if tasks else prompt_len or self.asked.prompt_len
         equal = {(j, b) for j in range(len(base)) for b in range(len(totals))}
         equal |= {(0, len(totals) + b) for b in range(len(more))}
-        asked: list[tuple[list[str], list[Any], set[tuple[int, int]] | None]] = [
-            (list(base), [*totals, *more], equal)
-        ]
+        rows = self._passes(stage, texts, base, [*totals, *more], equal, prompt, generate)
         for trial in trials:
-            splits = self.budgets(trial)
-            if not parts:
-                asked.append(([trial.policy], splits, None))
-                continue
-            only = {(0, b) for b in range(2 * len(totals))}
-            only |= {(1, len(totals) + b) for b in range(len(totals))}
-            names = [trial.policy, base[0]] if trial.policy != base[0] else [trial.policy]
-            some = {at for at in only if at[0] < len(names)}
-            asked.append((names, [*totals, *splits], some))
-        prompt = None if tasks else prompt_len or self.asked.prompt_len
-        return [
-            row
-            for policies, budgets, only_ in asked
-            for row in self._passes(stage, texts, policies, budgets, only_, prompt, generate)
-        ]
+            rows += self.of_trial(stage, texts, trial, prompt, parts, generate)
+        return rows
+
+    def of_trial(
+        self, stage: str, texts: Mapping[str, Any], trial: Trial, prompt_len: int | None,
+        parts: bool = False, generate: int = 0,
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """Rows of a trial with its splits; parts: as :meth:`run` has them."""
+        totals, splits = list(self.asked.totals), self.budgets(trial)
+        if not parts:
+            return self._passes(stage, texts, [trial.policy], splits, None, prompt_len, generate)
+        policies = list(dict.fromkeys([trial.policy, self.asked.baselines[0]]))
+        shared = range(len(totals), 2 * len(totals))
+        only = {(j, b) for j in range(len(policies)) for b in shared}
+        only |= {(0, b) for b in range(len(totals))}
+        return self._passes(stage, texts, policies, [*totals, *splits], only, prompt_len, generate)
 
     def _passes(
         self, stage: str, texts: Mapping[str, Any], policies: Sequence[str],
         budgets: Sequence[Any], only: set[tuple[int, int]] | None, prompt_len: int | None,
         generate: int,
-    ) -> Iterator[dict[str, Any]]:  # fmt: skip
+    ) -> list[dict[str, Any]]:  # fmt: skip
         about = [list(texts), policies, sorted(only or ()), plain_budgets(budgets), prompt_len]
         digest = sha256(json.dumps([*about, generate, self.asked.device]).encode()).hexdigest()[:8]
         found = evaluate(
@@ -98,7 +126,7 @@ class Stages:
             prompt_len=prompt_len, generate=generate, jobs=self.jobs, dask=self.dask,
             store=self.store / f"{stage.replace(' ', '-')}-{digest}", progress=self.progress,
         )  # fmt: skip
-        return _rows(stage, found)
+        return list(_rows(stage, found))
 
     def check(self, held: Mapping[str, str], winner: Trial, tokenizer: Any) -> Iterator[Any]:
         """Other prompts, lengths and cuts of the held-out texts, and what the model writes."""

@@ -49,7 +49,7 @@ def curves(
     from h2osim.replays.budgets import budget_tokens
     from h2osim.replays.replaying import replay
 
-    run = _run(model, device, ids, prompt_len)
+    run = run_of(model, device, ids, prompt_len)
     assert run.trace is not None
     measure = {"first-order": "recall", "error-abs": "error"}.get(by, by)
     tokens = [budget_tokens(share, len(ids), prompt_len) for share in SHARES]
@@ -64,16 +64,18 @@ def curves(
 
 
 @lru_cache(maxsize=64)
-def _run(model: str, device: str, ids: tuple[int, ...], prompt_len: int) -> Uncompressed:
+def run_of(model: str, device: str, ids: tuple[int, ...], prompt_len: int) -> Uncompressed:
+    """A text's uncompressed run, with its gradients and its attention; the last ones are kept."""
     from h2osim.closed_loop import uncompressed
     from h2osim.closed_loop.decoding import Prompt
 
-    prompt = Prompt(_placed(model, device), ids[:prompt_len])
+    prompt = Prompt(placed_model(model, device), ids[:prompt_len])
     return uncompressed.run(prompt, ids[prompt_len:], PROBES)
 
 
 @lru_cache(maxsize=1)
-def _placed(model: str, device: str) -> Any:
+def placed_model(model: str, device: str) -> Any:
+    """The model on a device, loaded once."""
     from h2osim.models import loading
     from h2osim.models.placing import placed
 

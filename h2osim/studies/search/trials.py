@@ -8,7 +8,7 @@ A setting is worth what it then loses: the geometric mean over texts and totals.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from h2osim.optima.allocation_curves import Curves
-from h2osim.optima.splitting import best_split
-from h2osim.replays.unit_budgets import UnitBudgets
 from h2osim.studies.search.asked import Axes, Search
-from h2osim.studies.search.losses import SHARES, Measure
+from h2osim.studies.search.losses import Measure
+from h2osim.studies.search.sharing import Sharing, lost, weighed
 from h2osim.support.archive import read_arrays, write_arrays
 from h2osim.support.errors import UserError
 from h2osim.support.progress import Progress
@@ -28,18 +26,19 @@ from h2osim.sweeps.grid import setting
 
 Numbers = NDArray[np.float64]
 
-GRID = 1000
-"""Slots of a text that are split: a split is in thousandths of a text."""
-
 
 @dataclass
 class Trial:
-    """A setting, what it loses at each total with its budget shared out, and the shares."""
+    """A setting, what it loses at each total with its budget shared out, and the shares.
+
+    losses: of the training texts, [texts, budgets, layers, units].
+    """
 
     policy: str
     value: float
     predicted: list[float]
     splits: list[Numbers] = field(repr=False)
+    losses: Numbers = field(repr=False)
 
 
 def require_optuna() -> None:
@@ -51,12 +50,13 @@ def require_optuna() -> None:
 
 
 def open_loop(
-    asked: Search, texts: Sequence[str], measure: Measure, folder: Path, key: str,
+    asked: Search, weights: Mapping[str, float], measure: Measure, folder: Path, key: str,
     progress: Progress | None,
 ) -> list[Trial]:  # fmt: skip
     """All trials: those of the store are told to Optuna again, then it proposes the others.
 
-    key: of the search, so that another's files are not taken for its own.
+    weights: of the texts, by name, adding up to 1. key: of the search, so that another's files are
+    not taken for its own.
     """
     import optuna
 
@@ -68,6 +68,7 @@ def open_loop(
             n_startup_trials=16,
         )  # fmt: skip
     study, choices = optuna.create_study(sampler=sampler), asked.choices()
+    each = np.array(list(weights.values()))
     done: list[Trial] = []
     measured: dict[str, Trial] = {}
     while len(done) < asked.trials:
@@ -75,9 +76,9 @@ def open_loop(
         names = [_propose(one, choices) for one in waiting]
         if new := list(dict.fromkeys(name for name in names if name not in measured)):
             batch = folder / f"{len(done):05d}"
-            losses = _batch(new, texts, measure, batch, key)
+            losses = _batch(new, list(weights), measure, batch, key)
             for name, one in zip(new, losses, strict=True):
-                measured[name] = shared(name, one, asked.totals)
+                measured[name] = shared(name, one, asked.totals, each)
         for one, name in zip(waiting, names, strict=True):
             study.tell(one, measured[name].value)
             done.append(measured[name])
@@ -117,50 +118,14 @@ def _propose(trial: Any, choices: Sequence[Axes]) -> str:
     return setting(name, policy, chosen).text
 
 
-def shared(policy: str, losses: Numbers, totals: Sequence[float]) -> Trial:
-    """A trial from losses [texts, budgets, layers, units]: its splits and what they lose."""
-    curves = on_the_grid(losses)
-    predicted, splits = [], []
-    for total in totals:
-        equal = curves[:, :, round(total * GRID)].sum(axis=1)
-        split = split_budget((curves / equal[:, None, None]).mean(axis=0), total)
-        predicted.append(float(np.exp(np.mean(np.log(lost(curves, split))))))
-        splits.append(split.reshape(losses.shape[2:]))
-    return Trial(policy, float(np.mean(np.log(predicted))), predicted, splits)
+def shared(policy: str, losses: Numbers, totals: Sequence[float], weights: Numbers) -> Trial:
+    """A trial from losses [texts, budgets, layers, units]: its splits and what they lose.
 
-
-def on_the_grid(losses: Numbers) -> Numbers:
-    """Losses [texts, budgets, layers, units] at 0 … GRID slots, [texts, units, GRID + 1].
-
-    Straight lines between the budgets of :data:`SHARES` and 1, where nothing is lost.
+    weights: of the texts, adding up to 1.
     """
-    flat = losses.reshape(*losses.shape[:2], -1)
-    at, slots = np.array([*SHARES, 1.0]) * GRID, np.arange(GRID + 1)
-    return np.array(
-        [[np.interp(slots, at, [*curve, 0.0]) for curve in text.T] for text in flat], np.float64
-    )
-
-
-def split_budget(curves: Numbers, total: float) -> Numbers:
-    """The shares [units] of mean ``total`` whose losses add up to least, on the curves' hulls.
-
-    curves: [units, GRID + 1]. No unit gets less than the least of :data:`SHARES`.
-    """
-    units, low = len(curves), round(SHARES[0] * GRID)
-    slots = round(total * GRID * units)
-    split, _ = best_split(Curves(curves[None]).gains([0]), slots, "hull", low)
-    return UnitBudgets("", split[None] / GRID).scaled(total).budgets[0]
-
-
-def lost(curves: Numbers, split: Numbers) -> Numbers:
-    """What the units of each text lose together at these shares, [texts]."""
-    slots = np.arange(GRID + 1)
-    return np.array(
-        [
-            sum(np.interp(k * GRID, slots, one) for k, one in zip(split, text, strict=True))
-            for text in curves
-        ]
-    )
+    splits = [Sharing().split(weighed(losses, weights, total), total) for total in totals]
+    predicted = [float(np.exp(weights @ np.log(lost(losses, split)))) for split in splits]
+    return Trial(policy, float(np.mean(np.log(predicted))), predicted, splits, losses)
 
 
 def trial_rows(asked: Search, best: Sequence[Trial]) -> Iterator[dict[str, Any]]:
