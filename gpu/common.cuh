@@ -14,6 +14,7 @@ typedef unsigned short u16;
 typedef unsigned long long u64;
 typedef long long i64;
 
+#define NOT_A_RANK (-(1LL << 62))  // stands for the mass that every budget has: a rank was NaN
 #define UNIT (1.0 / 16777216.0)  // 2^-24: every float16 probability is a multiple of it
 
 // Index of row t in a packed lower triangle.

@@ -98,7 +98,9 @@ extern "C" __global__ void __launch_bounds__(T, BLOCKS) depths(
 #else
         if (offset == 0) return NO_KEY;
         const int pos = POSITION(offset);
-        return key_of(rule_rank(s, params.in, params.ip, params.fp, pos, t, n, p, n, HEADS));
+        double r = rule_rank(s, params.in, params.ip, params.fp, pos, t, n, p, n, HEADS);
+        if (r != r) hit[0] = NOT_A_RANK, r = -INF;
+        return key_of(r);
 #endif
     };
     auto update = [&](double *s, double a, int offset) {

@@ -69,6 +69,8 @@ extern "C" __global__ void __launch_bounds__(T) direct(
     const Parameters params = parameters_of(ints, floats, inputs, inputs_at, job);
     int *evicted = evicted_at + (i64)job * n;
     int m = progress[job * 2], held = progress[job * 2 + 1];
+    bool nan = m < 0;
+    if (nan) return;  // a rank was NaN
 
     for (int t = start; t < stop; t++) {
         const i64 at = tri(t);
@@ -134,8 +136,8 @@ extern "C" __global__ void __launch_bounds__(T) direct(
             rule_update(own, a, old, params.in, params.ip, params.fp, j, t, k, p, n, heads);
             for (int f = 0; f < F; f++) state[(i64)f * n + j] = own[f];
             if (evicting) {
-                const double r =
-                    rule_rank(own, params.in, params.ip, params.fp, j, t, k, p, n, heads);
+                double r = rule_rank(own, params.in, params.ip, params.fp, j, t, k, p, n, heads);
+                if (r != r) nan = true, r = -INF;  // it has no place in an order
                 ranks[i] = r;
                 if (below(r, j, least, least_pos)) least = r, least_pos = j, least_slot = i;
             }
@@ -211,4 +213,6 @@ extern "C" __global__ void __launch_bounds__(T) direct(
         progress[job * 2] = m;
         progress[job * 2 + 1] = held;
     }
+    __syncthreads();
+    if (nan) progress[job * 2] = -1;
 }

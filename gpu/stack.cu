@@ -123,9 +123,11 @@ extern "C" __global__ void __launch_bounds__(T) stack(
             for (int c = 0; c < C; c++) {
                 const Parameters &own = params[c];
                 rule_update(state[i][c], a, 0.0, own.in, own.ip, own.fp, j, t, n, p, n, HEADS);
-                if (evicts_now)
-                    ranks[(i64)c * n + j] =
-                        rule_rank(state[i][c], own.in, own.ip, own.fp, j, t, n, p, n, HEADS);
+                if (evicts_now) {
+                    double r = rule_rank(state[i][c], own.in, own.ip, own.fp, j, t, n, p, n, HEADS);
+                    if (r != r) hits[((i64)block * C + c) * (n + 1)] = NOT_A_RANK, r = -INF;
+                    ranks[(i64)c * n + j] = r;
+                }
             }
         }
         if (t + 1 < stop) {  // loaded now for the next step

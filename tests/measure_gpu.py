@@ -137,7 +137,7 @@ def cached_scores(device: cuda.Gpu, n: int) -> list[Measurement]:
 
     again()
     expected, outcome = fed(DirectRun(job), unit), direct.outcomes()[100]
-    assert np.array_equal(outcome.kept, expected.kept)
+    assert outcome is not None and np.array_equal(outcome.kept, expected.kept)
     assert np.array_equal(outcome.evicted_at, expected.evicted_at)
     name = f"cached H2O, {UNITS} units of {n} tokens, budget {k}"
     return [Measurement(name, seconds(again, 3) * 1e3, "ms")]

@@ -10,7 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_cases import DIRECT, GPU, busy_unit, check_curves, check_direct, kernels, needs_compiler
+from cuda_cases import (
+    DIRECT,
+    GPU,
+    busy_unit,
+    check_curves,
+    check_direct,
+    curves_by,
+    kernels,
+    needs_compiler,
+)
 from cuda_shim import Shim
 from test_specialise import CELL, run_cell
 
@@ -18,8 +27,12 @@ from h2osim import cuda
 from h2osim.cuda import chunks, run
 from h2osim.cuda.kernels.depths import Depths
 from h2osim.cuda.kernels.stack import Stack
+from h2osim.engines import naive
 from h2osim.engines.request import Job
+from h2osim.policies.arithmetic import accumulate
+from h2osim.policies.declaration import INF, Policy
 from h2osim.policies.expressions import LARGEST
+from h2osim.policies.parameters import shared
 from h2osim.policies.registry import all_policies
 from h2osim.policies.text import parse
 from h2osim.support.errors import UserError
@@ -178,3 +191,34 @@ def test_refusals_at_the_limits() -> None:
     assert "128 heads" in str(cuda.refusal(parse("h2o"), 128))
     assert cuda.refusal(parse(f"streaming:sinks={LARGEST - 1}"), 1) is None
     assert f"sinks={LARGEST}" in str(cuda.refusal(parse(f"streaming:sinks={LARGEST}"), 1))
+
+
+def sometimes_nan(score: float, t: int, pos: int) -> float:
+    return INF - INF if t == 9 and pos > 3 else score
+
+
+@needs_compiler
+@pytest.mark.parametrize("recent", [0, 3])
+def test_a_rank_that_is_nan_ends_in_the_line_of_every_other_engine(recent: int) -> None:
+    """It has no place in an order; where all ranks were NaN a kernel wrote beyond its arrays."""
+    unit = busy_unit(30, 8, 2)
+    policy = Policy(
+        name="sometimes nan", summary="", source="", state=("score",), update=accumulate,
+        rank=sometimes_nan, scores="full", inclusive=True,
+        params=(shared("recent", recent),) if recent else (),
+    )  # fmt: skip
+    job = Job(unit, parse(policy), 6, 2)
+    said = "policy sometimes nan: rank gives NaN in step 9, which has no place in an order"
+    with pytest.raises(UserError, match=said):
+        naive.run(job)
+    for device in (Shim(), Shim(1)):
+        with pytest.raises(UserError, match=said):
+            cuda.direct([Job(unit, parse("tova"), 4, 2), job], device)
+        for kernel in (Depths, Stack):
+            with pytest.raises(UserError, match=said):
+                curves_by(kernel, device, [job], [1, 12, 30], 1)
+    # nothing is ranked in step 9 where nothing has to go
+    later = Job(unit, parse(policy), 6, 12)
+    check_direct(Shim(), [later])
+    for kernel in (Depths, Stack):
+        check_curves(Shim(), [later], [1, 12, 30], 1, kernel)

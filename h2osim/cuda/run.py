@@ -16,8 +16,10 @@ from h2osim.cuda.kernels.errors import error_bytes, read_in_parts, value_size
 from h2osim.cuda.kernels.residuals import outputs_of
 from h2osim.cuda.kernels.stack import Stack, stack_bytes
 from h2osim.cuda.rows import block_rows, load_rows, row_bytes, row_masses
+from h2osim.engines.direct import DirectRun
 from h2osim.engines.request import Job
 from h2osim.engines.results import Curve, Outcome
+from h2osim.engines.stack import StackRun
 from h2osim.policies.declaration import Configured
 from h2osim.policies.expressions import LARGEST, Untranslatable
 from h2osim.policies.to_cuda import rules_text
@@ -99,6 +101,8 @@ def direct(
         found = {}
         for policy, mine in kinds.items():
             for i, outcome in zip(mine, runs[policy].outcomes(), strict=True):
+                if outcome is None:
+                    raise _no_rank(DirectRun(jobs[i]), jobs[i])
                 found[i] = (outcome, whole[index[jobs[i].unit], jobs[i].prompt_len :])
         return found
 
@@ -181,11 +185,23 @@ def curves(
         found = {}
         for kind, ids in kinds.items():
             for i, result in runs[kind].curves().items():
+                if result[1] < 0:  # the kernel's mark
+                    raise _no_rank(StackRun(jobs[ids[i]]), jobs[ids[i]])
                 found[ids[i]] = result
         return found
 
     found = spread(list(order), cost, work, device, LARGER if errors else 1)
     return [found[i] for i in range(len(jobs))]
+
+
+def _no_rank(run: DirectRun | StackRun, job: Job) -> UserError:
+    """What is said of a rank that is NaN: the CPU's engine finds the step."""
+    try:
+        for block in job.unit.blocks():
+            run.feed(block)
+    except UserError as error:
+        return error
+    return UserError(f"policy {job.configured.policy.name}: a rank is NaN on the GPU alone")
 
 
 def choose(

@@ -72,13 +72,16 @@ class Direct:
         if self._errors is not None:
             self._errors.add(rows)
 
-    def outcomes(self) -> list[Outcome]:
-        """The outcome of each job, after all rows have been fed."""
+    def outcomes(self) -> list[Outcome | None]:
+        """The outcome of each job, after all rows have been fed; None where a rank was NaN."""
         arrays = self._evicted_at, self._kept, self._progress
         evicted_at, kept, progress = map(self._device.host, arrays)
         errors = [Errors()] * len(self._jobs) if self._errors is None else self._errors.result()
-        found = []
+        found: list[Outcome | None] = []
         for i, job in enumerate(self._jobs):
+            if progress[i, 0] < 0:
+                found.append(None)
+                continue
             n, linger = job.unit.n, job.configured.policy.linger
             gone = evicted_at[i]
             if linger:
