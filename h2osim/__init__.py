@@ -28,10 +28,12 @@ __all__ = [
     "certify",
     "evaluate",
     "export_trace",
+    "frame",
     "import_trace",
     "open_sweep",
     "open_trace",
     "optimum",
+    "progress_bars",
     "read_budgets",
     "record",
     "record_many",
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
     from h2osim.replays.curves import budget_for_recall
     from h2osim.replays.replaying import replay
     from h2osim.replays.unit_budgets import UnitBudgets
+    from h2osim.report.notebook import frame
+    from h2osim.support.bars import progress_bars
     from h2osim.support.errors import UserError
     from h2osim.support.parameters import Param
     from h2osim.sweeps.evaluation import evaluate
@@ -82,10 +86,12 @@ _PUBLIC = {
     "certify": "h2osim.optima.certifying",
     "evaluate": "h2osim.sweeps.evaluation",
     "export_trace": "h2osim.traces.exchange",
+    "frame": "h2osim.report.notebook",
     "import_trace": "h2osim.models.importing",
     "open_sweep": "h2osim.sweeps.sweeping",
     "open_trace": "h2osim.traces.catalogue",
     "optimum": "h2osim.optima.solving",
+    "progress_bars": "h2osim.support.bars",
     "read_budgets": "h2osim.replays.budget_file",
     "record": "h2osim.models.recording",
     "record_many": "h2osim.models.recording",

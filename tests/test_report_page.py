@@ -66,6 +66,7 @@ def test_what_tokens_would_have_received_is_what_the_schedule_lost(trace: Trace,
         lost = lost_mass(unit, gone, p)
         whole, kept = int(found["mass"].values[at]), found["kept"].values[(0, *at)]
         assert lost.sum(axis=1).tolist() == (whole - kept).tolist()
+        assert lost_mass(unit, np.full((1, trace.n), -1), p).sum() == whole  # nothing is kept
         rows = [unit.row(t) for t in range(trace.n)]
         for s in range(len(gone)):
             for j in range(trace.n):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from h2osim.cli.output import console, notice
+from h2osim.support.bars import bar
 from h2osim.support.errors import UserError
 from h2osim.support.given import decode, printable
 from h2osim.support.progress import Progress
@@ -273,29 +273,5 @@ def progress_bar(rate: str = "") -> Iterator[Progress | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None, rate="")
-        begun: tuple[float, float] | None = None
-
-        def update(done: float, total: float, what: str) -> None:
-            # No total yet: the bar shows only that work is going on.
-            nonlocal begun
-            bar.update(task, completed=done, total=total or None, description=what)
-            if rate and total:
-                begun = begun or (time.monotonic(), done)
-                minutes = (time.monotonic() - begun[0]) / 60
-                if minutes and done > begun[1]:
-                    bar.update(task, rate=f"{(done - begun[1]) / minutes:.3g} {rate}/min")
-
+    with bar(console(stderr=True), rate) as update:
         yield update

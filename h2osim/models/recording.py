@@ -13,11 +13,13 @@ from typing import Any, SupportsFloat, SupportsIndex
 
 from h2osim.models import loading
 from h2osim.models.wanted import silent, wanted
+from h2osim.support.bars import with_bar
 from h2osim.support.progress import Progress
 
 __all__ = ["record", "record_many"]
 
 
+@with_bar
 def record(
     model: Any,
     *,
@@ -106,6 +108,7 @@ def record(
     )
 
 
+@with_bar
 def record_many(
     model: Any,
     texts: Mapping[str, str | bytes],

@@ -20,6 +20,7 @@ from h2osim.replays.measures import variables_of
 from h2osim.replays.plan import names_of
 from h2osim.replays.several import check_alike, traces_of
 from h2osim.replays.unit_budgets import UnitBudgets
+from h2osim.support.bars import with_bar
 from h2osim.support.errors import UserError
 from h2osim.support.given import whole_numbers
 from h2osim.support.progress import Progress
@@ -34,6 +35,7 @@ OPTIMUM = "optimum"
 RULES = ("best", "equal", "pyramid", "reverse-pyramid", "adakv", "oracle")
 
 
+@with_bar
 def allocate(
     traces: Trace | Sequence[Trace],
     totals: Budget | Sequence[Budget],

@@ -26,6 +26,7 @@ from h2osim.optima.weighing import weighed
 from h2osim.replays import results
 from h2osim.replays.found import quotient
 from h2osim.replays.unit_budgets import Budgets, columns_of
+from h2osim.support.bars import with_bar
 from h2osim.support.errors import UserError
 from h2osim.support.given import whole_numbers
 from h2osim.support.machine import cores
@@ -43,6 +44,7 @@ FEW = 10  # brackets up to so many budgets, whatever would be faster
 READINGS = 300
 
 
+@with_bar
 def optimum(
     trace: Trace | Sequence[Trace],
     budgets: Budgets,

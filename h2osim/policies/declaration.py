@@ -46,6 +46,7 @@ from numpy.typing import NDArray
 
 from h2osim.policies.parameters import COMMON, period, resolve_window
 from h2osim.policies.roles import MEAN, NOW, PERIOD, ROLES, STEP, Rule, arguments
+from h2osim.support.html import facts_html
 from h2osim.support.parameters import Arrays, Param, Value, values_of
 from h2osim.traces.recorded import RECORDED
 
@@ -256,6 +257,12 @@ class Policy:
         """The functions given, by role."""
         given = {role: getattr(self, role) for role in ROLES}
         return {role: rule for role, rule in given.items() if rule is not None}
+
+    def _repr_html_(self) -> str:
+        rows = [(one.name, one.default, one.range, one.doc) for one in self.takes]
+        facts = {"rule": self.summary, "source": self.source, "notes": self.notes}
+        heads = ("parameter", "default", "values", "meaning")
+        return facts_html(f"Policy {self.name}", facts, heads, rows)
 
     @property
     def takes(self) -> tuple[Param, ...]:

@@ -15,6 +15,7 @@ from h2osim.replays.found import Found, quotient
 from h2osim.replays.plan import plan_work
 from h2osim.replays.several import over_traces, traces_of
 from h2osim.replays.unit_budgets import Budgets
+from h2osim.support.bars import with_bar
 from h2osim.support.errors import UserError
 from h2osim.support.given import whole_numbers
 from h2osim.support.progress import Progress
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import xarray
 
 
+@with_bar
 def replay(
     trace: Trace | Sequence[Trace],
     policies: str | Policy | Configured | Sequence[str | Policy | Configured],

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from h2osim.replays.budgets import Budget, budget_facts, budget_labels, budget_tokens
 from h2osim.support.errors import UserError
+from h2osim.support.html import facts_html
 from h2osim.traces.trace import Trace
 from h2osim.traces.unit import Unit
 
@@ -66,6 +67,14 @@ class UnitBudgets:
                 f"budgets {self.name}: {len(array)} rows, expected one for each of "
                 f"{len(set(self.layers))} layers"
             )
+
+    def _repr_html_(self) -> str:
+        facts = {"of": "tokens" if self.in_tokens else "shares of the text", "made": self.made}
+        heads = ("layer", *(f"unit {u}" for u in range(self.budgets.shape[1])))
+        names = self.layers or range(len(self.budgets))
+        rows = [(at, *row) for at, row in zip(names, self.budgets.tolist(), strict=True)]
+        facts |= {"model": self.model, "share": self.share}
+        return facts_html(f"Budgets {self.name}", facts, heads, rows)
 
     def decide(self, units: Sequence[Unit], layers: int, n: int) -> Ints:
         """Tokens int64 [layers, units] of a text of n, from the units of its prompt."""

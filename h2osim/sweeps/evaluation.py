@@ -22,6 +22,7 @@ from h2osim.closed_loop.evaluating import (
 from h2osim.closed_loop.study import Arrays, Place, Runner
 from h2osim.policies.declaration import Configured, Policy
 from h2osim.replays.unit_budgets import as_asked
+from h2osim.support.bars import with_bar
 from h2osim.support.errors import UserError
 from h2osim.support.given import temperature_of, whole, whole_numbers
 from h2osim.support.progress import Progress
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 
+@with_bar
 def evaluate(
     model: Any,
     texts: Mapping[str, Text],

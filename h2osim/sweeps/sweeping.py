@@ -17,6 +17,7 @@ from h2osim.replays.execute import Destination, Engine, Memory, engine_here, exe
 from h2osim.replays.found import Found
 from h2osim.replays.plan import WorkPlan, plan_work
 from h2osim.replays.unit_budgets import Budgets
+from h2osim.support.bars import with_bar
 from h2osim.support.errors import UserError
 from h2osim.sweeps.grid import expand
 from h2osim.traces.catalogue import open_trace
@@ -33,6 +34,7 @@ __all__ = ["open_sweep", "sweep"]
 _TAKEN = {*results.VARIABLES, *results.COORDINATES, "done"}
 
 
+@with_bar
 def sweep(
     traces: str | os.PathLike | Trace | Sequence[str | os.PathLike | Trace],
     policies: str | Policy | Configured | Sequence[str | Policy | Configured],

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from h2osim.attention.triangle import tri
 from h2osim.support.errors import UserError
-from h2osim.traces import checks, files, in_memory, manifest
+from h2osim.traces import checks, files, in_memory, in_notebook, manifest
 from h2osim.traces.arrays import real
 from h2osim.traces.unit import Unit, split_layer
 from h2osim.traces.writer import TraceWriter
@@ -66,6 +66,9 @@ class Trace:
             f"{len(self.heads)} heads in {len(self.kv_heads)} KV heads, "
             f"{'+'.join(self.stores)}, {where}>"
         )
+
+    def _repr_html_(self) -> str:
+        return in_notebook.trace_html(self.manifest, self.tensors(self.layers[0]), self.path)
 
     # --- making ----------------------------------------------------------------------------------
 
