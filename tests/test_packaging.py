@@ -143,6 +143,18 @@ def test_every_bundled_trace_is_listed() -> None:
         assert data[prefix + name] == ["trace.json", "*.safetensors"]
 
 
+def test_the_citation_names_this_version() -> None:
+    cited = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {h2osim.__version__}\n" in cited and "\nlicense: Apache-2.0\n" in cited
+
+
+@pytest.mark.nightly
+def test_what_is_uploaded_is_in_order(built: tuple[Path, Path], tmp_path: Path) -> None:
+    pytest.importorskip("twine", reason="needs twine, of the extra dev")
+    said = run([sys.executable, "-m", "twine", "check", "--strict", *built], tmp_path)
+    assert said.count("PASSED") == 2
+
+
 @pytest.mark.nightly
 def test_wheel_has_one_top_level_name_and_everything_carried(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[1]) as wheel:
