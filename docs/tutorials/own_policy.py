@@ -1,7 +1,7 @@
 """A policy of your own: declare it, hold it against others, have it checked
 
 A policy is a few pure functions of numbers. The same declaration runs in every engine, on the GPU
-and in a decoding model. The guide [Add a policy](../add-a-policy.md) has all that a rule may ask for.
+and in a decoding model. The guide [Add a policy](../add-a-policy.md) has the whole of it.
 """
 
 import numpy as np

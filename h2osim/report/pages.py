@@ -54,7 +54,8 @@ def policies_table(policies: Sequence[Policy]) -> Table:
     """One row a policy: name, rule, and what to know of it; the rest is on its page."""
     table = plain_table(
         None,
-        "one pass: whether one pass over a trace gives every budget (theorem T7), some by "
+        "one pass: whether one pass over a trace gives every budget, because smaller caches lie "
+        "within larger ones, some by "
         "parameters or for one head; * may hold more than the budget; `h2osim policies NAME` has "
         "parameters, source and notes",
     )
