@@ -50,6 +50,13 @@ INKLING = {
     "rel_extent": 16, "sliding_window_size": 8, "unpadded_vocab_size": 64,
     "layer_types": ["hybrid_sliding", "hybrid"],
 }  # fmt: skip
+COMPASS = {
+    "layer_types": ["full_attention", "sliding_attention"],
+    "rope_parameters": {
+        kind: {"rope_type": "default", "rope_theta": 1e4}
+        for kind in ("full_attention", "sliding_attention")
+    },
+}
 NO_LAYER_INPUTS = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
 DECODERS = {
     "musicgen": "MusicgenDecoderConfig", "musicgen_melody": "MusicgenMelodyDecoderConfig",
@@ -92,19 +99,20 @@ MORE: dict[str, dict[str, Any]] = {
     "musicgen": {"num_codebooks": 1},
     "musicgen_melody": {"num_codebooks": 1},
     "reformer": {"axial_pos_embds": False},
-    "cohere_compass_text": {
-        "layer_types": ["full_attention", "sliding_attention"],
-        "rope_parameters": {
-            kind: {"rope_type": "default", "rope_theta": 1e4}
-            for kind in ("full_attention", "sliding_attention")
-        },
-    },
+    **dict.fromkeys(("cohere_compass", "cohere_compass_text"), COMPASS),
+    "inkling2": INKLING | {"vision_config": {"text_hidden_size": 32}},
+    "inkling2_loop": INKLING | {"vision_config": {"text_hidden_size": 32}},
+    "granite_docling": {"vision_config": {"out_hidden_size": 32}},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
+    "glm5_next": {"qk_rope_head_dim": 0, "layer_types": ["linear_attention", "indexed_attention"]},
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": 8}},
 }  # fmt: skip
 """What single types need beside."""
 
 MROPE = {
+    "cosmos3_edge_text": [2, 1, 1], "hy_v4_vl_text": [2, 1, 1],
     "qwen2_vl_text": [2, 1, 1], "qwen2_5_vl_text": [2, 1, 1], "paddleocr_vl_text": [2, 1, 1],
-    "glm4v_text": [2, 1, 1], "glm4v_moe_text": [1, 1, 0],
+    "glm4v_text": [2, 1, 1], "glm_ocr_text": [2, 1, 1], "glm4v_moe_text": [1, 1, 0],
 }  # fmt: skip
 """How the rotary dimensions of a head of size 8 are shared out between time, height and width."""
 

@@ -24,7 +24,7 @@ from h2osim.traces.trace import Trace
 CAUSAL = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 MULTIMODAL = getattr(modeling_auto, "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES", {})
 
-LARGEST = 20_000_000
+LARGEST = 130_000_000
 """A model with more parameters has a size by another name and is not built."""
 
 GENERATED = 6
@@ -131,8 +131,10 @@ def everything(classes: Mapping[str, str], folder: Path) -> dict[str, tuple[str,
     counts = Counter(word for word, _ in found.values())
     known = ("recorded", "refused", "not built")
     wrong = {kind: said for kind, said in found.items() if said[0] not in known}
+    still = sum("decoding is refused" in more for _, more in found.values())
     print(
-        f"{counts['recorded']} recorded and equal, {counts['refused']} refused by name, "
+        f"{counts['recorded']} recorded and equal, {counts['recorded'] - still} of them while "
+        f"decoding too, {counts['refused']} refused by name, "
         f"{counts['not built']} not built, {len(wrong)} wrong (of {len(found)})"
     )
     assert not wrong

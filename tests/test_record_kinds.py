@@ -62,3 +62,15 @@ def test_embeddings_of_several_codebooks(tmp_path: Path) -> None:
     model = transformers.MusicgenForCausalLM(small("musicgen")).eval()
     assert loading.given(model).vocabulary == 64
     check_rows(model, record(model, tokens=tokens(), out=tmp_path / "t"))
+
+
+def test_several_models_in_one_have_no_embeddings(tmp_path: Path) -> None:
+    """Qwen2.5-Omni puts a thinker and a talker together, and reads no token itself."""
+    model = make("LlamaConfig", GEMMA)
+
+    def nothing() -> None:
+        raise NotImplementedError
+
+    model.get_input_embeddings = nothing
+    with pytest.raises(UserError, match="cannot be recorded: LlamaForCausalLM has no embeddings"):
+        record(model, tokens=tokens(), out=tmp_path / "t")

@@ -57,8 +57,14 @@ class Model:
 
     @property
     def vocabulary(self) -> int:
-        """How many token ids the model has embeddings for."""
-        weight = getattr(self.model.get_input_embeddings(), "weight", None)
+        """How many token ids the model has embeddings for; UserError where it has none."""
+        try:
+            weight = getattr(self.model.get_input_embeddings(), "weight", None)
+        except NotImplementedError:
+            raise UserError(
+                f"{self.name}: cannot be recorded: {self.architecture} has no embeddings of tokens "
+                f"of its own (it puts several models together)"
+            ) from None
         if weight is None:  # embeddings of several kinds of tokens, as of musicgen's codebooks
             return int(self.model.config.get_text_config().vocab_size)
         return int(weight.shape[0])
