@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 from policy_cases import gone, kept_of, run, trace
 
 from h2osim.policies import inputs
@@ -157,3 +158,24 @@ def test_draws_are_exponential_and_new_in_every_step_and_head() -> None:
     few = [x for x in noise if drawn(x, 0.3, 0) < 0.05]
     later = [drawn(x, 0.6180339, 0) for x in few]
     assert len(few) > 60 and 0.7 < np.mean(later) < 1.3 and 0.6 < np.std(later) < 1.5
+
+
+@pytest.mark.parametrize("what", ["key", "value", "kv_avg", "kv_product"])
+def test_cur_compares_lengths_in_windows(what: str) -> None:
+    rng = np.random.default_rng(10)
+    n, p, window = 25, 22, 5
+    k, v = rng.standard_normal((2, 1, 2, n, 3)).astype(np.float32)
+    example = Trace.from_qk(np.repeat(k, 2, axis=1), k, v=v, scale=1.0)
+    expected = []
+    for g in range(2):
+        sizes = [(x[0, g, :p].astype(float) ** 2).sum(axis=1) for x in (k, v)]
+        cuts = range(window, p, window)
+        each = [np.concatenate([y / y.sum() for y in np.split(x, cuts)]) for x in sizes]
+        score = {
+            "key": each[0], "value": each[1], "kv_avg": sum(each) / 2,
+            "kv_product": each[0] * each[1],
+        }[what]  # fmt: skip
+        score[:2] = np.inf
+        expected.append([*sorted(np.argsort(score)[p - 9 :].tolist()), 22, 23, 24])
+    policy = f"cur:leverage_type={what},local_window_size=5,sinks=2"
+    assert kept_of(example, policy, 9, p=p) == expected

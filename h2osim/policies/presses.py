@@ -31,7 +31,7 @@ PRESSES = {
         "on SnapKV's score, each head's own budget",
     ),
     "criticalkv": ("--policies criticalkv", "on SnapKV's score"),
-    "cur": ("", "not written; norms of keys and values in a window could be a policy file"),
+    "cur": ("--policies cur", ""),
     "decoding": (
         "--policies knorm:when=every:m",
         "or another policy; tokens stay in the text's order",
