@@ -5,12 +5,17 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import Run
+from drawing import long_but
 
 from h2osim.policies import registry
 from h2osim.policies.refusing import refuse
 from h2osim.policies.registry import all_policies, find
+from h2osim.policies.rotary import rotary_of
+from h2osim.policies.text import parse
+from h2osim.replays import rule_check
 from h2osim.support.errors import UserError
 
 HEAD = """from h2osim.policies.declaration import INF, Policy
@@ -203,11 +208,25 @@ def test_check_takes_rules_that_see_vectors(
     assert ended.code == code and words in ended.out + ended.err
 
 
+SEEING = sorted(name for name, policy in all_policies().items() if policy.vectors)
+
+
+@pytest.mark.parametrize("name", long_but(SEEING))  # each is compiled
+def test_check_finds_nothing_wrong_with_rules_of_the_library_that_see_vectors(name: str) -> None:
+    wrong, known = rule_check.check(parse(name))
+    assert wrong == [] and any("runs on the CPU only" in line for line in known)
+
+
+def test_check_draws_queries_that_rope_turned() -> None:
+    for _, trace in rule_check.traces():
+        (unit,) = trace.units("layer")
+        assert np.allclose(rotary_of(unit).angle, [1.0, 0.1]) or not unit.queries().any()
+    for name in ("triattention", "expected-attention"):
+        assert rule_check.undeclared(parse(name)) == []
+
+
 def test_check_compiles_the_cuda_text(monkeypatch: pytest.MonkeyPatch) -> None:
     from h2osim.cuda import nvrtc
-    from h2osim.policies.text import parse
-    from h2osim.replays import rule_check
-
     if not nvrtc.library():
         pytest.skip("no nvrtc (pip install nvidia-cuda-nvrtc)")
     first = next(rule_check.traces())

@@ -16,6 +16,7 @@ from h2osim.engines.request import Job
 from h2osim.policies.declaration import INF, Configured
 from h2osim.policies.expressions import Untranslatable
 from h2osim.policies.refusing import refuse
+from h2osim.policies.rotary import Rotary
 from h2osim.replays.replaying import replay
 from h2osim.support.errors import UserError
 from h2osim.traces.recorded import RECORDED, in_words
@@ -31,11 +32,14 @@ def traces() -> Iterator[tuple[str, Trace]]:
     that is sharp, and of which all is equal.
     """
     rng = np.random.default_rng(0)
-    q, plain = rng.normal(size=(2, 1, 2, _N, _WIDTH))
+    plain = rng.normal(size=(1, 2, _N, _WIDTH))
     k, v = rng.normal(size=(2, 1, 1, _N, _WIDTH))
+    rope = Rotary(np.arange(_WIDTH).reshape(2, -1), np.array([1.0, 0.1]), np.ones(2))
+    turned = rope.complex(plain) * rope.turn(np.arange(_N))
+    q = np.concatenate([turned.real, turned.imag], axis=-1)
     for word, sharp in (("spread", 0.5), ("sharp", 3.0), ("even", 0.0)):
         yield word, Trace.from_qk(
-            sharp * q, k, v=v, scale=1.0, q_plain=plain, wv_norm1=np.abs(plain).sum(axis=-1)
+            sharp * q, k, v=v, scale=1.0, q_plain=sharp * plain, wv_norm1=np.abs(plain).sum(axis=-1)
         )
 
 
