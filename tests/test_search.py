@@ -115,14 +115,15 @@ def test_each_half_of_the_texts_runs_with_the_split_of_the_other() -> None:
     seen: list[tuple[str, Numbers]] = []
 
     class Run:
-        def of_trial(
-            self, stage: str, texts: dict[str, Any], made: Trial, prompt_len: int
-        ) -> list[dict[str, Any]]:
-            (name,), (split,) = texts, made.splits
-            seen.append((name, split))
-            return [{"budget": 0.3, "kl": 1 + abs(split.max() - 0.4)}]  # not so far from equal
+        def kl_of_splits(
+            self, stage: str, texts: dict[str, Any], trials: Sequence[Trial]
+        ) -> Numbers:
+            (name,), splits = texts, [one.splits[0] for one in trials]
+            seen.append((name, splits[0]))
+            # least where shares are not so far from equal
+            return np.array([[[1 + abs(split.max() - 0.4)] for split in splits]])
 
-    asked = Search("made", totals=(0.3,), tune=12)
+    asked = Search("made", totals=(0.3,), tune=12, batch=5)
     half = {"a": 0.5, "b": 0.5}
     found, rows = tuned(asked, trial, half, {"a": [], "b": []}, cast(Stages, Run()))
     first = dict(seen[:2])

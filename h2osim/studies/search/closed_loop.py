@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from h2osim.replays.unit_budgets import UnitBudgets
 from h2osim.studies.search.asked import Search
@@ -113,6 +114,19 @@ class Stages:
         only = {(j, b) for j in range(len(policies)) for b in shared}
         only |= {(0, b) for b in range(len(totals))}
         return self._passes(stage, texts, policies, [*totals, *splits], only, prompt_len, generate)
+
+    def kl_of_splits(
+        self, stage: str, texts: Mapping[str, Any], trials: Sequence[Trial]
+    ) -> NDArray[np.float64]:
+        """KL [texts, trials, totals] of trials that have one policy and different splits."""
+        budgets = [
+            replace(one, name=f"{i}: {one.name}")
+            for i, trial in enumerate(trials)
+            for one in self.budgets(trial)
+        ]
+        prompt = self.asked.prompt_len
+        rows = self._passes(stage, texts, [trials[0].policy], budgets, None, prompt, 0)
+        return np.array([row["kl"] for row in rows]).reshape(len(texts), len(trials), -1)
 
     def _passes(
         self, stage: str, texts: Mapping[str, Any], policies: Sequence[str],

@@ -9,6 +9,7 @@ it is measured on, and the winner's split is made from all.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -32,26 +33,33 @@ def tuned(
     """The trial with the best of ``asked.tune`` ways to share its budget, and rows of what was
     tried. texts: of the training, in the order of the first weights; prompts follow.
     """
-    import optuna
-
-    studies = []
-    for _ in asked.totals:
-        studies.append(optuna.create_study(sampler=optuna.samplers.TPESampler(seed=asked.seed)))
-        studies[-1].enqueue_trial(asdict(Sharing()))
+    studies = [_study(asked.seed) for _ in asked.totals]
     each = np.array(list(weights.values()))
     rows: list[dict[str, Any]] = []
-    for _ in range(asked.tune):
-        asks = [study.ask() for study in studies]
-        ways = [_way(ask) for ask in asks]
-        found = _closed_loop(asked, trial, each, texts, stages, ways)
-        for study, ask, way, total in zip(studies, asks, ways, asked.totals, strict=True):
-            kl = [row["kl"] for row in found if np.isclose(row["budget"], total)]
-            study.tell(ask, float(np.mean(np.log(kl))))
+    while len(rows) < asked.tune * len(asked.totals):
+        count = min(asked.batch, asked.tune - len(rows) // len(asked.totals))
+        asks = [[study.ask() for study in studies] for _ in range(count)]
+        ways = [[_way(one) for one in together] for together in asks]
+        kl = _closed_loop(asked, trial, each, texts, stages, ways)
+        for at in np.ndindex(kl.shape):
+            (i, b), found = at, float(kl[at])
+            studies[b].tell(asks[i][b], np.log(found))
             rows.append({"stage": STAGE, "policy": trial.policy, "split": "shared",
-                         "budget": total, "kl": float(np.exp(np.mean(np.log(kl)))),
-                         **asdict(way)})  # fmt: skip
+                         "budget": asked.totals[b], "kl": found, **asdict(ways[i][b])})  # fmt: skip
     best = [Sharing(**study.best_params) for study in studies]
     return replace(trial, splits=_splits(trial.losses, each, best, asked.totals)), rows
+
+
+def _study(seed: int) -> Any:
+    """Proposals for one total; the first is to add up the losses as they are."""
+    import optuna
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    study = optuna.create_study(sampler=sampler)
+    study.enqueue_trial(asdict(Sharing()))
+    return study
 
 
 def _way(ask: Any) -> Sharing:
@@ -65,18 +73,23 @@ def _way(ask: Any) -> Sharing:
 
 def _closed_loop(
     asked: Search, trial: Trial, weights: Numbers, texts: Mapping[str, Any], stages: Stages,
-    ways: Sequence[Sharing],
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Rows of the training texts, each half with the splits that the other half makes."""
-    rows = []
+    ways: Sequence[Sequence[Sharing]],
+) -> Numbers:  # fmt: skip
+    """KL of each of some ways for the totals, [ways, totals], geometric mean over texts.
+
+    Each half of the texts runs with the splits that the other half makes.
+    """
+    found = []
     for half in range(2):
         mine = [i for i in range(len(texts)) if i % 2 == half]
         others = np.where(np.isin(np.arange(len(weights)), mine), 0, weights)
-        splits = _splits(trial.losses, others / others.sum(), ways, asked.totals)
+        others = others / others.sum()
+        trials = [
+            replace(trial, splits=_splits(trial.losses, others, one, asked.totals)) for one in ways
+        ]
         names = [list(texts)[i] for i in mine]
-        some = {name: texts[name] for name in names}
-        rows += stages.of_trial(STAGE, some, replace(trial, splits=splits), asked.prompt_len)
-    return rows
+        found.append(stages.kl_of_splits(STAGE, {name: texts[name] for name in names}, trials))
+    return np.asarray(np.exp(np.log(np.concatenate(found)).mean(axis=0)))
 
 
 def _splits(
