@@ -87,6 +87,26 @@ def test_other_measures(run: Run, home: Path, tmp_path: Path, by: str) -> None:
 
 
 @pytest.mark.nightly
+def test_no_policy_beats_the_optimum_under_the_best_split(
+    run: Run, home: Path, tmp_path: Path
+) -> None:
+    asked = words(home, "--objective", "open-loop", "--left", "2", "-b", "10%,20%")
+    assert run(*asked).code == 0
+    table = pd.read_csv(tmp_path / "t.csv")
+    table = table[table["stage"] == "left"]
+    assert set(table["text"]) == {"c", "d"}
+    for _, some in table.groupby(["text", "budget"]):
+        kinds = some.set_index(["policy", "split"])
+        assert len(kinds) == 8 and kinds["kl"].notna().sum() == 6
+        for what in ("mass", "value"):
+            lost = kinds[f"{what}_lost"]
+            assert lost["optimum of " + what, "best"] <= lost.min() + 1e-12  # shares of integers
+    assert run(*asked).code == 0  # from the store
+    again = pd.read_csv(tmp_path / "t.csv")
+    pd.testing.assert_frame_equal(again[again["stage"] == "left"], table)
+
+
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "more", [("--objective", "both", "--answers", "0.3"), ("-j", "2"), ("--dask",)], ids=str
 )
