@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("transformers", reason="recording needs the extra `record`")
 from odd_models import OWN, check_rows, odd
-from tiny_models import N, tokens, torch, transformers
+from tiny_models import N, half_ulp, reference, squares, tokens, torch, transformers
 
 from h2osim import open_trace, replay
 from h2osim.models import own
@@ -83,6 +83,19 @@ def test_a_model_without_a_cache_has_a_unit_a_head_and_cannot_decode(tmp_path: P
     assert trace.manifest["head_dim"] is None and trace.group_size == 1
     with pytest.raises(UserError, match="keeps no cache of keys and values, so it cannot decode"):
         record(model, tokens=tokens(), out=tmp_path / "no", generate=2)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_rows_in_half_precision_say_so(kind: str, tmp_path: Path) -> None:
+    """The model rounds its rows before they are seen, so that they miss 1 by more."""
+    model = odd("gpt_neo").to(getattr(torch, kind))
+    trace = open_trace(record(model, tokens=tokens(), out=tmp_path / "t"))
+    trace.verify()
+    assert [entry["computed_in"] for entry in trace.manifest["layers"]] == [kind] * 2
+    wanted = reference(model.eval(), tokens())
+    for layer in trace.layers:
+        # numbers of either type, rounded to float16
+        assert (np.abs(squares(trace, layer) - wanted[layer]) <= half_ulp(wanted[layer])).all()
 
 
 def test_one_layers_weights_are_in_memory_at_a_time(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ class OwnSession:
     def _take(self, layer: Layer, weights: torch.Tensor) -> None:
         heads, rows, keys = weights.shape
         start, origin = self.seen - rows, self.seen - keys
-        if (heads, rows) != (layer.heads, self._new) or origin < 0 or (start == 0 != origin):
+        if (heads, rows) != (layer.heads, self._new) or origin < 0 or (origin and not start):
             raise NotGiven(
                 f"gives weights of {heads} heads, {rows} queries and {keys} keys for {self._new} "
                 f"new tokens after {start}"
@@ -226,7 +226,7 @@ def _layer(
         window=None,
         regular=False,
         sink=sink,
-        own=True,
+        computed_in=str(weights.dtype).removeprefix("torch."),
     )
 
 

@@ -37,8 +37,9 @@ class Layer:
     (multi-head latent attention, arXiv:2405.04434), so all heads share one cache. order: the
     model's number of each head, where heads of one KV head do not stand together in the model.
     cache_of: the earlier layer whose keys and values this one attends to, None for its own. sink:
-    whether a learned sink takes a part of each row's mass. own: whether the rows are those that the
-    model's own code returned (own.py), so that sizes, scale and vectors are not known.
+    whether a learned sink takes a part of each row's mass. computed_in: the type of the rows that
+    the model's own code returns (own.py), which tells no scale and no vectors; None where the rows
+    are made here.
     """
 
     index: int
@@ -55,7 +56,7 @@ class Layer:
     order: tuple[int, ...] | None = None
     cache_of: int | None = None
     sink: bool = False
-    own: bool = False
+    computed_in: str | None = None
 
     @property
     def group_size(self) -> int:
@@ -66,6 +67,11 @@ class Layer:
     def caches(self) -> int:
         """How many caches the layer's heads share: its KV heads, or one latent cache."""
         return 1 if self.latent else self.kv_heads
+
+    @property
+    def own(self) -> bool:
+        """Whether the rows are those that the model's own code returns."""
+        return self.computed_in is not None
 
     @property
     def has_vectors(self) -> bool:

@@ -250,6 +250,8 @@ class TraceSink:
         facts: dict[str, Any] = {} if layer.cache_of is None else {"cache_of": layer.cache_of}
         if layer.sink:
             facts["sink"] = True
+        if layer.computed_in in ("float16", "bfloat16"):
+            facts["computed_in"] = layer.computed_in
         return self.writer.layer(
             layer.index,
             tensors=tensors,
