@@ -40,6 +40,15 @@ def test_names_of_others_are_text() -> None:
     assert "<script>" not in evil._repr_html_() and "<b>x" not in evil._repr_html_()
 
 
+def test_a_figure_is_an_image() -> None:
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'h2osim[plot]'")
+    figure = h2osim.plot.recall(h2osim.replay(TRACE, "h2o", [3, 8]), size=(5, 3))
+    image, shown = figure._repr_png_()
+    assert image.startswith(b"\x89PNG") and shown == {"width": 360, "height": 216}
+    assert int.from_bytes(image[16:20]) == 720  # its own width in pixels
+    assert pickle.loads(pickle.dumps(figure)).get_size_inches().tolist() == [5, 3]
+
+
 # --- tables ---------------------------------------------------------------------------------
 
 

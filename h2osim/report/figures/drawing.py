@@ -55,9 +55,9 @@ PLAIN = Look()
 def canvas(width: float, height: float, look: Look = PLAIN) -> Figure:
     """An empty figure, in inches; UserError, naming the extra, where figures cannot be drawn."""
     require_matplotlib()
-    from matplotlib.figure import Figure
+    from h2osim.report.figures.shown import Shown
 
-    return Figure(figsize=look.size or (width, height), layout="constrained")
+    return Shown(figsize=look.size or (width, height), layout="constrained")
 
 
 def finish(figure: Figure, title: str | None, look: Look) -> Figure:
