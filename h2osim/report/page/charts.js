@@ -1,6 +1,8 @@
 // Charts: Vega-Lite specifications, with the rows of the chosen text and budget.
 
-const DASHES = [[1, 0], [7, 3], [2, 2], [8, 2, 2, 2], [12, 3], [4, 1, 1, 1, 1, 1], [1, 3]];
+// Their number has no factor in common with that of the colours, so that pairs repeat late.
+const DASHES = [[1, 0], [7, 3], [2, 2], [8, 2, 2, 2], [12, 3], [4, 1, 1, 1, 1, 1], [1, 3], [14, 2, 4, 2]];
+const COLOURS = ["c0", "c1", "c2", "c3", "c4", "c5", "c6"];
 
 function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -15,13 +17,23 @@ function look() {
     axis: { labelColor: soft, titleColor: soft, gridColor: line, domainColor: line, tickColor: line, labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal" },
     legend: { labelColor: ink, titleColor: soft, labelFontSize: 12, titleFontWeight: "normal", columns: Math.max(1, Math.floor(innerWidth / 260)), labelLimit: 240 },
     header: { labelColor: ink, labelFontSize: 12, labelFontWeight: "bold" },
-    range: { category: [0, 1, 2, 3, 4, 5, 6].map((i) => colour(`c${i}`)) },
   };
 }
 
+// Give every policy its colour and dashes, the same in all charts; the optimum is grey.
+function tellApart(part, names, policies) {
+  const number = (name) => policies.findIndex((policy) => name === policy || name.startsWith(`${policy} (`));
+  const pick = (some, last) => names.map((name) => some[number(name) % some.length] ?? last);
+  const colours = pick(COLOURS.map(colour), colour("both")), dashes = pick(DASHES, [1, 0]);
+  for (const [channel, range] of Object.entries({ color: colours, fill: colours, stroke: colours, strokeDash: dashes })) {
+    if (part.encoding?.[channel]?.field === "policy") part.encoding[channel].scale = { domain: names, range };
+  }
+}
+
 class Charts {
-  constructor(specs) {
+  constructor(specs, policies) {
     this.specs = specs;
+    this.policies = policies;
     this.shown = new Map();
     const again = () => { for (const [id, one] of this.shown) this.draw(id, ...one); };
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
@@ -43,9 +55,9 @@ class Charts {
     spec.description = description;
     spec.datasets = { rows };
     change(spec, figure.clientWidth);
-    for (const part of [spec, ...(spec.layer ?? [])]) {
-      if (part.encoding?.strokeDash) part.encoding.strokeDash.scale = { range: DASHES };
-    }
+    const names = [...new Set(rows.map((row) => row.policy).filter(Boolean))];
+    for (const part of [spec, ...(spec.layer ?? [])]) tellApart(part, names, this.policies);
+    if (spec.facet) spec.facet.sort = names;
     await vegaEmbed(figure.querySelector(".plot"), spec, {
       mode: "vega-lite", renderer: "svg", ast: true, config: look(), tooltip: { theme: "custom" },
       actions: { export: true, source: false, compiled: false, editor: false }, downloadFileName: id,

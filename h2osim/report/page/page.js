@@ -1,7 +1,7 @@
 // The page: what is chosen, and what follows from it.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const charts = new Charts(JSON.parse(document.getElementById("specs").textContent));
+const charts = new Charts(JSON.parse(document.getElementById("specs").textContent), data.policies);
 const tokens = new Tokens(data);
 const chosen = { trace: 0, budget: Math.floor(data.budgets.length / 2), unit: -1, policy: 0 };
 const field = (name) => document.getElementById(name);
@@ -28,11 +28,12 @@ const edges = () => {
 
 function drawCurves() {
   for (const [name, word] of measures) {
-    const rows = data.curves.filter((row) => row.measure === name);
+    // An error of nothing has no place on a logarithmic axis.
+    const rows = data.curves.filter((row) => row.measure === name && (name === "recall" || row.mean > 0));
     charts.draw(`curve-${name}`, "curve", rows, `${word} against the budget, a line a policy`, (spec) => {
       spec.layer[1].encoding.y.axis.title = word;
       if (name === "recall") return;
-      const least = Math.min(...rows.map((row) => row.mean || 1)), most = Math.max(...rows.map((row) => row.high));
+      const least = Math.min(...rows.map((row) => row.mean)), most = Math.max(...rows.map((row) => row.high));
       spec.layer.forEach((layer) => { layer.encoding.y.scale = { type: "log", domain: [least / 3, most], nice: false }; });
     });
   }
@@ -57,7 +58,8 @@ function drawMap() {
   if (optimum) add(data.optimum, (l, u) => at(now.best, chosen.budget, l, u));
   const facets = data.policies.length + (optimum ? 1 : 0);
   charts.draw("map", "map", rows, `${word} of each layer and unit, a map a policy, ${context()}`, (spec, width) => {
-    spec.columns = Math.max(1, Math.min(facets, Math.floor(width / 165)));
+    const most = Math.max(1, Math.min(facets, Math.floor(width / 165)));
+    spec.columns = Math.ceil(facets / Math.ceil(facets / most));
     spec.spec.width = Math.max(60, Math.min(80 * units, (width - 130) / spec.columns - 46));
     spec.spec.height = Math.max(60, Math.min(34 * layers, 11 * layers + 40));
   });

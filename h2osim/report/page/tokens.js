@@ -190,7 +190,7 @@ class Tokens {
     const name = schedules[this.schedule], cost = this.cost[j];
     const rank = this.order.indexOf(j) + 1;
     const sentence = cost > 0
-      ? `${name} evicted it ${this.when(this.mine, j)}. It would have received ${number(cost)} of attention since: ${percent(cost / this.all)} of all that ${name} lost, the ${rank}${["th", "st", "nd", "rd"][rank % 100 > 10 && rank % 100 < 14 ? 0 : rank % 10] ?? "th"} costliest of ${this.n} tokens.`
+      ? `${name} evicted it ${this.when(this.mine, j)}. It would have received ${number(cost)} of attention since: ${percent(cost / this.all)} of all that ${name} lost, the ${ordinal(rank)}costliest of ${this.n} tokens.`
       : this.kept(this.mine, j, this.n - 1) === 1 ? `${name} kept it to the end.` : `${name} evicted it ${this.when(this.mine, j)}, and no later step asked for it.`;
     const rows = schedules.map((word, s) => {
       const lost = this.sum(this.rows("lost", s))[j];

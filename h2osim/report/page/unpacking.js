@@ -37,6 +37,13 @@ function percent(share) {
   return share > 0 && share < 1e-5 ? "under 0.001 %" : `${number(100 * share)} %`;
 }
 
+// "", "2nd ", "3rd ", …: what stands before "costliest".
+function ordinal(rank) {
+  if (rank === 1) return "";
+  const teens = rank % 100 > 10 && rank % 100 < 14;
+  return `${rank}${(!teens && ["th", "st", "nd", "rd"][rank % 10]) || "th"} `;
+}
+
 // An element with attributes and children; text is text, never markup.
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
