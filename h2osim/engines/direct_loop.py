@@ -236,7 +236,8 @@ def passed_over(t, k, ranks, missing):
     """List the t - k earlier keys that `readmitted` does not choose; gives how many there are."""
     spare = max(0, t - k)
     order = np.argsort(ranks[:t], kind="mergesort")
-    missing[:spare] = order[:spare]
+    for i in range(spare):  # a slice would compile numba's message for unequal shapes
+        missing[i] = order[i]
     return spare
 
 

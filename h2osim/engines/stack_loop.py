@@ -65,7 +65,8 @@ def advance(bits, first, start, stop, p, run, orders, counts):
         if t >= p:
             sizes[0, t - p], sizes[1, t - p] = m, w - 1
             if counts.shape[0]:
-                orders[t - start, :m] = stack[:m]
+                for i in range(m):  # a slice would compile numba's message for unequal shapes
+                    orders[t - start, i] = stack[i]
                 counts[t - start] = m
             whole = np.int64(0)
             for j in range(t + 1):
