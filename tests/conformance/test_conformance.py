@@ -128,8 +128,8 @@ def test_a_peer_keeps_the_same_sets(
 def test_the_data_are_of_many_policies_of_many_peers() -> None:
     policies = {parse(one["policy"]).policy.name for data in PEERS.values() for one in data["sets"]}
     calls = {(peer, one["calls"]) for peer, data in PEERS.items() for one in data["sets"]}
-    assert len(PEERS) >= 17
-    assert len(calls) >= 45
-    assert len(policies) >= 25
+    assert len(PEERS) >= 18
+    assert len(calls) >= 60
+    assert len(policies) >= 28
     for data in PEERS.values():
         assert len({one["budget"] for one in data["sets"]}) >= 3

@@ -44,12 +44,13 @@ def clusters(code: Any) -> Sets:
                     case, f"SnapKVCluster, {pool}pool", f"snapkv:window=8,kernel=7,pool={pool}", k,
                     kept(cluster, case),
                 )  # fmt: skip
+            options = {"pooling": "maxpool", "gqa_score_agg": "max", **size}
+            cluster = code.SnapKVCluster(kernel_size=7, **options)
+            found, calls = kept(cluster, case), "SnapKVCluster, gqa_score_agg=max"
+            yield one_set(case, calls, "snapkv-kvfactory:gqa_score_agg=max", k, found)
             if case.groups < case.heads:
-                cluster = code.SnapKVCluster(kernel_size=7, gqa_score_agg="max", **size)
-                yield one_set(
-                    case, "SnapKVCluster, gqa_score_agg=max",
-                    "snapkv:window=8,kernel=7,heads=max", k, kept(cluster, case), differs=ONE_HEAD,
-                )  # fmt: skip
+                rule = "snapkv:window=8,kernel=7,pool=max,heads=max"
+                yield one_set(case, calls, rule, k, found, differs=ONE_HEAD)
             yield one_set(
                 case, "H2OKVCluster", "h2o:recent=8,when=prompt", k,
                 kept(code.H2OKVCluster(**size), case),
