@@ -106,14 +106,14 @@ def keyformer_kept(
     return cache
 
 
-@pytest.mark.parametrize("delta", [0.0, 0.25])
+@pytest.mark.parametrize("delta", [0.0, 0.25, 4.0])
 def test_keyformer(delta: float) -> None:
     rng = np.random.default_rng(3)
     n, p = 30, 12
     scores = np.tril(np.exp(rng.standard_normal((n, n))))
     scores = (scores / scores.sum(axis=1, keepdims=True)).astype(np.float16).astype(float)
     example = Trace.from_scores(scores)
-    for k, recent, seed in ((6, 2, 0), (10, 3, 4)):
+    for k, recent, seed in ((6, 2, 0), (10, 3, 4), (4, 1, 1), (12, 1, 2), (14, 2, 3)):
         noisy = noise(example.units()[0], {"seed": seed})
         policy = f"keyformer:recent={recent},tau_delta={delta},seed={seed}"
         expected = keyformer_kept(scores, noisy, k, p, recent, delta)

@@ -59,9 +59,11 @@ def test_the_mean_is_of_what_is_cached_with_the_newest_token() -> None:
     # Directions: two along x, then y, then y. In step 2 the mean of the three is (2/3, 1/3): the
     # oldest of the two along x goes. Then (1/3, 2/3): of the two along y the older one goes.
     trace = keys((1, 0), (5, 0), (0, 2), (0, 3))
-    assert gone(trace, KEYDIFF.with_params(recent=0), 2)[0, 0, 0, 0].tolist() == [2, 4, 3, 4]
-    # the lone x goes once it is protected no longer
-    assert gone(trace, KEYDIFF.with_params(recent=2), 2)[0, 0, 0, 0].tolist() == [2, 3, 4, 4]
+    for engine in ("naive", "numba"):
+        for recent, expected in ((0, [2, 4, 3, 4]), (2, [2, 3, 4, 4])):
+            # with a window the lone x goes once it is protected no longer
+            rule = KEYDIFF.with_params(recent=recent)
+            assert gone(trace, rule, 2, engine=engine)[0, 0, 0, 0].tolist() == expected
 
 
 def test_eviction_error_by_hand() -> None:
