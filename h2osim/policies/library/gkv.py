@@ -99,8 +99,8 @@ POLICY = Policy(
     vectors={"key": key, "key_direction": key_direction, "query": query},
     needs=("keys", "queries"),
     rank_cache=rank_cache,
-    notes="Attention and similarity are each divided by their largest before the window. A score "
-    "changes where it evicts alone, so one of a full cache is of the budget's own. The defaults "
-    "are those of the source's scripts; of a unit with several KV heads the attention is the "
-    "largest and the similarity the sum.",
+    notes="Attention and similarity are each divided by their largest before the window. Scores "
+    "change only in steps in which tokens are evicted. The defaults are those of the source's "
+    "scripts. For a unit with several KV heads attention is the largest over all of its heads and "
+    "similarity the sum over its KV heads.",
 )  # fmt: skip
