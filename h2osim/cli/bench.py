@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from h2osim.cli.common import checked_trace, parse_batch, parse_numbers, read_text, whole_of
+from h2osim.cli.common import (
+    checked_trace,
+    parse_batch,
+    parse_integers,
+    parse_numbers,
+    read_text,
+    whole_of,
+)
 from h2osim.cli.options import BatchOption, DeviceOption
 from h2osim.cli.output import console, notice, print_json
 from h2osim.support.errors import UserError
@@ -89,6 +96,37 @@ def gpu(json: AsJson = False) -> None:
     from h2osim.bench.gpu import measure
 
     show(measure(), json)
+
+
+@bench.command("record")
+def recording(
+    model: Annotated[str, typer.Option("--model", help="As for h2osim record.")] = "smollm2",
+    n: Annotated[str, typer.Option("--n", help="Tokens, random ones; several: 1024,4096")] = "1024",
+    device: DeviceOption = "cpu",
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs; the least counts.")] = 3,
+    json: AsJson = False,
+) -> None:
+    """A recording of all layers, against a plain forward pass."""
+    from h2osim.models import loading
+
+    lengths = parse_integers(n, "--n") or []
+    loading.require()
+    import numpy as np
+
+    from h2osim.bench import recording as measuring
+    from h2osim.models.placing import check_device, placed
+
+    check_device(device)
+    loaded = placed(loading.load(model), device)
+    most = loaded.context or max(lengths)
+    for length in lengths:
+        if not 2 <= length <= most:
+            raise UserError(f"--n: found {length}, expected 2 to the model's context of {most}")
+    lines: list[Measurement] = []
+    for length in lengths:
+        random = np.random.default_rng(0).integers(0, loaded.vocabulary, length)
+        lines += measuring.measure(loaded, random.tolist(), repeats)
+    show(lines, json)
 
 
 @bench.command("closed-loop")
