@@ -153,6 +153,8 @@ def test_what_is_no_attention_is_one_line(tmp_path: Path, run: Run) -> None:
     refuses("names that differ in the layer's number alone", a1b1=ROWS[0], a2b2=ROWS[1])
     refuses("a batch of 2 sequences", a0=ROWS, a1=ROWS)
     refuses("layer 1 is [1, 12, 12], expected [2, 12, 12]", a0=ROWS[0], a1=ROWS[0, :1])
+    digits = "9" * 5000  # Python itself refuses to read so many
+    refuses("expected the number of a layer", **{f"b.{digits}": ROWS[0], "b.1": ROWS[1]})
     nan = ROWS.copy()
     nan[1, 0, 5, 2] = np.nan
     refuses("layer 1, head 0, row 5, column 2: found nan", a=nan)
@@ -168,6 +170,53 @@ def test_what_is_no_attention_is_one_line(tmp_path: Path, run: Run) -> None:
     fails(run("import", path, "-o", out, "--overwrite"), f"{out}: exists and is no trace")
     fails(run("import", tmp_path / "no.npz", "-o", tmp_path / "o"), "cannot be read")
     fails(run("import", tmp_path, "-o", tmp_path / "o"), "found the ending ''")
+
+
+def _in_itself() -> list[Any]:
+    """A list in itself, as pickle can write one."""
+    again: list[Any] = []
+    again.append(again)
+    return again
+
+
+def _deep() -> list[Any]:
+    """A list in two thousand others."""
+    nested: list[Any] = []
+    for _ in range(2000):
+        nested = [nested]
+    return nested
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ("_in_itself()", "found no array that may be attention"),
+        ("_deep()", "found tensors more than 32 lists deep"),
+        ("rows.to_sparse()", "found a tensor without its numbers"),
+        ("rows.to('meta')", "found a tensor without its numbers"),
+        ("rows[:, :1, :1].expand(2, 60000, 60000)", "more than is there"),
+    ],
+)
+def test_tensors_that_are_not_all_there_are_one_line(
+    made: str, said: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch", reason="reads .pt with the extra `record` (torch)")
+    names = {"rows": torch.from_numpy(ROWS[0]), "_in_itself": _in_itself, "_deep": _deep}
+    saved, path = eval(made, names), tmp_path / "dump.pt"
+    if made == "_deep()":  # torch.save writes none so deep
+        monkeypatch.setattr(torch, "load", lambda *_, **__: saved)
+        path.touch()
+    else:
+        torch.save(saved, path)
+    fails(run("import", path, "-o", tmp_path / "out"), str(path), said)
+    assert [one.name for one in tmp_path.iterdir()] == ["dump.pt"]
+
+
+def test_a_list_that_is_there_twice_is_taken_once(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="reads .pt with the extra `record` (torch)")
+    rows = [torch.from_numpy(one) for one in ROWS]
+    torch.save({"attentions": rows, "again": rows}, tmp_path / "dump.pt")
+    same(imported(tmp_path / "dump.pt"), Trace.from_scores(ROWS))
 
 
 @pytest.mark.parametrize("ending", [".npz", ".safetensors", ".pt"])
@@ -288,6 +337,18 @@ def test_an_export_that_was_changed_is_refused(tmp_path: Path, run: Run) -> None
     refuses("head 0, row 0: found sum", **{"attentions.1": rows / np.float16(2)})
     refuses("its manifest: not valid JSON", h2osim=whole["h2osim"][:-3])
     refuses("its manifest: field name is missing", h2osim=np.frombuffer(b"{}", np.int8))
+    refuses("found <U1, expected the manifest as int8", h2osim=np.array(["x"]))
+
+
+def test_an_export_that_names_no_keys_has_them_all_the_same(tmp_path: Path) -> None:
+    path, vectors = tmp_path / "x.npz", np.ones((1, 2, 8, 3))
+    h2osim.export_trace(Trace.from_qk(vectors, vectors, scale=1.0), path)
+    arrays = dict(np.load(path))
+    fields = json.loads(arrays["h2osim"].tobytes())
+    fields["layers"][0]["tensors"] = []
+    arrays["h2osim"] = np.frombuffer(json.dumps(fields).encode(), np.int8)
+    np.savez(path, allow_pickle=False, **arrays)
+    assert sorted(imported(path).tensors(0)) == ["k", "q"]
 
 
 def test_export_is_told_what_it_cannot_do_before_it_reads(tmp_path: Path, run: Run) -> None:

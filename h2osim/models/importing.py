@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +18,9 @@ from h2osim.traces.exchange import MANIFEST, restore
 from h2osim.traces.layer_names import layers_of
 from h2osim.traces.trace import Trace
 from h2osim.traces.writer import TraceWriter
+
+DEEPEST = 32
+"""Lists in lists of a .pt file, at most; what is deeper was not made by saving attention."""
 
 
 def import_trace(
@@ -122,24 +126,58 @@ def _read_pt(path: Path) -> dict[str, Dumped]:
             f"{path}: .pt needs the package torch: pip install 'h2osim[record]'"
         ) from None
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what PyTorch will change, not of the file
+            saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what pickle and zip files make of damage is of many kinds
-        if "weights_only" in str(error) or "Unsupported" in str(error):
+        said = str(error)
+        if "Unsupported operand" in said:  # bytes that no version of pickle writes for tensors
+            raise UserError(f"{path}: damaged or no .pt file") from None
+        if "weights_only" in said or "Unsupported" in said:
             raise UserError(
                 f"{path}: holds more than tensors, and code of others is never run; save tensors "
                 f"alone, as in torch.save(tuple(outputs.attentions), FILE)"
             ) from None
         raise damaged(path, error, ".pt") from None
-    found: dict[str, Dumped] = {}
+    return {
+        name: _dumped(value, f"{path}: {name}") for name, value in _tensors(saved, path).items()
+    }
 
-    def walk(name: str, value: Any) -> None:
+
+def _tensors(saved: Any, path: Path) -> dict[str, Any]:
+    """The tensors in lists, tuples and dicts by their places, `0.attn.3`; UserError where they lie
+    too deep. A list that is there twice, or in itself, is gone through once.
+    """
+    import torch
+
+    found: dict[str, Any] = {}
+    left: list[tuple[tuple[str, ...], Any]] = [((), saved)]
+    seen: set[int] = set()
+    while left:
+        place, value = left.pop()
         if isinstance(value, torch.Tensor):
-            kind = str(value.dtype).removeprefix("torch.") if value.is_floating_point() else ""
-            found[name or "tensor"] = Dumped(tuple(value.shape), kind, lambda: value)
-        elif isinstance(value, (dict, list, tuple)):
-            parts = value.items() if isinstance(value, dict) else enumerate(value)
-            for key, part in parts:
-                walk(f"{name}.{key}" if name else str(key), part)
-
-    walk("", saved)
+            found[".".join(place) or "tensor"] = value
+        elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            if len(place) == DEEPEST:
+                raise UserError(f"{path}: found tensors more than {DEEPEST} lists deep")
+            parts = [*(value.items() if isinstance(value, dict) else enumerate(value))]
+            left += [((*place, str(key)), part) for key, part in reversed(parts)]
     return found
+
+
+def _dumped(tensor: Any, where: str) -> Dumped:
+    """A tensor as an array, whose reading ends in a UserError where its numbers are not all there:
+    a sparse one, one of the device `meta`, or one number spread over a large shape.
+    """
+    kind = str(tensor.dtype).removeprefix("torch.") if tensor.is_floating_point() else ""
+    shape = () if tensor.is_nested else tuple(tensor.shape)
+
+    def read() -> Any:
+        if tensor.is_meta or str(tensor.layout) != "torch.strided":
+            raise UserError(f"{where}: found a tensor without its numbers, expected a dense one")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(f"{where}: says it has shape {list(shape)}, more than is there")
+        return tensor
+
+    return Dumped(shape, kind, read)

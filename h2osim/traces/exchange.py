@@ -111,15 +111,18 @@ def restore(found: Mapping[str, Dumped], where: object, writer: Writer) -> None:
     writer: makes the trace's writer for the manifest's fields.
     """
     text = np.asarray(found[MANIFEST].read())
-    fields = parse(text.astype(np.uint8).tobytes(), dict[str, Any], f"{where}: its manifest")
+    if text.dtype != np.int8:
+        raise UserError(f"{where}: {MANIFEST}: found {text.dtype}, expected the manifest as int8")
+    fields = parse(text.tobytes(), dict[str, Any], f"{where}: its manifest")
     fields = {**manifest.OPTIONAL, **fields}
     manifest.check(fields, f"{where}: its manifest")
     own = {key: fields[key] for key in KEPT if fields.get(key) is not None}
     with writer(**own) as opened:
         for entry in fields["layers"]:
             index = entry["index"]
-            listed = [name for name in entry.get("tensors") or () if name != "scores"]
-            arrays = {name: _array(found, name, index, where, fields) for name in listed}
+            listed = {*(entry.get("tensors") or ())} - {"scores"}
+            listed |= {"q", "k"} if "qk" in fields["stores"] else set()
+            arrays = {name: _array(found, name, index, where, fields) for name in sorted(listed)}
             if "scores" in fields["stores"]:
                 arrays["scores"] = _packed(found, index, where, fields)
             one = Trace({**fields, "layers": [entry]}, None, {}, {index: arrays})

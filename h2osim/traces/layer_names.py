@@ -20,6 +20,9 @@ from h2osim.traces.dumps import Dumped
 PATTERN = "hook_pattern"
 """How TransformerLens calls attention after the softmax; its `hook_attn_scores` are before it."""
 
+_DIGITS = 18
+"""Of a number in a name, at most: time stamps have fewer, and Python refuses to read thousands."""
+
 
 @dataclass(frozen=True)
 class LayerArray:
@@ -107,6 +110,9 @@ def _whole(array: Dumped, name: str) -> dict[int, LayerArray]:
 
 def _numbers(names: Sequence[str], where: object) -> list[int]:
     """The layer that each name is of: the number in which the names differ."""
+    for name in names:
+        if re.search(rf"\d{{{_DIGITS + 1}}}", name):
+            raise UserError(f"{where}: found array {name[:40]}…, expected the number of a layer")
     found = [[int(number) for number in re.findall(r"\d+", name)] for name in names]
     if len(names) == 1:
         told = re.search(r"(?:layers?|blocks?|h)[._](\d+)", names[0])
@@ -121,5 +127,5 @@ def _numbers(names: Sequence[str], where: object) -> list[int]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:4]) or "nothing"
+    shown = ", ".join(n if len(n) <= 80 else f"{n[:79]}…" for n in names[:4]) or "nothing"
     return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown
