@@ -166,6 +166,7 @@ def test_mistakes_are_told_before_the_first_text(
         ('{"text": "a", "name": "n"}\n{"text": "b", "name": "n"}', "line 2: the name 'n' is taken"),
         ('{"text": "a", "name": "../n"}', "text '../n': expected a name for a folder"),
         ('{"text": "a", "name": ".n"}', "text '.n': expected a name for a folder"),
+        ('{"text": "a", "name": "trace.json"}', "text trace.json: expected another name"),
         (json.dumps({"text": "a", "name": "n" * 201}), "found a name of 201 bytes"),
         ('{"text": "abc", "name": "n"}\n{"text": "a"}', "text x-0002: found 1 tokens"),
     ):
@@ -183,6 +184,26 @@ def test_mistakes_are_told_before_the_first_text(
     elsewhere = ("record", "tiny", "-o", tmp_path / "o", "--text", a, b, "--device", "cuda:99")
     fails(run(*elsewhere), "device cuda:99: ")
     assert [path.name for path in out.iterdir()] == ["a"]
+
+
+def test_places_are_tried_before_the_model_is_loaded(
+    loads: list[str], tmp_path: Path, run: Run
+) -> None:
+    a, b, _ = files(tmp_path / "texts", TEXTS)
+    out, file, link = tmp_path / "out", tmp_path / "file", tmp_path / "link"
+    file.touch()
+    link.symlink_to("nowhere")
+    words = ("record", "tiny", "--text", a, b, "-n", 4, "-o")
+    for place in (file / "x", link):
+        fails(run(*words, place), f"{place}/a: cannot be made")
+    assert run(*words, out).code == 0 and loads.pop() == "tiny"
+    # a trace in a trace would be lost with it
+    fails(run(*words, out / "a" / "more"), f"is in the trace {out}/a, expected another place")
+    fails(run(*words[:4], "-o", out / "a" / "one"), f"is in the trace {out}/a")
+    assert {path.suffix for path in (out / "a").iterdir()} == {".json", ".safetensors"}
+    (out / "b" / "layer-000.safetensors").write_bytes(b"")
+    fails(run(*words, out), f"{out}/b/layer-000.safetensors: truncated")
+    assert not loads
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names of open files")

@@ -16,6 +16,8 @@ from h2osim.support.given import printable
 from h2osim.support.identity import check_same
 from h2osim.support.progress import Progress
 from h2osim.traces import manifest
+from h2osim.traces.catalogue import open_trace
+from h2osim.traces.writer import TraceWriter
 
 LONGEST = 200
 """Bytes of a name: file systems take 255, and something may be put behind it."""
@@ -24,6 +26,8 @@ LONGEST = 200
 def place(folder: str | os.PathLike[str], name: str) -> Path:
     """The folder of a text's trace; UserError for a name that no folder can have."""
     size = len(printable(name).encode())
+    if name == "trace.json":
+        raise UserError(f"text {name}: expected another name; this is the file that tells a trace")
     if not name.isprintable() or name.startswith(".") or {*"/\\"} & {*name} or not name.strip():
         raise UserError(
             f"text {name!r}: expected a name for a folder, without / and \\ and no dot in front"
@@ -50,15 +54,18 @@ def run(
             had["text"] = (fields["text"] or {}).get("sha256")
             asked["text"] = wanted[name].text_sha256
         check_same(had, asked, folder / name, "recording")
-    for name, one in wanted.items():
+        if name in wanted:
+            open_trace(folder / name)  # its files may have been moved or cut short since
+    todo = {name: one for name, one in wanted.items() if name not in kept}
+    for name, one in todo.items():
         if name not in found and os.path.lexists(one.path):
             raise UserError(f"{one.path}: exists and is no trace; nothing was written")
+        TraceWriter(one.path, overwrite=one.overwrite).attempt()
 
     loaded = recorder.ready(model, tokenizer, any_one.device, progress)
     for name, fields in kept.items():
         had = {"model": {key: (fields["model"] or {}).get(key) for key in _of(loaded)}}
         check_same(had, {"model": _of(loaded)}, folder / name, "recording")
-    todo = {name: one for name, one in wanted.items() if name not in kept}
     sizes = {
         name: len(recorder.token_ids(loaded, one)) + one.generate for name, one in todo.items()
     }

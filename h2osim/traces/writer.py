@@ -136,6 +136,9 @@ class TraceWriter:
         try:
             self._refuse_existing()
             parent = self.path.absolute().parent
+            for above in (parent, *parent.parents):
+                if (above / "trace.json").is_file():
+                    raise UserError(f"{self.path}: is in the trace {above}, expected another place")
             missing = [p for p in (parent, *parent.parents) if not p.exists()]
             for place in reversed(missing):
                 self._made.append(place)
@@ -148,6 +151,11 @@ class TraceWriter:
                 raise UserError(f"{self.path}: cannot be made: {error.strerror}") from None
             raise
         return self
+
+    def attempt(self) -> None:
+        """UserError where a trace cannot be made here, before any work; nothing is left of it."""
+        self.__enter__()
+        self._discard()
 
     def __exit__(
         self,
