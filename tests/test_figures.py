@@ -165,6 +165,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
         (("--plot", "a.svg", "--plot-size", "3x400"), "each 1 to 100"),
         (("--plot", "a.svg", "--plot-axes", "z=log"), "--plot-axes: found 'z=log'"),
         (("--plot", "a.svg", "--plot-axes", "x=3:2"), "FROM:TO"),
+        (("--plot", "a.svg", "--plot-axes", "y=-1e308:1e308"), "FROM:TO"),
         (("--plot", "a.svg", "--plot-axes", "y=log,y=0:2"), "expected above 0"),
     ],
 )
@@ -187,3 +188,15 @@ def test_the_command_draws_as_asked(run: Any, trace: Trace, tmp_path: Path) -> N
         assert code == 0 and f"wrote {path}" in err
         assert path.read_bytes().startswith(head)
     assert "Its name" in (tmp_path / "f.svg").read_text(encoding="utf-8")
+
+
+def test_titles_are_text_and_warnings_are_lines(run: Any, trace: Trace, tmp_path: Path) -> None:
+    """A name may hold what would be a broken formula, and bytes that are no text."""
+    trace.save(tmp_path / "t")
+    file = tmp_path / "a.svg"
+    words = ("compare", tmp_path / "t", "--plot", file)
+    code, err = run(*words, "--plot-title", "$\\frac{$ \udc80")
+    assert (code, err) == (0, f"wrote {file}\n")
+    code, err = run(*words, "--plot-title", "\u65e5", "--plot-size", "1x1")
+    assert code == 0 and err.count("\n") == 3 and err.endswith(f"wrote {file}\n")
+    assert f"{file}: constrained_layout not applied" in err and f"{file}: Glyph 26085" in err

@@ -261,3 +261,16 @@ def test_a_missing_library_is_named_before_any_work(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'h2osim\[report\]'"):
         require_libraries()
+
+
+@needs_libraries
+def test_one_token_is_refused_and_a_title_may_be_no_text(run: Any, tmp_path: Path) -> None:
+    random_trace(1, 1, 1, name="one").save(tmp_path / "one")
+    random_trace(9, 1, 1, name="nine").save(tmp_path / "nine")
+    file = tmp_path / "r.html"
+    code, err = run(tmp_path / "nine", tmp_path / "one", "-o", file)
+    assert code == 2 and "trace one: found 1 token, expected 2 or more" in err
+    assert not file.exists()
+    file.symlink_to(file)  # a link to itself is replaced
+    assert run(tmp_path / "nine", "-o", file, "-b", "2", "--title", "a \udc80")[0] == 0
+    assert "<h1>a \\udc80</h1>" in file.read_text(encoding="utf-8")

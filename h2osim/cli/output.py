@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -98,7 +98,7 @@ def output_path(path: Path, option: str, suffixes: Sequence[str] = ()) -> None:
             raise UserError(f"{option} {path}: found a folder or device, expected a file name")
         if not path.parent.is_dir():
             raise UserError(f"{option} {path}: the folder {path.parent} does not exist")
-        real = path.resolve()
+        real = Path(os.path.realpath(path))  # of a link to itself too
         if (real.parent / "trace.json").is_file() and (
             real.name == "trace.json" or real.suffix == ".safetensors"
         ):
@@ -136,8 +136,14 @@ def draw(plot: Path | None, figure: Callable[[], Figure]) -> None:
     """Draw the figure of --plot, if it was given."""
     from h2osim.report import files
 
-    if plot is not None:
-        notice(f"wrote {files.save_figure(figure(), plot)}")
+    if plot is None:
+        return
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        files.save_figure(figure(), plot)
+    for text in dict.fromkeys(str(one.message).splitlines()[0] for one in said):
+        notice(f"{plot}: {text}")
+    notice(f"wrote {plot}")
 
 
 def look_of(
@@ -151,6 +157,10 @@ def look_of(
         if value is not None and plot is None:
             raise UserError(f"{option}: found no --plot, expected the file to draw into")
     return Look(None if size is None else _size(size), title, **_axes(axes or ""))
+
+
+_FARTHEST = 1e100
+"""Of the ends of an axis: ticks between farther ones are no float64 any more."""
 
 
 def _size(text: str) -> tuple[float, float]:
@@ -197,4 +207,4 @@ def _ends(text: str) -> tuple[float, float] | None:
         low, high = map(float, text.split(":"))
     except ValueError:
         return None
-    return (low, high) if -math.inf < low < high < math.inf else None
+    return (low, high) if -_FARTHEST <= low < high <= _FARTHEST else None

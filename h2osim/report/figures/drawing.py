@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from h2osim.report.files import require_matplotlib
+from h2osim.support.given import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,7 +65,9 @@ def finish(figure: Figure, title: str | None, look: Look) -> Figure:
     """Give a figure its title, and the axes that were asked for."""
     title = title if look.title is None else look.title
     if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize="medium", wrap=True)
+        # Names of texts are in it, in which a $ begins no formula.
+        plain = printable(title).replace("$", r"\$")
+        figure.suptitle(plain, x=0.01, ha="left", fontsize="medium", wrap=True)
     for axes in figure.axes:
         if axes.get_label() != _CURVES:
             continue

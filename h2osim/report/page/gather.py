@@ -99,6 +99,9 @@ def gather(
     if isinstance(budgets, str):
         raise UserError("a report: all budgets are n² evictions; name a few budgets")
     traces = traces_of(trace)
+    for one in traces:
+        if one.n < 2:
+            raise UserError(f"report: trace {one.name}: found 1 token, expected 2 or more")
     given = traces if len(traces) > 1 else traces[0]
     how: dict[str, Any] = {"prompt_len": prompt_len, "share": share, "layers": layers}
     check_alike(traces, share, layers)

@@ -11,6 +11,7 @@ from h2osim.report.files import require
 from h2osim.report.page.data import MEANINGS, WORDS, answer, page_data
 from h2osim.report.page.gather import Contents
 from h2osim.support.errors import UserError
+from h2osim.support.given import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,6 +55,7 @@ def render(found: Contents, command: str = "", title: str | None = None) -> str:
         vega=_script(vega_lite()),
         script=_script("\n".join(map(_own, _SCRIPTS))),
     )
+    html = printable(html)  # a title or a path may hold bytes that are no text
     if (size := len(html.encode())) > LARGEST:
         raise UserError(
             f"report: found {size / 1e6:.1f} MB, expected at most {LARGEST / 1e6:.0f}: name fewer "
