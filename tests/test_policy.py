@@ -54,6 +54,9 @@ def test_policy_objects_pass_through() -> None:
     once = policy.with_params(gamma=0.5, recent=8)
     assert parse(once) is once
     assert once.text == "decay:gamma=0.5,recent=8"
+    assert all_policies()["triattention"].with_params(stats="", divide_length=4).text == (
+        "triattention:divide_length=4"
+    )
 
 
 @given(st.sampled_from(sorted(all_policies())).flatmap(lambda n: configured(all_policies()[n])))

@@ -280,7 +280,8 @@ class Policy:
         own = {param.name for param in self.params}
         values = values_of(self.takes, given, f"policy {self.name}")
         values = {name: value for name, value in values.items() if name in own or name in given}
-        written = ",".join(f"{name}={value}" for name, value in given.items())
+        said = [f"{name}={value}" for name, value in given.items() if value != ""]  # "": no file
+        written = ",".join(said)
         return Configured(self, values, f"{self.name}:{written}" if written else self.name)
 
 
