@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import h2osim
 from h2osim import Trace
 from h2osim.optima.certificate import save_certificate
-from h2osim.replays.results import trace_facts
+from h2osim.replays.facts import trace_facts
 
 N, PROMPT, BUDGETS = 7, 2, (2, 3)
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import Run, fails
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples
 from trace_cases import random_trace
 
 import h2osim
-from h2osim import cli, plot
+from h2osim import plot
 from h2osim.report.best import summarise
 from h2osim.report.figures.allocation import against_equal
 from h2osim.report.figures.curves import lines_of
@@ -96,6 +96,7 @@ def test_smoothing_is_a_mean_of_neighbours(values: list[int], width: int) -> Non
     w = min(width, len(values))
     for t in range(len(values)):
         near = values[max(0, t - (w - 1) // 2) : t + w // 2 + 1]
+        # differences of running sums below 300, each rounded to a float64
         assert found[t] == pytest.approx(sum(near) / len(near), abs=1e-12)
 
 
@@ -105,6 +106,7 @@ def test_spans_cover_every_step_once(steps: int, most: int) -> None:
     found = spans(np.eye(steps), most)
     assert found.shape == (steps, min(steps, most))
     sizes = 1 / found.max(axis=0)
+    # whole numbers, but for the rounding of 1 / size
     assert sizes.sum() == pytest.approx(steps) and np.ptp(sizes) < 1 + 1e-9
 
 
@@ -147,16 +149,6 @@ def test_a_figures_look_can_be_asked_for(trace: Trace) -> None:
         plot.recall(found, x="lin")
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    def call(*words: object) -> tuple[int, str]:
-        capsys.readouterr()
-        code = cli.run([*map(str, words)])
-        return code, capsys.readouterr().err
-
-    return call
-
-
 @pytest.mark.parametrize(
     ("words", "part"),
     [
@@ -170,33 +162,33 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     ],
 )
 def test_mistakes_end_in_a_line_before_any_work(
-    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: Any, part: str
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: Any, part: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, err = run("compare", "no-such-trace", *words)
-    assert code == 2 and part in err and err.count("\n") == 1
+    fails(run("compare", "no-such-trace", *words), part)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_draws_as_asked(run: Any, trace: Trace, tmp_path: Path) -> None:
+def test_the_command_draws_as_asked(run: Run, trace: Trace, tmp_path: Path) -> None:
     trace.save(tmp_path / "t")
     for ending, head in (("svg", b"<?xml"), ("pdf", b"%PDF")):
         path = tmp_path / f"f.{ending}"
         look = ["--plot-size", "5x3", "--plot-title", "Its name"]
         look += ["--plot-axes", "x=log,x=1:9,y=0:1"]
-        code, err = run("compare", tmp_path / "t", "-b", "2,4", "--plot", path, *look)
-        assert code == 0 and f"wrote {path}" in err
+        ended = run("compare", tmp_path / "t", "-b", "2,4", "--plot", path, *look)
+        assert ended.code == 0 and f"wrote {path}" in ended.err
         assert path.read_bytes().startswith(head)
     assert "Its name" in (tmp_path / "f.svg").read_text(encoding="utf-8")
 
 
-def test_titles_are_text_and_warnings_are_lines(run: Any, trace: Trace, tmp_path: Path) -> None:
+def test_titles_are_text_and_warnings_are_lines(run: Run, trace: Trace, tmp_path: Path) -> None:
     """A name may hold what would be a broken formula, and bytes that are no text."""
     trace.save(tmp_path / "t")
     file = tmp_path / "a.svg"
     words = ("compare", tmp_path / "t", "--plot", file)
-    code, err = run(*words, "--plot-title", "$\\frac{$ \udc80")
-    assert (code, err) == (0, f"wrote {file}\n")
-    code, err = run(*words, "--plot-title", "\u65e5", "--plot-size", "1x1")
-    assert code == 0 and err.count("\n") == 3 and err.endswith(f"wrote {file}\n")
+    ended = run(*words, "--plot-title", "$\\frac{$ \udc80")
+    assert (ended.code, ended.err) == (0, f"wrote {file}\n")
+    ended = run(*words, "--plot-title", "\u65e5", "--plot-size", "1x1")
+    err = ended.err
+    assert ended.code == 0 and err.count("\n") == 3 and err.endswith(f"wrote {file}\n")
     assert f"{file}: constrained_layout not applied" in err and f"{file}: Glyph 26085" in err

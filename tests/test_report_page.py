@@ -7,12 +7,13 @@ import html.parser
 import json
 import re
 import zlib
-from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import Run, fails
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples, sixteenth_traces
@@ -83,10 +84,8 @@ def found() -> Contents:
 
 
 def test_rasters_are_of_the_replays_and_the_optimum(found: Contents) -> None:
-    assert found.schedules == [
-        *POLICIES,
-        "offline optimum",
-    ]  # topk attends again to what it evicted
+    # topk attends again to what it evicted
+    assert found.schedules == [*POLICIES, "offline optimum"]
     assert found.budgets == [0, 1] and len(found.units) == 4
     for i, raster in enumerate(found.rasters):
         one, best = found.of_trace(i)
@@ -153,7 +152,7 @@ def test_fractions_come_back_to_a_four_thousandth(values: list[float]) -> None:
 # --- the page -------------------------------------------------------------------------------
 
 needs_libraries = pytest.mark.skipif(
-    not all(map(__import__("importlib.util").util.find_spec, ("jinja2", "vl_convert"))),
+    not all(map(find_spec, ("jinja2", "vl_convert"))),
     reason="needs jinja2 and vl-convert-python: pip install 'h2osim[report]'",
 )
 
@@ -226,16 +225,6 @@ def test_files_hold_every_number(found: Contents) -> None:
 # --- mistakes -------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    def call(*words: object) -> tuple[int, str]:
-        capsys.readouterr()
-        code = cli.run(["report", *map(str, words)])
-        return code, capsys.readouterr().err
-
-    return call
-
-
 @pytest.mark.parametrize(
     ("words", "part"),
     [
@@ -249,11 +238,10 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     ],
 )
 def test_mistakes_end_in_a_line(
-    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: Any, part: str
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: Any, part: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, err = run("no-such-trace", *words)
-    assert code == 2 and part in err and err.count("\n") == 1
+    fails(run("report", "no-such-trace", *words), part)
     assert not list(tmp_path.iterdir())
 
 
@@ -264,13 +252,14 @@ def test_a_missing_library_is_named_before_any_work(monkeypatch: pytest.MonkeyPa
 
 
 @needs_libraries
-def test_one_token_is_refused_and_a_title_may_be_no_text(run: Any, tmp_path: Path) -> None:
+def test_one_token_is_refused_and_a_title_may_be_no_text(run: Run, tmp_path: Path) -> None:
     random_trace(1, 1, 1, name="one").save(tmp_path / "one")
     random_trace(9, 1, 1, name="nine").save(tmp_path / "nine")
     file = tmp_path / "r.html"
-    code, err = run(tmp_path / "nine", tmp_path / "one", "-o", file)
-    assert code == 2 and "trace one: found 1 token, expected 2 or more" in err
+    ended = run("report", tmp_path / "nine", tmp_path / "one", "-o", file)
+    fails(ended, "trace one: found 1 token, expected 2 or more")
     assert not file.exists()
     file.symlink_to(file)  # a link to itself is replaced
-    assert run(tmp_path / "nine", "-o", file, "-b", "2", "--title", "a \udc80")[0] == 0
+    ended = run("report", tmp_path / "nine", "-o", file, "-b", "2", "--title", "a \udc80")
+    assert ended.code == 0
     assert "<h1>a \\udc80</h1>" in file.read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import tiny_model
+import word_model
 from commands import Run, fails
 
 pytest.importorskip("optuna", reason="a search needs the extra `search` (optuna)")
@@ -33,10 +33,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model, and four texts."""
     made = tmp_path_factory.mktemp("tiny")
-    tiny_model.save(made / "model")
+    word_model.save(made / "model")
     (made / "texts").mkdir()
     for seed, name in enumerate("abcd"):
-        (made / "texts" / f"{name}.txt").write_text(tiny_model.text(seed), encoding="utf-8")
+        (made / "texts" / f"{name}.txt").write_text(word_model.text(seed), encoding="utf-8")
     return made
 
 

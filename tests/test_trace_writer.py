@@ -45,7 +45,7 @@ def test_nothing_is_left_when_saving_is_interrupted(
             raise KeyboardInterrupt
         return "0" * 64
 
-    monkeypatch.setattr("h2osim.traces.files.sha256_of", stop)
+    monkeypatch.setattr("h2osim.support.reading.sha256_of", stop)
     with pytest.raises(KeyboardInterrupt):
         trace.save(tmp_path / "trace")
     assert len(calls) == 2 and not any(tmp_path.iterdir())

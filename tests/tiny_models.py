@@ -92,9 +92,7 @@ def tokens(n: int = N, seed: int = 0) -> list[int]:
 def squares(trace: Trace, layer: int) -> Any:
     """Rows of all recorded heads of a layer, float64 [heads, n, n]."""
     (unit,) = (u for u in trace.units("layer") if u.layer == layer)
-    blocks = [block.bits[:, :] for block in unit.blocks()]
-    packed = np.concatenate(blocks, axis=1)
-    return np.stack([unpack(row).view(np.float16) for row in packed]).astype(np.float64)
+    return np.stack([unpack(row).view(np.float16) for row in unit.all_bits()]).astype(np.float64)
 
 
 def reference(model: Any, ids: list[int]) -> list[Any]:

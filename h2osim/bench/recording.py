@@ -93,8 +93,7 @@ def _check(loaded: Model, ids: list[int], folder: Path) -> None:
 
 def _rows(trace: Trace, layer: int) -> Any:
     (unit,) = (unit for unit in trace.units("layer") if unit.layer == layer)
-    bits = np.concatenate([block.bits for block in unit.blocks()], axis=1)
-    return bits.view(np.float16).astype(np.float64)
+    return unit.all_bits().view(np.float16).astype(np.float64)
 
 
 def _timed(work: Callable[[], Any], device: torch.device) -> tuple[float, float]:

@@ -268,7 +268,7 @@ def command_line(context: typer.Context) -> str:
 def progress_bar(rate: str = "") -> Iterator[Progress | None]:
     """Show a bar with an estimate on standard error while the body runs; None off a terminal.
 
-    rate: the unit of the work, to show how many of it are done a minute, from where this began.
+    rate: the unit of the work, to show how fast it is done.
     """
     if not sys.stderr.isatty():
         yield None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -21,6 +19,7 @@ from h2osim.cli.common import (
     command_line,
     parse_budgets,
     parse_integers,
+    progress_bar,
 )
 from h2osim.cli.options import (
     Budgets,
@@ -38,7 +37,7 @@ from h2osim.cli.options import (
     plot_option,
     policies_option,
 )
-from h2osim.cli.output import Format, check_files, console, draw, look_of, notice, show
+from h2osim.cli.output import Format, check_files, draw, look_of, notice, show
 from h2osim.support.progress import Progress
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ def sweep(
     if plot is not None:
         axes_of([(one.policy.name, one.values) for one in configured])
     opened = checked_traces(traces)
-    with _bar() as (progress, planned):
+    with _telling() as (progress, planned):
         results = run(
             opened,
             configured,
@@ -137,9 +136,9 @@ def sweep(
 
 
 @contextmanager
-def _bar() -> Iterator[tuple[Progress | None, Callable[[WorkPlan, int], None]]]:
-    """What to call with progress, and what with the plan: a line, and on a terminal a bar with the
-    rate (settings × units a second) and an estimate, which count from where this call began.
+def _telling() -> Iterator[tuple[Progress | None, Callable[[WorkPlan, int], None]]]:
+    """What to call with progress, and what with the plan: on a terminal a bar with the rate, in
+    settings × units, which counts from where this call began; and a line.
     """
     runs = 0
 
@@ -155,31 +154,10 @@ def _bar() -> Iterator[tuple[Progress | None, Callable[[WorkPlan, int], None]]]:
             f"{', '.join(ways)}; {left} of {plan.chunks} chunks to do"
         )
 
-    if not sys.stderr.isatty():
-        yield None, planned
-        return
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("sweeping"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None, rate="")
-        begun: tuple[float, float] | None = None
+    with progress_bar("runs") as shown:
 
         def update(done: float, total: float, what: str) -> None:
-            nonlocal begun
-            if begun is None:
-                begun = time.monotonic(), done
-                bar.reset(task, total=total, completed=int(done), rate="")
-            seconds = time.monotonic() - begun[0]
-            rate = (done - begun[1]) / total * runs / seconds if seconds and total else 0.0
-            bar.update(task, completed=done, total=total, rate=f"{rate:,.3g} runs/s")
+            if shown is not None:
+                shown(runs * done / total if total else 0, runs, what)
 
-        yield update, planned
+        yield None if shown is None else update, planned

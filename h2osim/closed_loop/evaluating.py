@@ -16,6 +16,7 @@ from h2osim.policies.declaration import Configured
 from h2osim.policies.text import parse, parse_all
 from h2osim.replays import results
 from h2osim.replays.budgets import Budget, budget_facts, budget_labels, budget_tokens
+from h2osim.replays.facts import policy_facts
 from h2osim.replays.unit_budgets import UnitBudgets
 from h2osim.support.errors import UserError
 from h2osim.support.given import utf8
@@ -157,7 +158,7 @@ def read_masks(path: Path) -> Masks:
         raise UserError(
             f"--mask-from {path}: expected a replay with its evictions: h2osim compare … -o FILE.nc"
         )
-    facts: dict[str, Any] = {name: found[name].values.tolist() for name in results.policy_facts(())}
+    facts: dict[str, Any] = {name: found[name].values.tolist() for name in policy_facts(())}
     for text, rule, readmits in zip(facts["policy"], facts["rule"], facts["readmits"], strict=True):
         if readmits or _hides(rule):
             what = "attends again to what it evicted" if readmits else "hides keys for a while"
@@ -268,7 +269,7 @@ def dataset(
     plain = [b for b in plan.budgets if not isinstance(b, UnitBudgets)]
     numbers = iter(budget_labels(plain))
     labels = [b.mean if isinstance(b, UnitBudgets) else next(numbers) for b in plan.budgets]
-    facts = results.policy_facts(plan.configured)
+    facts = policy_facts(plan.configured)
     if plan.masks is not None:
         facts = {name: plan.masks.facts[name] for name in facts}
     coords = {

@@ -202,10 +202,9 @@ def write_counterexample(
     if not here:
         raise UserError(f"trace {trace.name}: no unit {line.unit} in layer {line.layer} ({share})")
     unit = here[0]
-    bits = np.concatenate([block.bits for block in unit.blocks()], axis=1)
     found: Mapping[str, Any] = {k: v for k, v in line.record().items() if v is not None}
     alone = Trace.from_packed(
-        bits[None],
+        unit.all_bits()[None],
         group_size=len(unit.heads),
         prompt_len=trace.prompt_len,
         layers=[unit.layer],

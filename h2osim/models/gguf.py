@@ -8,7 +8,6 @@ header before anything heavy happens, the tokenizer's split of digits, and messa
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import os
 import struct
@@ -86,12 +85,6 @@ def _value(file: BinaryIO, kind: int) -> Any:
         size = struct.calcsize(_SCALARS[inner])
         file.seek(_count(file, size) * size, io.SEEK_CUR)
     return None
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load(path: Path, tokenizer_class: str = "AutoTokenizer") -> tuple[Any, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from h2osim.support.atomic import hidden_folder, take_place
 from h2osim.support.compiling import cache_folder
+from h2osim.support.reading import sha256_of
 
 LISTING = "sha256.json"
 ROOM = 3
@@ -70,7 +71,5 @@ def keep(folder: Path, model: Any, tokenizer: Any) -> None:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    from h2osim.models import gguf
-
     files = sorted(path for path in folder.iterdir() if path.name != LISTING)
-    return {path.name: gguf.sha256(path) for path in files}
+    return {path.name: sha256_of(path) for path in files}

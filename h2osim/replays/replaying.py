@@ -11,6 +11,7 @@ from h2osim.policies.declaration import Configured, Policy
 from h2osim.policies.text import parse_all
 from h2osim.replays import results
 from h2osim.replays.execute import Memory, engine_here, execute
+from h2osim.replays.facts import policy_facts, run_facts, token_facts
 from h2osim.replays.found import Found, quotient
 from h2osim.replays.plan import plan_work
 from h2osim.replays.several import over_traces, traces_of
@@ -168,14 +169,14 @@ def replay(
     data = {name: None if x is None else by_layer(x) for name, x in per_policy.items()}
     engines, one_pass = kind.names(plan.part(0)), plan.one_pass.all(axis=1)
     coords = {
-        **results.policy_facts(configured, one_pass=one_pass, engine=engines),
+        **policy_facts(configured, one_pass=one_pass, engine=engines),
         "layer": chosen,
         "unit": np.arange(len(plan.units) // len(chosen)),
         **plan.columns.coordinates(),
         "fraction": plan.columns.labels / n,
         "step": np.arange(p, n),
-        **results.token_facts(trace),
+        **token_facts(trace),
     }
     data["mass"] = found.mass.reshape(len(chosen), -1)
     data["slots"] = plan.columns.slots(0, len(chosen))
-    return results.assemble("replay", data, coords, results.run_facts(trace, p, share))
+    return results.assemble("replay", data, coords, run_facts(trace, p, share))

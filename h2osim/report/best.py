@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from h2osim.replays.budgets import budget_tokens
-from h2osim.replays.results import params_of
+from h2osim.replays.facts import params_of
 from h2osim.report.frames import MEASURED, MOST_COLUMNS, SHOWN_SHARES, share_word
 from h2osim.report.ranking import filled
 from h2osim.report.statistics import can_tell, mean_interval, ties_with_best

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from h2osim.replays.results import ERRORS, FORMS, describe, dims_of, params_of
+from h2osim.replays.facts import params_of
+from h2osim.replays.results import ERRORS, FORMS, describe, dims_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from h2osim.replays.results import params_of
+from h2osim.replays.facts import params_of
 from h2osim.report.frames import remark, tokens_of
 
 if TYPE_CHECKING:

@@ -75,7 +75,8 @@ def _console() -> Console:
 def bar(console: Console, rate: str = "") -> Iterator[Progress]:
     """Show a bar with an estimate on a console while the body runs.
 
-    rate: the unit of the work, to show how many of it are done a minute, from where this began.
+    rate: the unit of the work, to show how many of it are done a second (a minute where these are
+    fewer than one), from where this began.
     """
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -98,8 +99,14 @@ def bar(console: Console, rate: str = "") -> Iterator[Progress]:
             shown.update(task, completed=done, total=total or None, description=what)
             if rate and total:
                 begun = begun or (time.monotonic(), done)
-                minutes = (time.monotonic() - begun[0]) / 60
-                if minutes and done > begun[1]:
-                    shown.update(task, rate=f"{(done - begun[1]) / minutes:.3g} {rate}/min")
+                seconds = time.monotonic() - begun[0]
+                if seconds and done > begun[1]:
+                    shown.update(task, rate=_rate((done - begun[1]) / seconds, rate))
 
         yield update
+
+
+def _rate(each_second: float, unit: str) -> str:
+    """So much work a second, or a minute where that is less than one a second, in words."""
+    number, time_ = (each_second, "s") if each_second >= 1 else (60 * each_second, "min")
+    return f"{number:,.0f} {unit}/{time_}" if number >= 100 else f"{number:.3g} {unit}/{time_}"

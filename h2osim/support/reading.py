@@ -6,6 +6,7 @@ not know are kept.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import stat
@@ -41,6 +42,13 @@ def regular(path: Path, where: object) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{where}: cannot be read: expected a regular file")
     return status.st_size
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a regular file, in hexadecimal; UserError for a pipe, a device or a folder."""
+    regular(path, path)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def text_of(path: Path, where: object) -> bytes:

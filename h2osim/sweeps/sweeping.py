@@ -14,6 +14,7 @@ import numpy as np
 from h2osim.policies.declaration import Configured, Policy
 from h2osim.replays import results
 from h2osim.replays.execute import Destination, Engine, Memory, engine_here, execute
+from h2osim.replays.facts import policy_facts, run_facts
 from h2osim.replays.found import Found
 from h2osim.replays.plan import WorkPlan, plan_work
 from h2osim.replays.unit_budgets import Budgets
@@ -233,7 +234,7 @@ def _facts(plan: WorkPlan, command: str) -> dict[str, str]:
 def _coords(plan: WorkPlan) -> dict[str, Any]:
     """The values of all coordinates, by name."""
     one_pass = plan.one_pass.all(axis=1)
-    found: dict[str, Any] = results.policy_facts(plan.configured, one_pass=one_pass)
+    found: dict[str, Any] = policy_facts(plan.configured, one_pass=one_pass)
     kinds = {p.name: p.kind for c in plan.configured for p in c.policy.takes if p.name in c.values}
     for name, kind in kinds.items():
         key = f"param_{name}" if name in _TAKEN else name
@@ -242,7 +243,7 @@ def _coords(plan: WorkPlan) -> dict[str, Any]:
         else:
             found[key] = [float(c.values.get(name, np.nan)) for c in plan.configured]
     of_trace = [
-        results.run_facts(trace, p, plan.share) | {"trace": name}
+        run_facts(trace, p, plan.share) | {"trace": name}
         for trace, name, p in zip(plan.traces, plan.names, plan.prompt_lens, strict=True)
     ]
     for name in of_trace[0].keys() - {"share"}:

@@ -100,8 +100,7 @@ def _others(trace: Trace, layer: int) -> list[str]:
 def _squares(trace: Trace, layer: int) -> Iterator[NDArray[np.float16]]:
     """Each head's rows of a layer, float16 [n, n]."""
     (unit,) = (unit for unit in trace.units("layer") if unit.layer == layer)
-    packed = np.concatenate([block.bits for block in unit.blocks()], axis=1)
-    for bits in packed:
+    for bits in unit.all_bits():
         yield unpack(bits).view(np.float16)
 
 

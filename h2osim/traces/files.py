@@ -8,7 +8,6 @@ the triangle straight from the page cache: here a tensor is a view of one memory
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -185,10 +184,3 @@ def map_tensors(path: Path, slots: Mapping[str, Slot]) -> dict[str, NDArray[Any]
             view.flags.writeable = False
         views[name] = view.reshape(slot.shape)
     return views
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    reading.regular(path, path)
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

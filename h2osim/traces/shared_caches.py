@@ -18,7 +18,7 @@ from h2osim.traces import in_memory
 from h2osim.traces.trace import Trace
 
 _OF_THE_CACHE = ("v_norm1", "v_norm2", "k_norm2", "v")
-_KEPT = ("command", "model", "tokenizer", "text", "tokens", "generation", "provenance")
+_OF_THE_RUN = ("command", "model", "tokenizer", "text", "tokens", "generation", "provenance")
 
 
 def by_cache(trace: Trace) -> list[Trace]:
@@ -65,18 +65,15 @@ def _content(
     the second, and so on.
     """
     together = len(layers[owners[0]])
-    whole = {unit.layer: unit for unit in trace.units("layer")}
+    rows = {unit.layer: unit.all_bits for unit in trace.units("layer")}
 
     def merged(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """One array [heads of all layers, ...] of those of the layers, [heads, ...]."""
         grouped = [x.reshape(len(trace.kv_heads), trace.group_size, *x.shape[1:]) for x in parts]
         return np.concatenate(grouped, axis=1).reshape(-1, *parts[0].shape[1:])
 
-    def rows(layer: int) -> NDArray[np.uint16]:
-        return np.concatenate([block.bits for block in whole[layer].blocks()], axis=1)
-
     tensors: dict[str, Any] = {
-        "scores": np.stack([merged([rows(layer) for layer in layers[o]]) for o in owners])
+        "scores": np.stack([merged([rows[layer]() for layer in layers[o]]) for o in owners])
     }
     if all("row_sum" in trace.tensors(layer) for o in owners for layer in layers[o]):
         sums = [[trace.tensor(layer, "row_sum") for layer in layers[o]] for o in owners]
@@ -95,5 +92,5 @@ def _content(
         list(owners),
         trace.name if together == 1 else f"{trace.name}, {together} layers a cache",
         {name: first[name] for name in ("sink", "computed_in") if first.get(name)},
-        {name: trace.manifest[name] for name in _KEPT if trace.manifest.get(name)},
+        {name: trace.manifest[name] for name in _OF_THE_RUN if trace.manifest.get(name)},
     )

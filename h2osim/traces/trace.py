@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from h2osim.attention.triangle import tri
 from h2osim.support.errors import UserError
+from h2osim.support.reading import sha256_of
 from h2osim.traces import checks, files, in_memory, in_notebook, manifest
 from h2osim.traces.arrays import real
 from h2osim.traces.unit import Unit, split_layer
@@ -319,7 +320,7 @@ class Trace:
             if self._checked.get(layer, ...) == state:
                 return
             if state is not None:
-                found = files.sha256_of(self._file(layer))
+                found = sha256_of(self._file(layer))
                 expected = entry.get("sha256")
                 if found != expected:
                     raise UserError(

@@ -117,6 +117,10 @@ class Unit:
             before = Block(start, stop, first, part)
             yield before
 
+    def all_bits(self) -> NDArray[np.uint16]:
+        """All rows of all heads as float16 bits, packed, uint16 [heads, n(n+1)/2]; a copy."""
+        return np.concatenate([block.bits for block in self.blocks()], axis=1)
+
     def head_rows(self, t: int) -> NDArray[np.int64]:
         """Row t of every head, fixed point, int64 [heads, t+1]."""
         if not 0 <= t < self.n:

@@ -220,7 +220,7 @@ class TraceWriter:
             {
                 "index": index,
                 "file": file,
-                "sha256": files.sha256_of(path),
+                "sha256": reading.sha256_of(path),
                 "bytes": path.stat().st_size,
                 "scale": scale,
                 "window": window,

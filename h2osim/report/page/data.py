@@ -19,7 +19,7 @@ from h2osim.report.ranking import competing
 if TYPE_CHECKING:
     import xarray as xr
 
-#: What each measure is called on the page, and whether more of it is better.
+#: What each measure is called on the page.
 WORDS = {"recall": "recall", "output_error": "output error"}
 
 

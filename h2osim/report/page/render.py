@@ -92,7 +92,7 @@ def _plain(table: Table) -> dict[str, Any]:
 
 def _sources(found: Contents) -> list[dict[str, str]]:
     """Where everything comes from: each trace's facts, in order."""
-    from h2osim.replays.results import trace_facts
+    from h2osim.replays.facts import trace_facts
 
     return [
         trace_facts(trace)
