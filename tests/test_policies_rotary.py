@@ -62,6 +62,7 @@ def test_rope_is_read_off_from_queries(neighbours: bool, turning: int, stretch: 
     # float32 rounds queries to 6e-8 of their size, which 300 rows divide by their positions
     assert np.abs(found.angle[:half] - angle).max() < 1e-9
     assert np.abs(found.stretch[:half] - stretch).max() < 1e-6
+    # a mean of quotients that are all 1 but for float32
     assert (found.angle[half:] == 0).all() and np.allclose(found.stretch[half:], 1)
 
 

@@ -138,6 +138,7 @@ def negative_remainder_of_floats(score: float, pos: int) -> float:
     return score % -(pos + 0.5)
 
 
+# The text is C++, which is run here as such; .ci/run has a compiler.
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 @pytest.mark.parametrize(
     "rule",

@@ -17,6 +17,7 @@ SAID = {
 }
 
 
+# The tutorials replay it; a source without the bundled traces has the rest of the tests.
 @pytest.mark.skipif("prose" not in BUNDLED, reason="no bundled trace prose")
 @pytest.mark.parametrize(
     "name", ["laptop", "gpu", pytest.param("own_policy", marks=pytest.mark.nightly)]  # compiles
